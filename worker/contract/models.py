@@ -1,0 +1,40 @@
+"""What a loaded model says of itself; data only, shared by worker and API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to serve: the name callers use and where it lies.
+
+    `source` is a path or a Hub id; None stands for the packaged all-MiniLM-L6-v2.
+    """
+
+    name: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A loaded model, as far as callers and schedulers need to know it."""
+
+    name: str
+    #: Length of a vector as the model gives it.
+    dimensions: int
+    #: Longest input in tokens, special tokens included; longer ones are cut.
+    max_tokens: int
+    device: str
+    backend: str
+    dtype: str
+    #: True where a batch is one packed sequence without padding.
+    packed: bool
+    #: Real tokens of one forward pass that fill the device (padding counted where not packed).
+    batch_tokens: int
+    #: Named prompts of the model, as in sentence-transformers.
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    #: Smaller sizes the model was trained for (Matryoshka), without the native one.
+    matryoshka: tuple[int, ...] = ()
