@@ -1,0 +1,22 @@
+"""The embedq worker: batches the texts of many jobs through one model on one device.
+
+In reading order:
+
+- `contract`   what API and worker agree on: settings, jobs, results, keys
+- `tasks`      `embed`, the task that users call
+- `transport`  how messages are fetched, leased and acknowledged
+- `pool`       how Celery hands over requests and how they end
+- `engine`     the threads: tokenise, encode, write
+- `batching`   which texts share a forward pass
+- `encoder`    the model on its device; the only package that knows torch
+- `presence`   what the worker says of itself, and the watch over its device
+- `service`    the same engine inside somebody's own process
+- `cli`        the `embedq` command
+"""
+
+from worker.contract.app import make_app
+from worker.contract.settings import Settings
+
+__all__ = ["app"]
+
+app = make_app(Settings.from_env())

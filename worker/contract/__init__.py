@@ -1,0 +1,15 @@
+"""What the API and the worker agree on: settings, jobs, keys and the wire. Never torch.
+
+In reading order:
+
+- `settings`  every `EMBEDQ_*` variable, read once at the edge
+- `errors`    what can go wrong, each with its code
+- `models`    what a loaded model says of itself
+- `jobs`      a job's arguments, checked; its states
+- `results`   vectors and failures as they are stored
+- `keys`      every Redis key and channel, spelled once
+- `server`    Redis clients from Celery's URLs
+- `store`     the record of a job: accepted, read, cancelled, listed
+- `messages`  a job as a Celery message, built without a producer
+- `app`       the Celery application and its configuration
+"""

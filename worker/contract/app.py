@@ -1,0 +1,63 @@
+"""The Celery application: one configuration for producers and workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from worker.contract.settings import Settings
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery application that talks to the broker and result backend of `settings`."""
+    app = Celery("embedq", include=["worker.tasks"])
+    app.conf.update(configuration(settings))
+    return app
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's settings; each that differs from its default has its reason beside it."""
+    transport_options = {
+        "visibility_timeout": settings.lease_seconds if settings.transport == "embedq" else 3600,
+        # The sweep for leases that ran out, and one worker of many doing it.
+        "unacked_restore_interval": 2 if settings.transport == "embedq" else 5,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 30,
+        # One list a queue: who wants priorities uses queues.
+        "priority_steps": [0],
+        # Bodies are JSON text already.
+        "body_encoding": "utf-8",
+        "socket_keepalive": True,
+        "socket_timeout": 30,
+        "health_check_interval": 10,
+        "master_name": settings.sentinel_master,
+    }
+    return {
+        "broker_url": settings.broker_url,
+        "broker_transport_options": transport_options,
+        # A worker outlives a restart of Redis, however long it takes.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend": settings.result_backend,
+        "result_backend_transport_options": {"master_name": settings.sentinel_master},
+        # Else a connection dropped while a result is stored turns a good job into a failed one.
+        "result_backend_always_retry": True,
+        "result_expires": settings.result_ttl,
+        # Never pickle: who can write to Redis must not be able to run code.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "task_default_queue": settings.queue,
+        # A job is acknowledged with its outcome, so that it outlives its worker.
+        "task_acks_late": True,
+        "task_acks_on_failure": True,
+        "task_track_started": False,
+        "worker_pool": "worker.pool:TaskPool",
+        "worker_concurrency": 1,
+        # No limit by count: the pool bounds the tokens that wait.
+        "worker_prefetch_multiplier": 0,
+        "worker_enable_prefetch_count_reduction": False,
+        # Encoding goes on while the connection is away; its jobs stay leased.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }

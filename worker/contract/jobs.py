@@ -1,0 +1,191 @@
+"""A job as callers state it, checked the same way for REST and for Celery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from celery import states
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker.contract.errors import InvalidJob
+from worker.contract.models import ModelInfo
+
+TASK_NAME = "embedq.embed"
+MAX_TEXTS = 4096
+
+EncodingFormat = Literal["float", "base64"]
+
+
+class Status(StrEnum):
+    """Where a job stands; the last three are its possible outcomes."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in _ENDED
+
+    @classmethod
+    def of_celery(cls, state: str) -> Status:
+        """The status that a Celery state stands for."""
+        return _OF_CELERY.get(state, cls.RUNNING)
+
+
+_ENDED = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+_OF_CELERY = {
+    states.PENDING: Status.QUEUED,
+    states.RECEIVED: Status.QUEUED,
+    states.SUCCESS: Status.SUCCEEDED,
+    states.FAILURE: Status.FAILED,
+    states.REVOKED: Status.CANCELLED,
+}
+
+
+class JobOptions(BaseModel):
+    """How the texts of a job are to be embedded; one set of options a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str | None = Field(None, description="Served name of a model; the worker's by default.")
+    prompt_name: str | None = Field(None, description="One of the model's own prompts.")
+    prompt: str | None = Field(None, description="A prompt to put before every text.")
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Length of a vector; smaller than native only for a Matryoshka model."
+    )
+    normalize: bool = Field(True, description="Scale every vector to unit length.")
+    truncate: bool = Field(
+        True, description="Cut a text at the model's limit; where false, such a text fails."
+    )
+    encoding_format: EncodingFormat = Field(
+        "float", description="Vectors as lists of numbers, or all of them as one base64 blob."
+    )
+
+
+class JobRequest(JobOptions):
+    """The body of `POST /jobs`."""
+
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+        description="One text, or a list of texts."
+    )
+
+
+DEFAULT_OPTIONS: Final = JobOptions()
+
+
+class TextError(NamedTuple):
+    """Why one text of a job has no vector."""
+
+    index: int
+    code: str
+    message: str
+
+
+def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], JobOptions]:
+    """The texts and options of a call of `embedq.embed`.
+
+    Items of the list that are no strings stay in it: they fail alone, with their index.
+    Raises InvalidJob naming the argument.
+    """
+    options = dict(kwargs)
+    if len(args) > 1:
+        raise InvalidJob("embed takes one positional argument, the input", field="input")
+    if args and "input" in options:
+        raise InvalidJob("input is given twice", field="input")
+    if not args and "input" not in options:
+        raise InvalidJob("input is missing", field="input")
+    texts = check_input(args[0] if args else options.pop("input"))
+    return texts, parse_options(options) if options else DEFAULT_OPTIONS
+
+
+def check_input(value: Any) -> list[Any]:
+    """One string or 1 to 4,096 items, as a list. Raises InvalidJob."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise InvalidJob(
+            f"input is a {type(value).__name__}, not a string or a list of strings", field="input"
+        )
+    if not 1 <= len(value) <= MAX_TEXTS:
+        raise InvalidJob(
+            f"input holds {len(value)} texts; 1 to {MAX_TEXTS:,} are allowed", field="input"
+        )
+    return list(value)
+
+
+def parse_options(values: Mapping[str, Any]) -> JobOptions:
+    """Raises InvalidJob naming the first option that is wrong."""
+    try:
+        return JobOptions.model_validate(values)
+    except ValidationError as error:
+        raise invalid_job(error) from error
+
+
+def invalid_job(error: ValidationError) -> InvalidJob:
+    """The first fault pydantic found, without the value: it may be somebody's text."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif not (part.startswith("list[") or part == "str"):
+            field += f".{part}" if field else part
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        message = f"there is no such option; known are {', '.join(JobOptions.model_fields)}"
+    return InvalidJob(f"{field}: {message}" if field else message, field=field or None)
+
+
+def resolve(options: JobOptions, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    """The model a job asks for, its options checked against it.
+
+    `models` are the served ones, the default first. Raises InvalidJob with `model_not_found`,
+    `invalid_dimensions` or `invalid_prompt`.
+    """
+    if options.model is None:
+        info = next(iter(models.values()))
+    elif options.model in models:
+        info = models[options.model]
+    else:
+        raise InvalidJob(
+            f"model {options.model!r} is not served here; served: {', '.join(models)}",
+            field="model",
+            code="model_not_found",
+        )
+    _check_dimensions(options.dimensions, info)
+    if options.prompt is not None and options.prompt_name is not None:
+        raise InvalidJob(
+            "prompt and prompt_name exclude each other", field="prompt", code="invalid_prompt"
+        )
+    if options.prompt_name is not None and options.prompt_name not in info.prompts:
+        known = ", ".join(info.prompts) or "none"
+        raise InvalidJob(
+            f"prompt_name {options.prompt_name!r} is unknown to {info.name}; it has: {known}",
+            field="prompt_name",
+            code="invalid_prompt",
+        )
+    return info
+
+
+def prompt_text(options: JobOptions, info: ModelInfo) -> str | None:
+    """The prompt to put before the texts, chosen as `SentenceTransformer.encode` does."""
+    if options.prompt is not None:
+        return options.prompt
+    name = options.prompt_name or info.default_prompt_name
+    return info.prompts.get(name) if name is not None else None
+
+
+def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
+    if dimensions is None or dimensions == info.dimensions or dimensions in info.matryoshka:
+        return
+    allowed = ", ".join(str(size) for size in (info.dimensions, *info.matryoshka))
+    raise InvalidJob(
+        f"dimensions {dimensions} is not a size of {info.name}; it has: {allowed}",
+        field="dimensions",
+        code="invalid_dimensions",
+    )

@@ -1,0 +1,53 @@
+"""Every Redis key and channel of embedq, spelled once. Celery's and kombu's keep their own names."""
+
+from __future__ import annotations
+
+#: Channel of notices: `{"ended": [id, …]}` or `{"progress": {id: [done, total]}}`, JSON.
+#: One message a batch, so that every API process can listen to all of them.
+EVENTS = "embedq:events"
+
+#: Hash of one job, see `store`.
+JOB_PREFIX = "embedq:job:"
+
+#: Celery's own prefix of a stored result, which is also its channel.
+RESULT_PREFIX = "celery-task-meta-"
+
+
+def job(job_id: str) -> str:
+    """Hash: the record of a job."""
+    return JOB_PREFIX + job_id
+
+
+def result(job_id: str) -> str:
+    """String: the outcome of a job in Celery's format."""
+    return RESULT_PREFIX + job_id
+
+
+def jobs(owner: str) -> str:
+    """Sorted set: ids of an owner's jobs by their time of acceptance."""
+    return f"embedq:jobs:{owner}"
+
+
+def idempotency(owner: str, key: str) -> str:
+    """String: the job that an Idempotency-Key of an owner stands for."""
+    return f"embedq:idempotency:{owner}:{key}"
+
+
+def attempts(job_id: str) -> str:
+    """String: how often a worker died while it held this job."""
+    return f"embedq:attempts:{job_id}"
+
+
+def queued(queue: str) -> str:
+    """String: tokens accepted and not ended, estimated at acceptance."""
+    return f"embedq:queued:{queue}"
+
+
+def workers(queue: str) -> str:
+    """Hash: what each worker of a queue says of itself, JSON by node name."""
+    return f"embedq:workers:{queue}"
+
+
+def dead_letters(queue: str) -> str:
+    """List: messages that no worker can run, newest first."""
+    return f"embedq:dead-letters:{queue}"

