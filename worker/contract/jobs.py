@@ -103,6 +103,25 @@ def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any
     return texts, parse_options(options) if options else DEFAULT_OPTIONS
 
 
+def parse_body(body: Any) -> tuple[list[str], JobOptions]:
+    """The texts and options of a REST request; here every item must be a string.
+
+    Raises InvalidJob naming the field.
+    """
+    if not isinstance(body, dict):
+        raise InvalidJob("the body is not a JSON object")
+    if "input" not in body:
+        raise InvalidJob("input is missing", field="input")
+    texts = check_input(body["input"])
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidJob(
+                f"input[{index}] is a {type(text).__name__}, not a string", field=f"input[{index}]"
+            )
+    options = {name: value for name, value in body.items() if name != "input"}
+    return texts, parse_options(options) if options else DEFAULT_OPTIONS
+
+
 def check_input(value: Any) -> list[Any]:
     """One string or 1 to 4,096 items, as a list. Raises InvalidJob."""
     if isinstance(value, str):
@@ -129,12 +148,7 @@ def parse_options(values: Mapping[str, Any]) -> JobOptions:
 def invalid_job(error: ValidationError) -> InvalidJob:
     """The first fault pydantic found, without the value: it may be somebody's text."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ""
-    for part in first["loc"]:
-        if isinstance(part, int):
-            field += f"[{part}]"
-        elif not (part.startswith("list[") or part == "str"):
-            field += f".{part}" if field else part
+    field = ".".join(str(part) for part in first["loc"])
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         message = f"there is no such option; known are {', '.join(JobOptions.model_fields)}"

@@ -24,7 +24,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 TRANSPORTS = ("embedq", "stock")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """What the operator may decide. Units stand beside each field."""
 
@@ -114,7 +114,7 @@ class _Reader:
         try:
             return parse(value)
         except ValueError as error:
-            raise SettingsError(f"{name}={value!r} {error}") from error
+            raise SettingsError(f"{name}={value!r} {error}") from None
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         """One of `allowed`, the first being the default."""
