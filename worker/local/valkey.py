@@ -61,10 +61,10 @@ def command(directory: Path, socket: Path, *, port: int = 0, persistent: bool = 
 
 
 def socket_path(directory: Path) -> Path:
-    """Where the server's socket goes: in the data directory, or where that path is too long
-    for a socket in a private folder under the system's temporary directory.
+    """Where the server's socket goes: in the data directory.
 
-    The same directory always gives the same path, so a leftover socket is found and replaced.
+    Where that path is too long for a socket: in a private folder under the system's temporary
+    directory. The same directory always gives the same path: a leftover socket is replaced.
     """
     path = directory.resolve() / "valkey.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:

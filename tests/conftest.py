@@ -1,0 +1,183 @@
+"""Fixtures on real parts: Valkey, workers and the API as processes of their own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.processes import (
+    START_TIMEOUT_S,
+    Api,
+    Process,
+    Processes,
+    ValkeyServer,
+    answers,
+    eventually,
+    free_port,
+    start_api,
+    start_worker,
+)
+
+VALKEY = {"valkey", "redis_url", "redis_client", "valkey_server", "service"}
+PROCESSES = {"processes", "worker_process", "api_process", "service"}
+VALKEY_KEY = pytest.StashKey[set[str]]()
+PROCESSES_KEY = pytest.StashKey[set[str]]()
+
+
+@dataclass
+class Service:
+    """One Valkey, one worker with the packaged model, one API, shared by the tests of a module."""
+
+    processes: Processes
+    valkey: ValkeyServer
+    worker: Process
+    api: Api
+
+    @property
+    def broker_url(self) -> str:
+        return self.valkey.url
+
+    @property
+    def url(self) -> str:
+        return self.api.url
+
+
+@contextmanager
+def running() -> Iterator[Processes]:
+    """Processes in a temporary folder with a short name: a socket's path is limited."""
+    folder = Path(tempfile.mkdtemp(prefix="embedq-test-"))
+    processes = Processes(folder)
+    try:
+        yield processes
+    finally:
+        processes.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """One Valkey for the whole run; take `redis_url` for a clean one."""
+    with running() as processes:
+        server = ValkeyServer(processes, processes.folder / "data", free_port(), persistent=False)
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey: ValkeyServer) -> str:
+    """The address of an empty Valkey."""
+    with valkey.client() as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the empty Valkey at `redis_url`."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Starts programs that end with the test."""
+    with running() as started:
+        yield started
+
+
+@pytest.fixture
+def valkey_server(processes: Processes) -> Callable[..., ValkeyServer]:
+    """Starts a Valkey of the test's own, with an append-only file, to be killed and restarted."""
+
+    def start(*options: str, **fields: Any) -> ValkeyServer:
+        folder = processes.folder / f"valkey{len(processes.started)}"
+        server = ValkeyServer(processes, folder, free_port(), options=options, **fields)
+        server.start()
+        return server
+
+    return start
+
+
+@pytest.fixture
+def worker_process(processes: Processes, redis_url: str) -> Callable[..., Process]:
+    """Starts `celery -A worker worker`; options as in `start_worker`."""
+
+    def start(*arguments: str, broker_url: str = redis_url, **options: Any) -> Process:
+        return start_worker(processes, broker_url, *arguments, **options)
+
+    return start
+
+
+@pytest.fixture
+def api_process(processes: Processes, redis_url: str) -> Callable[..., Api]:
+    """Starts the API under gunicorn; options as in `start_api`."""
+
+    def start(*arguments: str, broker_url: str = redis_url, **options: Any) -> Api:
+        return start_api(processes, broker_url, *arguments, **options)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """A whole embedq for the tests of one module, ready: a worker takes seconds to start."""
+    with running() as processes:
+        server = ValkeyServer(processes, processes.folder / "data", free_port())
+        server.start()
+        worker = start_worker(processes, server.url, ready=None)
+        api = start_api(processes, server.url)
+        worker.wait_for_log(" ready.")
+        eventually(lambda: answers(api, "/readyz"), START_TIMEOUT_S, message=processes.logs)
+        yield Service(processes, server, worker, api)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[VALKEY_KEY] = set()
+    config.stash[PROCESSES_KEY] = set()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROCESSES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count what ran on real parts, and show the processes' logs beside a failure."""
+    report = yield
+    if call.when != "call":
+        return report
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & VALKEY:
+        item.config.stash[VALKEY_KEY].add(item.nodeid)
+    if fixtures & PROCESSES:
+        item.config.stash[PROCESSES_KEY].add(item.nodeid)
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            processes = getattr(value, "processes", value)
+            if isinstance(processes, Processes):
+                report.sections.append(("Logs of the processes", processes.logs()))
+                break
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stash = terminalreporter.config.stash
+    on_valkey, on_processes = stash[VALKEY_KEY], stash[PROCESSES_KEY]
+    terminalreporter.write_sep("-", "real parts")
+    terminalreporter.write_line(
+        f"{len(on_valkey | on_processes)} tests ran on real processes: "
+        f"{len(on_valkey)} with a real Valkey, "
+        f"{len(on_processes)} with workers, APIs or other programs of their own"
+    )
