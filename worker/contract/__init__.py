@@ -9,6 +9,7 @@ In reading order:
 - `results`   vectors and failures as they are stored
 - `keys`      every Redis key and channel, spelled once
 - `server`    Redis clients from Celery's URLs
+- `scripts`   Lua: the steps that must happen whole or not at all
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `messages`  a job as a Celery message, built without a producer
 - `app`       the Celery application and its configuration

@@ -38,9 +38,11 @@ def attempts(job_id: str) -> str:
     return f"embedq:attempts:{job_id}"
 
 
-def queued(queue: str) -> str:
-    """String: tokens accepted and not ended, estimated at acceptance."""
-    return f"embedq:queued:{queue}"
+def ledger(queue: str) -> str:
+    """Hash: what a queue holds. `tokens` accepted and not ended, estimated at acceptance;
+    `expected` bytes of their results; `stored:M` bytes of the results of minute M.
+    """
+    return f"embedq:ledger:{queue}"
 
 
 def workers(queue: str) -> str:

@@ -85,9 +85,7 @@ class Settings:
             sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
             queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
             transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
-            max_queued_tokens=env.whole(
-                "EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1
-            ),
+            max_queued_tokens=env.whole("EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1),
             max_job_bytes=env.parse("EMBEDQ_MAX_JOB_BYTES", str(cls.max_job_bytes), _size),
             max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),

@@ -1,0 +1,82 @@
+"""A job as a Celery message, built without a producer so that one script can accept and queue it.
+
+Task protocol 2 inside kombu's Redis envelope, as `docs.celeryq.dev/en/stable/internals/protocol.html`
+and kombu's virtual transport define them; a test compares it with what a stock producer sends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions
+
+_ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
+
+
+def new_id() -> str:
+    """An id of 122 random bits from the system's generator: nobody can guess another's."""
+    return str(uuid.uuid4())
+
+
+def shown_args(count: int) -> str:
+    """What events, logs and `inspect` show in place of the texts."""
+    return f"(<{count} text{'s' if count != 1 else ''}>,)"
+
+
+def envelope(job_id: str, texts: Sequence[str], options: JobOptions, queue: str) -> bytes:
+    """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`."""
+    kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    headers = {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": job_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": job_id,
+        "parent_id": None,
+        "argsrepr": shown_args(len(texts)),
+        "kwargsrepr": "{}",
+        "origin": _ORIGIN,
+        "ignore_result": False,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    message = {
+        "body": _dumps([[list(texts)], kwargs, embed]).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": {
+            "correlation_id": job_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+            "body_encoding": "utf-8",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
+    return orjson.dumps(message)
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # A lone surrogate has no UTF-8 form. Escaped, it reaches the worker, where that one
+        # text fails with its index.
+        return json.dumps(value).encode("ascii")

@@ -1,0 +1,138 @@
+"""Lua scripts: the steps of a job's life that must happen whole or not at all.
+
+Keys that depend on a job's id are built inside the scripts where a call covers many jobs, so they
+need one server (or Sentinel), not Redis Cluster, as kombu does.
+"""
+
+from __future__ import annotations
+
+from worker.contract import keys
+
+#: Whether a result key holds an outcome; RETRY and STARTED are none. The status stands first in
+#: the value, so the vectors are never parsed.
+_ENDED = """
+local function ended(key)
+  local state = string.match(redis.call('GETRANGE', key, 0, 48), '"status": ?"(%u+)"')
+  return state == 'SUCCESS' or state == 'FAILURE' or state == 'REVOKED'
+end
+"""
+
+#: Takes a job's estimates off the ledger, once: the record loses them with it.
+_SETTLE = """
+local function settle(job, ledger)
+  local held = redis.call('HMGET', job, 'tokens', 'bytes')
+  if held[1] then
+    redis.call('HINCRBY', ledger, 'tokens', -tonumber(held[1]))
+    redis.call('HINCRBY', ledger, 'expected', -tonumber(held[2] or '0'))
+    redis.call('HDEL', job, 'tokens', 'bytes')
+  end
+end
+"""
+
+#: KEYS job, listing, ledger, queue, idempotency or ''. ARGV id, now, owner, model, total, tokens,
+#: bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, idempotency ttl, result
+#: ttl, message or ''. Answers {verdict, id, level}.
+ACCEPT = f"""
+local job, listing, ledger, queue, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, now = ARGV[1], tonumber(ARGV[2])
+local tokens, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
+local max_tokens, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
+if once ~= '' then
+  local seen = redis.call('HMGET', once, 'id', 'fingerprint')
+  if seen[1] and redis.call('EXISTS', '{keys.JOB_PREFIX}' .. seen[1]) == 1 then
+    return {{seen[2] == ARGV[12] and 'replayed' or 'conflict', seen[1], 0}}
+  end
+end
+if max_tokens > 0 then
+  local queued = tonumber(redis.call('HGET', ledger, 'tokens') or '0')
+  if queued > 0 and queued + tokens > max_tokens then return {{'full', id, queued}} end
+end
+if max_bytes > 0 then
+  local held, oldest = 0, math.floor((now - tonumber(ARGV[14])) / 60)
+  local fields = redis.call('HGETALL', ledger)
+  for at = 1, #fields, 2 do
+    local minute = string.match(fields[at], '^stored:(%d+)$')
+    if minute and tonumber(minute) < oldest then
+      redis.call('HDEL', ledger, fields[at])
+    elseif minute or fields[at] == 'expected' then
+      held = held + tonumber(fields[at + 1])
+    end
+  end
+  if held > 0 and held + bytes > max_bytes then return {{'results_full', id, held}} end
+end
+redis.call('HSET', job, 'status', 'queued', 'created', ARGV[2], 'owner', ARGV[3],
+  'model', ARGV[4], 'total', ARGV[5], 'tokens', tokens, 'bytes', bytes)
+redis.call('EXPIRE', job, ARGV[10])
+redis.call('ZADD', listing, now, id)
+redis.call('EXPIRE', listing, ARGV[10])
+redis.call('ZREMRANGEBYRANK', listing, 0, -1 - tonumber(ARGV[11]))
+redis.call('HINCRBY', ledger, 'tokens', tokens)
+redis.call('HINCRBY', ledger, 'expected', bytes)
+if once ~= '' then
+  redis.call('HSET', once, 'id', id, 'fingerprint', ARGV[12])
+  redis.call('EXPIRE', once, ARGV[13])
+end
+if ARGV[15] ~= '' then redis.call('LPUSH', queue, ARGV[15]) end
+return {{'accepted', id, 0}}
+"""
+
+#: KEYS job, result, ledger. ARGV id, now, meta, ttl, events channel. Answers 1 if it was this call.
+CANCEL = f"""
+{_ENDED}
+{_SETTLE}
+local job, result = KEYS[1], KEYS[2]
+if ended(result) then return 0 end
+redis.call('SET', result, ARGV[3], 'EX', ARGV[4])
+redis.call('PUBLISH', result, ARGV[3])
+if redis.call('EXISTS', job) == 1 then
+  settle(job, KEYS[3])
+  redis.call('HSET', job, 'status', 'cancelled', 'finished', ARGV[2])
+  redis.call('EXPIRE', job, ARGV[4])
+end
+redis.call('PUBLISH', ARGV[5], cjson.encode({{ended = {{ARGV[1]}}}}))
+return 1
+"""
+
+#: Ends many jobs at once: outcome stored and published, record closed, lease removed, one notice.
+#: The first outcome of a job stands; a second one only removes its lease.
+#: KEYS ledger, leased messages, leased index. ARGV now, result ttl, events channel, result prefix,
+#: then for each job: id, lease tag or '', meta or '', status, prompt tokens, texts, code, message,
+#: time started.
+FINISH = f"""
+{_ENDED}
+{_SETTLE}
+local ledger, now, ttl, prefix = KEYS[1], ARGV[1], ARGV[2], ARGV[4]
+local closed, stored = {{}}, 0
+for at = 5, #ARGV, 9 do
+  local id, tag, meta, status = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local key, job = prefix .. id, '{keys.JOB_PREFIX}' .. id
+  local first = true
+  if meta ~= '' then
+    first = redis.call('SET', key, meta, 'NX', 'EX', ttl)
+    if not first and not ended(key) then first = redis.call('SET', key, meta, 'EX', ttl) end
+    if first then
+      redis.call('PUBLISH', key, meta)
+      stored = stored + #meta
+    end
+  end
+  if first and redis.call('EXISTS', job) == 1 then
+    settle(job, ledger)
+    redis.call('HSET', job, 'status', status, 'finished', now, 'started', ARGV[at + 8],
+      'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5], 'total', ARGV[at + 5])
+    if ARGV[at + 6] ~= '' then
+      redis.call('HSET', job, 'code', ARGV[at + 6], 'message', ARGV[at + 7])
+    end
+    redis.call('EXPIRE', job, ttl)
+    closed[#closed + 1] = id
+  end
+  if tag ~= '' then
+    redis.call('HDEL', KEYS[2], tag)
+    redis.call('ZREM', KEYS[3], tag)
+  end
+end
+if stored > 0 then
+  redis.call('HINCRBY', ledger, 'stored:' .. math.floor(tonumber(now) / 60), stored)
+end
+if #closed > 0 then redis.call('PUBLISH', ARGV[3], cjson.encode({{ended = closed}})) end
+return #closed
+"""

@@ -1,0 +1,249 @@
+"""The record of a job in Redis: accepted, read, cancelled, listed.
+
+A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
+epoch), `owner`, `model`, `total` and `done` texts, `tokens` and `bytes` (estimates that the ledger
+holds for it), `prompt_tokens`, `code` and `message`. The outcome itself is Celery's result key;
+where the two differ, the outcome is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+import orjson
+import redis
+
+from worker.contract import keys, scripts
+from worker.contract.jobs import Status
+from worker.contract.results import failure_of, revoked_meta
+
+#: Seconds that a job may wait or run before its record is given up.
+RECORD_TTL = 7 * 24 * 3600
+#: Seconds that an Idempotency-Key is remembered.
+IDEMPOTENCY_TTL = 24 * 3600
+#: Newest jobs of an owner that a listing reaches.
+LISTED_JOBS = 100_000
+#: Records that one filtered page reads at most.
+_SCANNED = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its owner sees it. Times in seconds since the epoch."""
+
+    id: str
+    status: Status
+    owner: str = ""
+    created_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    model: str | None = None
+    done: int = 0
+    total: int | None = None
+    prompt_tokens: int | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job about to be accepted; `tokens` and `result_bytes` are estimates."""
+
+    id: str
+    total: int
+    tokens: int
+    result_bytes: int
+    model: str = ""
+    owner: str = ""
+
+
+class Acceptance(NamedTuple):
+    """How a submission ended: `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is
+    the earlier job), `full` (tokens) or `results_full` (bytes of results); `level` is the ledger's
+    count where it is full."""
+
+    verdict: str
+    job_id: str
+    level: int = 0
+
+
+class JobStore:
+    """Records of jobs on one Redis database. Safe to share between threads."""
+
+    def __init__(self, client: redis.Redis, queue: str, *, result_ttl: int) -> None:
+        self.client = client
+        self._queue = queue
+        self._result_ttl = result_ttl
+        self._ledger = keys.ledger(queue)
+        self._accept = client.register_script(scripts.ACCEPT)
+        self._cancel = client.register_script(scripts.CANCEL)
+
+    def accept(
+        self,
+        job: NewJob,
+        message: bytes | None,
+        *,
+        max_tokens: int = 0,
+        max_result_bytes: int = 0,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+    ) -> Acceptance:
+        """Write the record and queue the message in one step, or say why not.
+
+        With `message` None only the record is written, for a caller who sends the message next.
+        A bound of 0 is no bound. Raises redis.RedisError.
+        """
+        answer = self._accept(
+            keys=[
+                keys.job(job.id),
+                keys.jobs(job.owner),
+                self._ledger,
+                self._queue,
+                keys.idempotency(job.owner, idempotency_key) if idempotency_key else "",
+            ],
+            args=[
+                job.id,
+                time.time(),
+                job.owner,
+                job.model,
+                job.total,
+                job.tokens,
+                job.result_bytes,
+                max_tokens,
+                max_result_bytes,
+                RECORD_TTL,
+                LISTED_JOBS,
+                fingerprint,
+                IDEMPOTENCY_TTL,
+                self._result_ttl,
+                message or b"",
+            ],
+        )
+        verdict, job_id, level = cast("list[Any]", answer)
+        return Acceptance(verdict.decode(), job_id.decode(), int(level))
+
+    def withdraw(self, job_id: str) -> None:
+        """Forget a job whose message could not be sent."""
+        owner = self.client.hget(keys.job(job_id), "owner") or b""
+        with self.client.pipeline() as pipe:
+            pipe.delete(keys.job(job_id))
+            pipe.zrem(keys.jobs(cast(bytes, owner).decode()), job_id)
+            pipe.execute()
+
+    def read(self, job_id: str) -> JobRecord | None:
+        """The record of a job, or None where nobody submitted it or its time has passed."""
+        return self.read_many([job_id])[0]
+
+    def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Records in the order of `job_ids`, in one round trip where none has to be repaired."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+                pipe.exists(keys.result(job_id))
+            answers = pipe.execute()
+        return [
+            self._record(job_id, fields, bool(has_result))
+            for job_id, fields, has_result in zip(
+                job_ids, answers[::2], answers[1::2], strict=True
+            )
+        ]
+
+    def outcome(self, job_id: str) -> dict[str, Any] | None:
+        """The stored outcome in Celery's format, or None while there is none."""
+        raw = cast("bytes | None", self.client.get(keys.result(job_id)))
+        return None if raw is None else cast("dict[str, Any]", orjson.loads(raw))
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job as cancelled unless it has ended. Returns whether it was this call."""
+        answer = self._cancel(
+            keys=[keys.job(job_id), keys.result(job_id), self._ledger],
+            args=[job_id, time.time(), revoked_meta(job_id), self._result_ttl, keys.EVENTS],
+        )
+        return bool(answer)
+
+    def page(
+        self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
+    ) -> tuple[list[JobRecord], bool]:
+        """Up to `limit` jobs of an owner, newest first, and whether there are more.
+
+        `after` is the id of the last job of the page before; an unknown one starts over.
+        """
+        listing = keys.jobs(owner)
+        rank = self.client.zrevrank(listing, after) if after else None
+        start = 0 if rank is None else cast(int, rank) + 1
+        found: list[JobRecord] = []
+        for offset in range(start, start + _SCANNED, limit + 1):
+            ids = cast("list[bytes]", self.client.zrevrange(listing, offset, offset + limit))
+            for record in self.read_many([raw.decode() for raw in ids]) if ids else ():
+                if record is None or (status is not None and record.status is not status):
+                    continue
+                if len(found) == limit:
+                    return found, True
+                found.append(record)
+            if len(ids) <= limit:
+                return found, False
+        return found, True
+
+    def _record(
+        self, job_id: str, fields: dict[bytes, bytes], has_result: bool
+    ) -> JobRecord | None:
+        if not fields and not has_result:
+            return None
+        record = _parse(job_id, fields)
+        if record.status.ended or not has_result:
+            return record
+        # Ended by Celery itself: revoked, another pool, or a job with links.
+        outcome = self.outcome(job_id)
+        return record if outcome is None else _with_outcome(record, outcome)
+
+
+def _parse(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
+    values = {name.decode(): value.decode() for name, value in fields.items()}
+
+    def seconds(name: str) -> float | None:
+        return float(values[name]) if values.get(name) else None
+
+    total = int(values["total"]) if "total" in values else None
+    return JobRecord(
+        id=job_id,
+        status=Status(values.get("status", Status.QUEUED)),
+        owner=values.get("owner", ""),
+        created_at=seconds("created"),
+        started_at=seconds("started"),
+        finished_at=seconds("finished"),
+        model=values.get("model") or None,
+        done=int(values.get("done", 0)),
+        total=total,
+        prompt_tokens=int(values["prompt_tokens"]) if "prompt_tokens" in values else None,
+        code=values.get("code"),
+        message=values.get("message"),
+    )
+
+
+def _with_outcome(record: JobRecord, outcome: dict[str, Any]) -> JobRecord:
+    status = Status.of_celery(outcome["status"])
+    if not status.ended:
+        return replace(record, status=status)
+    finished = outcome.get("date_done")
+    changes: dict[str, Any] = {
+        "status": status,
+        "finished_at": datetime.fromisoformat(finished).timestamp() if finished else None,
+    }
+    result = outcome["result"]
+    if status is Status.FAILED:
+        failure = failure_of(result)
+        changes |= {"code": failure.code, "message": failure.message}
+    elif status is Status.SUCCEEDED and isinstance(result, dict):
+        embeddings = result.get("embeddings", ())
+        total = embeddings["shape"][0] if isinstance(embeddings, dict) else len(embeddings)
+        changes |= {
+            "model": result.get("model"),
+            "done": total,
+            "total": total,
+            "prompt_tokens": result.get("usage", {}).get("prompt_tokens"),
+        }
+    return replace(record, **changes)
