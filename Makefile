@@ -1,0 +1,72 @@
+# Everything from a fresh machine with Python 3.11 or newer and make; all of it stays in .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+# Options for the command behind a target: make run ARGS="--port 9000", make test ARGS="-k poison".
+ARGS ?=
+# The interpreter that .venv is made with; empty: the first that is new enough.
+PYTHON ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench soak constraints clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-12s%s\n", $$1, $$2 }'
+
+run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a sample job, keep serving
+	@exec $(BIN)/embedq up --demo $(ARGS)
+
+test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real processes
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## Style, types and the layers between modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp  ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp  ## Measure throughput and latency beside SentenceTransformer.encode
+	@$(BIN)/python -m bench $(ARGS)
+
+soak: $(VENV)/dev.stamp  ## Kill workers, connections and Valkey under load, and count the outcomes
+	@$(BIN)/python -m bench.soak $(ARGS)
+
+constraints: $(VENV)/dev.stamp  ## Write the versions in .venv down as the ones to install
+	@sed -n '/^#/p' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip list --format=freeze --exclude embedq --exclude pip --exclude setuptools \
+	  | sed 's/+cpu$$//' | tr '[:upper:]' '[:lower:]' >> $(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt $(CONSTRAINTS)
+
+clean:  ## Remove .venv and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	find worker api tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is older than these two files when the installation no longer fits them.
+$(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing embedq into $(VENV); the first time this downloads PyTorch and takes minutes."
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[api,worker,local]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing embedq and its test tools into $(VENV); the first time takes minutes."
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[api,worker,local,dev]'
+	@touch $@ $(VENV)/run.stamp
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)"; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	    exit 1; \
+	  fi; \
+	done; \
+	echo "embedq needs Python 3.11 or newer; found: $$(python3 --version 2>&1)." >&2; \
+	echo "Name another one with make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
