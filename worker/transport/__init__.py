@@ -1,0 +1,41 @@
+"""How messages are fetched, leased and acknowledged: a kombu transport for task queues on Redis.
+
+It speaks kombu's own formats, so producers, workers, Flower and `celery purge` of stock Celery use
+the same queues at the same time. What differs is how a worker takes messages:
+
+- *Fetch many, atomically.* One script moves up to `admission.room()` tokens of messages from the
+  queues into the leased set. kombu pops first and records later, and loses what dies in between.
+- *Leases, not an hour of silence.* A lease lasts `lease_timeout` seconds and is renewed by the
+  event loop every third of it. What a dead worker held runs elsewhere soon after.
+- *Endings are collected*, told to the server once a loop tick, and outlive the connection.
+
+In the Celery application: `Celery(…, amqp="worker.transport:AMQP")`, or `StockAMQP` for kombu's own
+transport on the same URLs. Broker URLs stay `redis://`, `rediss://`, `redis+socket://`, `unix://`
+and `sentinel://`.
+
+For the pool, from any thread unless said otherwise:
+
+- `admission.room = f`  set once; `f()` gives the tokens that may still be fetched (loop thread).
+- `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
+  None on the stock transport.
+- `leases.keep(tags)`  the pool will end these, whatever becomes of the connection.
+- `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `bury(tag, reason, key)`  end a
+  lease; `message.ack()` and `message.reject()` do the same. Told to the server by the next tick;
+  `leases.flush()` tells it at once, where no loop turns any more.
+- `leases.settle_args(tags)`, then one script with `HDEL` and `ZREM`, then `leases.forget(tags)`
+  end leases together with their results; a later `message.ack()` does nothing.
+- `leases.stats()`  counters for `inspect stats` and metrics.
+
+Transport options beside kombu's: `lease_timeout` (12 s) for leases that an event loop renews;
+`visibility_timeout` (3,600 s) keeps its meaning for those that nobody renews, which are the
+messages of stock workers and of consumers without an event loop; `restore_interval` (1 s);
+`dead_letter_key`.
+
+Reading order: `leases` what is held, `scripts` what the server does, `store` where, `wire` a
+connection that does not block, `fetcher` when to fetch, `channel` and `poller` and `transport` the
+seams to kombu, `connection` how Celery comes to use it.
+"""
+
+from worker.transport.leases import Admission, Lease, Leases, admission, lease_of, leases
+
+__all__ = ["Admission", "Lease", "Leases", "admission", "lease_of", "leases"]

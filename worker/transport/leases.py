@@ -1,0 +1,298 @@
+"""The messages this process holds, independent of any channel or connection."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from worker.transport.store import LeaseStore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """The right to run one delivery of one message, until it is ended or runs out."""
+
+    #: Names this delivery, never another one of the same message.
+    tag: str
+    queue: str
+    #: Whether the message was handed out before and came back without an outcome: its worker died
+    #: or lost its lease, or somebody rejected it. A message given back by `release` is not marked.
+    redelivered: bool
+    store: LeaseStore
+    #: Identifies the channel that fetched it; compared, never used.
+    owner: object
+
+    @property
+    def unacked_key(self) -> str:
+        """Full name of the hash that holds the message under `tag`."""
+        return self.store.unacked_key
+
+    @property
+    def index_key(self) -> str:
+        """Full name of the sorted set that holds `tag` by its time, server clock in seconds."""
+        return self.store.index_key
+
+
+class Burial(NamedTuple):
+    """A leased message that goes to a dead-letter list."""
+
+    tag: str
+    reason: str
+    #: Full name of the list.
+    key: str
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What the server has yet to be told about leases. Each part may be told twice."""
+
+    acks: list[str] = field(default_factory=list)
+    #: To go back to their queues as if never fetched.
+    returns: list[str] = field(default_factory=list)
+    #: To go back to their queues marked as redelivered.
+    requeues: list[str] = field(default_factory=list)
+    burials: list[Burial] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.acks or self.returns or self.requeues or self.burials)
+
+    def extend(self, other: Outbox) -> None:
+        self.acks += other.acks
+        self.returns += other.returns
+        self.requeues += other.requeues
+        self.burials += other.burials
+
+
+class Leases:
+    """The leases of this process and the endings that the server has yet to hear of.
+
+    Every method may be called from any thread: one lock guards all state and is never held across
+    I/O. Endings are collected and sent by the event loop once a tick, all in one script; a send
+    that fails is repeated, on the next connection if need be. Where no loop turns, `flush` sends
+    them. A tag that is not live any more, because somebody ended it or because it ran out, may be
+    ended again: nothing happens then, so a late `message.ack()` cannot touch a newer delivery.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: dict[str, Lease] = {}
+        self._kept: set[str] = set()
+        self._by_owner: Counter[object] = Counter()
+        self._outboxes: dict[LeaseStore, Outbox] = {}
+        self._counts: Counter[str] = Counter()
+        #: Called, from whatever thread, when an outbox that was empty holds something; the
+        #: transport sets it to wake its event loop.
+        self.wake: Callable[[], None] | None = None
+
+    # What the pool uses.
+
+    def get(self, tag: str) -> Lease | None:
+        """The live lease of this name."""
+        return self._live.get(tag)
+
+    def keep(self, tags: Iterable[str]) -> None:
+        """The caller will end these itself, whatever becomes of the connection they came by.
+
+        Others go back to their queues when their channel closes, as with kombu's own transport.
+        """
+        with self._lock:
+            for tag in tags:
+                lease = self._live.get(tag)
+                if lease is not None and tag not in self._kept:
+                    self._kept.add(tag)
+                    self._disown(lease)
+
+    def ack(self, tag: str) -> None:
+        """The message has its outcome: remove it."""
+        self._end([tag], "acked", lambda outbox, lease: outbox.acks.append(lease.tag))
+
+    def reject(self, tag: str, *, requeue: bool) -> None:
+        """Remove the message, or put it back, next in line and marked as redelivered."""
+        if requeue:
+            self._end([tag], "requeued", lambda outbox, lease: outbox.requeues.append(lease.tag))
+        else:
+            self.ack(tag)
+
+    def release(self, tags: Sequence[str]) -> None:
+        """Give messages back that nobody began: next in line, in the order given, not marked."""
+        self._end(tags, "released", lambda outbox, lease: outbox.returns.append(lease.tag))
+
+    def bury(self, tag: str, reason: str, key: str | None = None) -> None:
+        """Move the raw message to a dead-letter list, for people to look at.
+
+        `key` is the list's full name; None stands for the transport option `dead_letter_key`.
+        The entry is JSON: `{"tag", "reason", "queue", "buried_at", "message"}`, the message as the
+        text that lay in the queue, so that `RPUSH queue message` runs it again.
+        """
+        self._end(
+            [tag],
+            "buried",
+            lambda outbox, lease: outbox.burials.append(
+                Burial(lease.tag, reason, key or lease.store.dead_letter_key)
+            ),
+        )
+
+    def settle_args(self, tags: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Keys (leased messages, index) and tags, for a script that stores outcomes as well.
+
+        The script does `HDEL` on the first and `ZREM` on the second for each tag; then comes
+        `forget`. All tags must be of one broker; those that are not live are left out.
+        """
+        with self._lock:
+            found = [self._live[tag] for tag in tags if tag in self._live]
+        if not found:
+            return [], []
+        return [found[0].unacked_key, found[0].index_key], [lease.tag for lease in found]
+
+    def forget(self, tags: Iterable[str]) -> None:
+        """The server knows already that these ended: a script of the caller's removed them."""
+        with self._lock:
+            for tag in tags:
+                if self._drop(tag) is not None:
+                    self._counts["settled"] += 1
+
+    def flush(self) -> None:
+        """Tell the servers now, in this thread, over connections of their own.
+
+        For the end of a process and for programs without an event loop; the loop needs no call.
+
+        Raises:
+            redis.RedisError: the server could not be told; everything is kept for the next time.
+        """
+        with self._lock:
+            stores = list(self._outboxes)
+        for store in stores:
+            outbox = self.take(store)
+            try:
+                store.tell(outbox)
+            except BaseException:
+                self.put_back(store, outbox)
+                raise
+
+    def stats(self) -> dict[str, int]:
+        """Leases held now, and what became of leases since the process began."""
+        names = ("fetched", "acked", "settled", "released", "requeued", "buried", "lost")
+        with self._lock:
+            live = {"live": len(self._live)}
+            return live | {name: self._counts[name] for name in (*names, "restored")}
+
+    # What the transport uses.
+
+    def grant(self, granted: Sequence[Lease]) -> None:
+        """These were fetched just now."""
+        with self._lock:
+            for lease in granted:
+                self._live[lease.tag] = lease
+                self._by_owner[lease.owner] += 1
+            self._counts["fetched"] += len(granted)
+
+    def outstanding(self, owner: object) -> int:
+        """Leases that a channel fetched and that are neither ended nor kept."""
+        with self._lock:
+            return self._by_owner[owner]
+
+    def live_tags(self, store: LeaseStore) -> list[str]:
+        with self._lock:
+            return [tag for tag, lease in self._live.items() if lease.store is store]
+
+    def abandon(self, owner: object) -> None:
+        """A channel closes: what it fetched and nobody keeps goes back to the queues."""
+        with self._lock:
+            tags = [
+                tag
+                for tag, lease in self._live.items()
+                if lease.owner is owner and tag not in self._kept
+            ]
+        self.release(tags)
+
+    def lost(self, tags: Iterable[str]) -> None:
+        """The server does not know these any more: they ran out, or were purged."""
+        with self._lock:
+            for tag in tags:
+                if self._drop(tag) is not None:
+                    self._counts["lost"] += 1
+
+    def restored(self, count: int) -> None:
+        """Leases of dead processes went back to their queues."""
+        with self._lock:
+            self._counts["restored"] += count
+
+    def pending(self, store: LeaseStore) -> bool:
+        return store in self._outboxes
+
+    def take(self, store: LeaseStore) -> Outbox:
+        """Everything the server of `store` has yet to hear; `put_back` what it did not."""
+        with self._lock:
+            return self._outboxes.pop(store, None) or Outbox()
+
+    def put_back(self, store: LeaseStore, outbox: Outbox) -> None:
+        if outbox:
+            with self._lock:
+                self._outboxes.setdefault(store, Outbox()).extend(outbox)
+
+    def _end(
+        self, tags: Sequence[str], outcome: str, note: Callable[[Outbox, Lease], None]
+    ) -> None:
+        was_empty = False
+        with self._lock:
+            for tag in tags:
+                lease = self._drop(tag)
+                if lease is None:
+                    continue
+                self._counts[outcome] += 1
+                outbox = self._outboxes.get(lease.store)
+                if outbox is None:
+                    was_empty = True
+                    outbox = self._outboxes[lease.store] = Outbox()
+                note(outbox, lease)
+        if was_empty and self.wake is not None:
+            self.wake()
+
+    def _drop(self, tag: str) -> Lease | None:
+        lease = self._live.pop(tag, None)
+        if lease is not None:
+            if tag in self._kept:
+                self._kept.discard(tag)
+            else:
+                self._disown(lease)
+        return lease
+
+    def _disown(self, lease: Lease) -> None:
+        self._by_owner[lease.owner] -= 1
+        if not self._by_owner[lease.owner]:
+            del self._by_owner[lease.owner]
+
+
+#: Tokens of text are about this many bytes in a message.
+BYTES_PER_TOKEN = 4
+
+
+@dataclass(slots=True)
+class Admission:
+    """How much this worker wants to have waiting; decides what is fetched.
+
+    The event loop asks before each fetch. Whoever makes room wakes it: `hub.call_soon(…)`.
+    """
+
+    #: How many more tokens may wait, from the event loop's thread and without blocking; ≤ 0
+    #: fetches nothing. None leaves it to kombu's prefetch count.
+    room: Callable[[], int] | None = None
+    #: Messages of one fetch. More only makes the loop's pauses longer.
+    max_messages: int = 1024
+    #: Bytes of one fetch, plus one message.
+    max_bytes: int = 16 * 1024 * 1024
+
+
+#: The leases of this process.
+leases = Leases()
+#: What this process wants to fetch.
+admission = Admission()
+
+
+def lease_of(message: Any) -> Lease | None:
+    """The live lease of a kombu message; None where it came by another way (stock transport)."""
+    return leases.get(message.delivery_tag)
