@@ -14,9 +14,21 @@ In reading order:
 - `cli`        the `embedq` command
 """
 
+from celery import Celery
+
 from worker.contract.app import make_app
 from worker.contract.settings import Settings
 
 __all__ = ["app"]
 
-app = make_app(Settings.from_env())
+
+def __getattr__(name: str) -> Celery:
+    """Make `worker.app` on first use.
+
+    So `embedq --help`, and an embedq that reports a wrong setting, need no valid environment.
+    """
+    if name != "app":
+        raise AttributeError(f"module 'worker' has no attribute {name!r}")
+    app = make_app(Settings.from_env())
+    globals()["app"] = app
+    return app
