@@ -1,0 +1,153 @@
+"""A job under way: its texts, which of them are tokenised, and the vectors that have come back."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from worker.contract.errors import JobFailed
+from worker.contract.jobs import JobOptions, TextError
+from worker.contract.models import ModelInfo
+from worker.contract.results import Matrix, Outcome
+from worker.tokens import TokenBlock
+
+#: What a text costs before it is tokenised: about four characters a token, two special tokens.
+_CHARACTERS_A_TOKEN = 4
+_SPECIAL_TOKENS = 2
+
+
+class Piece(NamedTuple):
+    """Consecutive texts of one job: rows `start` to `stop` of a block, the first being text
+    `first` of the job. `ends` are the block's offsets as plain numbers."""
+
+    job: Job
+    block: TokenBlock
+    ends: list[int]
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def tokens(self) -> int:
+        return self.ends[self.stop] - self.ends[self.start]
+
+
+class Job:
+    """One job inside the engine.
+
+    Guarded by the engine's lock until its last text is encoded; then the writer owns it.
+    """
+
+    __slots__ = (
+        "alone",
+        "cancelled",
+        "chunks",
+        "done",
+        "errors",
+        "id",
+        "info",
+        "options",
+        "owner",
+        "prompt",
+        "prompt_tokens",
+        "started_at",
+        "texts",
+        "tokenised",
+        "truncated",
+        "vectors",
+    )
+
+    def __init__(
+        self,
+        job_id: str,
+        texts: list[Any],
+        options: JobOptions,
+        info: ModelInfo,
+        *,
+        prompt: str | None = None,
+        owner: Any = None,
+        alone: bool = False,
+    ) -> None:
+        self.id = job_id
+        self.texts = texts
+        self.options = options
+        self.info = info
+        self.prompt = prompt
+        #: Whatever the sink needs to end the job; the engine only carries it.
+        self.owner = owner
+        #: Shares no batch with other jobs: it may be what killed a worker.
+        self.alone = alone
+        #: Texts handed to the tokenizer, and texts that have a vector or an error.
+        self.tokenised = 0
+        self.done = 0
+        self.chunks: deque[Piece] = deque()
+        self.vectors: Matrix | None = None
+        self.errors: list[TextError] = []
+        self.truncated: list[int] = []
+        self.prompt_tokens = 0
+        self.cancelled = False
+        #: Seconds since the epoch of its first batch.
+        self.started_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.done == len(self.texts)
+
+    def fail(self, index: int, code: str, message: str) -> None:
+        """End one text with an error."""
+        self.errors.append(TextError(index, code, message))
+        self.done += 1
+
+    def take(self, share: int, room: int, *, force: bool) -> Piece | None:
+        """Waiting texts of at most `share` tokens, but one where that fits into `room` at all.
+
+        `force` takes one text whatever it holds. None where nothing fits or waits.
+        """
+        if not self.chunks:
+            return None
+        head = self.chunks[0]
+        ends, start = head.ends, head.start
+        if ends[start + 1] - ends[start] > room and not force:
+            return None
+        bound = ends[start] + min(share, room)
+        stop = max(bisect_right(ends, bound, start + 1, head.stop + 1) - 1, start + 1)
+        if stop == head.stop:
+            return self.chunks.popleft()
+        self.chunks[0] = head._replace(start=stop, first=head.first + stop - start)
+        return head._replace(stop=stop)
+
+    def receive(self, piece: Piece, rows: Matrix) -> None:
+        """Keep the vectors of a piece, float32 (texts, d). Rows of failed texts are ignored."""
+        count = piece.stop - piece.start
+        if count == len(self.texts):
+            self.vectors = rows
+        else:
+            if self.vectors is None:
+                self.vectors = np.zeros((len(self.texts), rows.shape[1]), dtype=np.float32)
+            self.vectors[piece.first : piece.first + count] = rows
+        self.done += count
+        self.prompt_tokens += piece.tokens
+
+    def outcome(self) -> Outcome | JobFailed:
+        """What became of the job; a failure, with the first text's code, where no text has a
+        vector."""
+        errors = sorted(self.errors)
+        if len(errors) == len(self.texts):
+            first = errors[0]
+            return JobFailed(first.code, f"input[{first.index}]: {first.message}")
+        assert self.vectors is not None
+        for error in errors:
+            self.vectors[error.index] = 0.0
+        return Outcome(
+            self.info.name, self.vectors, self.prompt_tokens, errors, sorted(self.truncated)
+        )
+
+
+def estimate(text: Any, most: int) -> int:
+    """Tokens that a text may have, before it is tokenised; at most `most`."""
+    if not isinstance(text, str):
+        return 0
+    return min(len(text) // _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, most)

@@ -1,0 +1,113 @@
+"""Texts into tokens, whatever one of them does to the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from worker.encoder.protocol import Encoder
+from worker.engine.job import Job, Piece
+from worker.tokens import TokenBlock
+
+
+class Slice(NamedTuple):
+    """Texts `start` to `stop` of a job."""
+
+    job: Job
+    start: int
+    stop: int
+
+
+class Refusal(NamedTuple):
+    """A text of a job that cannot be embedded."""
+
+    job: Job
+    index: int
+    code: str
+    message: str
+
+
+def tokenise(
+    encoder: Encoder, slices: Sequence[Slice], prompt: str | None
+) -> tuple[list[Piece], list[Refusal], list[tuple[Job, int]]]:
+    """Tokens of some slices in one call: the pieces, the texts refused, the texts that were cut.
+
+    Runs on the tokeniser thread; touches no state of the jobs.
+    """
+    pieces: list[Piece] = []
+    refusals: list[Refusal] = []
+    cut: list[tuple[Job, int]] = []
+    places = [(job, index) for job, start, stop in slices for index in range(start, stop)]
+    texts = []
+    good = []
+    for job, index in places:
+        text = job.texts[index]
+        if isinstance(text, str):
+            texts.append(text)
+            good.append((job, index))
+        else:
+            message = f"a {type(text).__name__} is not a string"
+            refusals.append(Refusal(job, index, "invalid_text", message))
+    for start, stop, block in _blocks(encoder, texts, prompt, 0):
+        if isinstance(block, Exception):
+            message = f"the tokenizer cannot take this text ({type(block).__name__})"
+            refusals.append(Refusal(*good[start], "invalid_text", message))
+            continue
+        refused = _too_long(encoder, block, good[start:stop], refusals, cut)
+        pieces += _pieces(block, good[start:stop], refused)
+    return pieces, refusals, cut
+
+
+def _blocks(
+    encoder: Encoder, texts: Sequence[str], prompt: str | None, offset: int
+) -> Iterator[tuple[int, int, TokenBlock | Exception]]:
+    """One block for all texts; where one of them raises, halves until it is alone."""
+    if not texts:
+        return
+    try:
+        block = encoder.tokenize(texts, prompt)
+    except Exception as error:
+        if len(texts) == 1:
+            yield offset, offset + 1, error
+            return
+        middle = len(texts) // 2
+        yield from _blocks(encoder, texts[:middle], prompt, offset)
+        yield from _blocks(encoder, texts[middle:], prompt, offset + middle)
+    else:
+        yield offset, offset + len(texts), block
+
+
+def _too_long(
+    encoder: Encoder,
+    block: TokenBlock,
+    places: Sequence[tuple[Job, int]],
+    refusals: list[Refusal],
+    cut: list[tuple[Job, int]],
+) -> set[int]:
+    """Rows of texts that were cut although their job does not want that."""
+    refused = set()
+    for row in block.truncated.nonzero()[0].tolist():
+        job, index = places[row]
+        if job.options.truncate:
+            cut.append((job, index))
+        else:
+            message = f"the text has more than {encoder.info.max_tokens} tokens"
+            refusals.append(Refusal(job, index, "text_too_long", message))
+            refused.add(row)
+    return refused
+
+
+def _pieces(
+    block: TokenBlock, places: Sequence[tuple[Job, int]], refused: set[int]
+) -> Iterator[Piece]:
+    """Runs of texts that follow one another in a job."""
+    ends = block.offsets.tolist()
+    start = 0
+    for row in range(1, len(places) + 1):
+        job, index = places[start]
+        follows = row < len(places) and places[row] == (job, index + row - start)
+        if follows and row not in refused and start not in refused:
+            continue
+        if start not in refused:
+            yield Piece(job, block, ends, start, row, index)
+        start = row
