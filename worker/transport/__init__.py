@@ -36,6 +36,20 @@ connection that does not block, `fetcher` when to fetch, `channel` and `poller` 
 seams to kombu, `connection` how Celery comes to use it.
 """
 
+from worker.transport.connection import AMQP, Connection, StockAMQP
 from worker.transport.leases import Admission, Lease, Leases, admission, lease_of, leases
+from worker.transport.transport import SentinelTransport, Transport
 
-__all__ = ["Admission", "Lease", "Leases", "admission", "lease_of", "leases"]
+__all__ = [
+    "AMQP",
+    "Admission",
+    "Connection",
+    "Lease",
+    "Leases",
+    "SentinelTransport",
+    "StockAMQP",
+    "Transport",
+    "admission",
+    "lease_of",
+    "leases",
+]

@@ -1,0 +1,245 @@
+"""kombu's Redis channel, with task queues fetched by lease; everything else is kombu's."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+from kombu.utils.json import loads
+from kombu.utils.scheduling import cycle_by_name
+
+from worker.transport import leases as process
+from worker.transport.fetcher import Fetcher
+from worker.transport.leases import Lease, Leases
+from worker.transport.qos import QoS
+from worker.transport.store import LeaseStore, Source, open_store
+from worker.transport.wire import Wire
+
+logger = logging.getLogger(__name__)
+
+#: What a message that is not one of kombu's raises when it is read.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError)
+
+
+#: Transport options beside kombu's.
+_OPTIONS = ("lease_timeout", "restore_interval", "dead_letter_key")
+
+
+class Channel(stock.Channel):
+    """A channel to one Redis or Valkey server."""
+
+    QoS = QoS
+    from_transport_options = (*stock.Channel.from_transport_options, *_OPTIONS)
+    leases: Leases = process.leases
+    #: Seconds; transport options of these names replace them.
+    lease_timeout = 12.0
+    restore_interval = 1.0
+    dead_letter_key = "unacked_dead_letters"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.owner = object()
+        self._receivers: dict[str, Callable[[Any], Any]] = {}
+        self._sync_client: redis.Redis | None = None
+        self._store: LeaseStore | None = None
+        super().__init__(*args, **kwargs)
+        self._lease_cycle = cycle_by_name(self.queue_order_strategy)()
+        self.fetcher = Fetcher(self)
+
+    # Seen by kombu.
+
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
+    ) -> Any:
+        """Consume; by lease where messages are acknowledged and do not come by pub/sub."""
+        if self.ack_emulation and not no_ack and queue not in self._fanout_queues:
+            self._receivers[queue] = callback
+            self._lease_cycle.update(list(self._receivers))
+            # Made when first asked for; from then on it gives leases back at exit.
+            _ = self.qos
+        return super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, leased in the step that takes it."""
+        if no_ack or not self.ack_emulation:
+            return super().basic_get(queue, no_ack=no_ack, **kwargs)
+        store = self.store
+        fetch = store.fetch(self._lists([queue]), renewed=False, count=1, tokens_bytes=1)
+        _, rows = store.read_fetch(fetch, store.run(fetch.command), self.owner)
+        for lease, message in rows:
+            self.leases.grant([lease])
+            return self._read(lease, message)
+        return None
+
+    def close(self) -> None:
+        if not self.closed:
+            self.fetcher.close()
+        super().close()
+
+    @property
+    def active_queues(self) -> list[str]:
+        """Queues that kombu itself is to pop from."""
+        return [queue for queue in super().active_queues if queue not in self._receivers]
+
+    # Seen by our fetcher.
+
+    @property
+    def store(self) -> LeaseStore:
+        if self._store is None:
+            self._store = self._open_store()
+        return self._store
+
+    @property
+    def looped(self) -> bool:
+        return self.connection is not None and self.connection.loop is not None
+
+    def sources(self) -> list[Source]:
+        return self._lists(self._lease_cycle.consume(len(self._receivers)))
+
+    def room(self) -> tuple[int, int]:
+        """Messages and bytes of text that may be fetched now, by the pool's word or kombu's."""
+        admission = process.admission
+        if self.looped and admission.room is not None:
+            tokens = admission.room()
+            if tokens <= 0:
+                return 0, 0
+            return admission.max_messages, min(
+                tokens * process.BYTES_PER_TOKEN, admission.max_bytes
+            )
+        count = admission.max_messages if self.looped else 1
+        if self.qos.prefetch_count:
+            held = self.leases.outstanding(self.owner) + self.qos.delivered()
+            count = min(count, max(self.qos.prefetch_count - held, 0))
+        return count, admission.max_bytes
+
+    def connect(self, patience: float) -> Wire:
+        pool = self.async_pool
+        connection = pool.connection_class(
+            **pool.connection_kwargs
+            | {
+                "socket_timeout": patience,
+                "socket_connect_timeout": self.socket_connect_timeout or patience,
+                "health_check_interval": 0,
+            }
+        )
+        wire = Wire(connection, patience)
+        self.connection.cycle.watch(self.fetcher, wire)
+        return wire
+
+    def hand_over(self, lease: Lease, message: bytes) -> None:
+        """Give a message to whoever consumes its queue."""
+        receive = self._receivers.get(lease.queue)
+        if receive is None:
+            self.leases.release([lease.tag])
+            return
+        self._lease_cycle.rotate(lease.queue)
+        read = self._read(lease, message)
+        if read is not None:
+            receive(read)
+
+    def restore_foreign(self, tags: Sequence[str]) -> None:
+        for tag in tags:
+            self.qos.restore_by_tag(tag)
+
+    def tell(self) -> None:
+        """Tell the server of endings now, where no loop will."""
+        if not self.looped:
+            self.leases.flush()
+
+    # Ours.
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        answer = super()._basic_cancel(consumer_tag)
+        if queue in self._receivers and queue not in self._tag_to_queue.values():
+            del self._receivers[queue]
+            self._lease_cycle.update(list(self._receivers))
+            self.fetcher.unwatch([source.key for source in self._lists([queue])])
+        return answer
+
+    def _read(self, lease: Lease, message: bytes) -> Any:
+        """The message under its lease's tag; one that nobody can read is buried."""
+        try:
+            payload = _parse(message)
+            payload["properties"]["delivery_tag"] = lease.tag
+            return self.Message(payload, channel=self)
+        except _UNREADABLE as error:
+            logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
+            self.leases.bury(lease.tag, "unreadable")
+            self.tell()
+            return None
+
+    def _lists(self, queues: Sequence[str]) -> list[Source]:
+        """Lists in the order in which they are served: by priority, then in turn or strictly."""
+        in_turn = self.queue_order_strategy == "round_robin"
+        sources = []
+        for priority in self.priority_steps:
+            for place, queue in enumerate(queues):
+                key = self.global_keyprefix + self._q_for_pri(queue, priority)
+                level = priority * len(queues) + (0 if in_turn else place)
+                sources.append(Source(queue, key, level, priority))
+        return sources
+
+    def _open_store(self) -> LeaseStore:
+        connection = self.connection.client
+        prefix = self.global_keyprefix
+        return open_store(
+            broker=tuple(sorted(connection.alt)) or connection.as_uri(),
+            client=self._store_client(),
+            unacked_key=prefix + self.unacked_key,
+            index_key=prefix + self.unacked_index_key,
+            dead_letter_key=prefix + self.dead_letter_key,
+            key_prefix=prefix,
+            separator=self.sep,
+            lease_timeout=float(self.lease_timeout),
+            visibility_timeout=float(self.visibility_timeout),
+        )
+
+    def _store_client(self) -> redis.Redis:
+        # Of a pool of its own; for Sentinel, kombu would close the manager with the channel.
+        manager = self._sentinel_manager
+        pool = self._get_pool()
+        self._sentinel_manager = manager
+        kwargs = pool.connection_kwargs
+        kwargs["socket_timeout"] = kwargs.get("socket_timeout") or 5.0
+        return redis.Redis(connection_pool=pool)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Kombu builds a client for each command, which costs more than the command."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._sync_client is None:
+            self._sync_client = super()._create_client()
+        return self._sync_client
+
+    def _disconnect_pools(self) -> None:
+        self._sync_client = None
+        super()._disconnect_pools()
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        super()._on_connection_disconnect(connection)
+        if self.connection is not None:
+            self.connection.cycle.forget(connection)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        except redis.exceptions.OutOfMemoryError:
+            # A full server refuses what is there already, too.
+            if (routing_key or "", pattern or "", queue or "") not in self.get_table(exchange):
+                raise
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """The same to the server that Sentinel names as primary."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, *_OPTIONS)
+
+
+def _parse(message: bytes) -> Any:
+    # kombu's decoder looks into every object for its own types, which are rare and slow.
+    return loads(message) if b'"__type__"' in message else json.loads(message)

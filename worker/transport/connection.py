@@ -1,0 +1,69 @@
+"""How Celery comes to use our transport: by the application's own connection class.
+
+kombu picks a transport by the URL's scheme from a table that all applications of a process share,
+and forgets one that was named beside the URL for `redis+socket://` and when it fails over. So the
+choice is made where it cannot be lost: in the connection.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import kombu
+from celery.app import amqp
+from kombu.utils.collections import HashedSeq
+
+from worker.transport.transport import SentinelTransport, Transport
+
+
+class StockConnection(kombu.Connection):
+    """kombu's connection, which also takes `unix://` and verifies certificates by default."""
+
+    def __init__(self, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
+        super().__init__(_kombu_url(hostname), *args, **kwargs)
+
+    def __eqhash__(self) -> HashedSeq:
+        # kombu shares pools between applications whose connections look the same.
+        return HashedSeq(type(self), super().__eqhash__())
+
+    def _init_params(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("transport") == "rediss" and not kwargs.get("ssl"):
+            kwargs["ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        super()._init_params(*args, **kwargs)
+
+
+class Connection(StockConnection):
+    """A connection whose Redis URLs lead to our transport."""
+
+    _transports: ClassVar[dict[str, type[Transport]]] = {
+        "redis": Transport,
+        "rediss": Transport,
+        "sentinel": SentinelTransport,
+    }
+
+    def get_transport_cls(self) -> Any:
+        return self._transports.get(self.transport_cls) or super().get_transport_cls()
+
+
+class AMQP(amqp.AMQP):
+    """For `Celery(amqp="worker.transport:AMQP")`."""
+
+    Connection = BrokerConnection = Connection
+
+
+class StockAMQP(amqp.AMQP):
+    """The same on kombu's own transport."""
+
+    Connection = BrokerConnection = StockConnection
+
+
+def _kombu_url(url: Any) -> Any:
+    """What kombu calls `unix://PATH?db=N`; other URLs as they are."""
+    if not isinstance(url, str) or not url.startswith("unix://"):
+        return url
+    parts = urlsplit(url)
+    database = (parse_qs(parts.query).get("db") or ["0"])[0]
+    user = f"{parts.netloc.rsplit('@', 1)[0]}@" if "@" in parts.netloc else ""
+    return f"redis+socket://{user}{parts.path}?virtual_host={database}"

@@ -1,0 +1,63 @@
+"""How deliveries are acknowledged: leases through the process's ledger, others as kombu does."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+
+from worker.transport import scripts
+
+logger = logging.getLogger(__name__)
+
+
+class QoS(stock.QoS):
+    """kombu's seam for prefetching, acknowledging and restoring, one for each channel."""
+
+    def can_consume(self) -> bool:
+        count, _ = self.channel.room()
+        return bool(count > 0)
+
+    def ack(self, delivery_tag: str) -> None:
+        if is_lease(delivery_tag):
+            self.channel.leases.ack(delivery_tag)
+            self.channel.tell()
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if is_lease(delivery_tag):
+            self.channel.leases.reject(delivery_tag, requeue=requeue)
+            self.channel.tell()
+        else:
+            super().reject(delivery_tag, requeue=requeue)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """The fetcher does it, in one script and without a mutex."""
+
+    def restore_unacked(self, client: Any = None) -> None:
+        super().restore_unacked(client)
+        self._abandon()
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        super().restore_unacked_once(stderr)
+        self._abandon()
+
+    def delivered(self) -> int:
+        """Messages by kombu's own way that are not acknowledged."""
+        return len(self._delivered) - len(self._dirty)
+
+    def _abandon(self) -> None:
+        self.channel.leases.abandon(self.channel.owner)
+        try:
+            self.channel.leases.flush()
+        except redis.RedisError as error:
+            # They stay in the outbox for the next connection, or run out.
+            logger.info("Could not give leases back while closing: %s", error)
+
+
+def is_lease(tag: str) -> bool:
+    """Whether one of our fetches gave out this tag."""
+    return tag.startswith((scripts.RENEWED + ":", scripts.HELD + ":"))

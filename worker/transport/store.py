@@ -1,0 +1,183 @@
+"""The leased set of one broker database: its keys, and what is asked of its server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import redis
+
+from worker.transport import scripts
+from worker.transport.leases import Lease, Outbox
+from worker.transport.scripts import Command
+
+#: Tags in one call of a script: bounds how long the server is busy, and Lua's argument stack.
+TAGS_A_CALL = 500
+#: Of one sweep for leases that ran out: messages, bytes of them, and index entries looked at.
+RESTORE_LIMIT = 500
+RESTORE_BYTES = 8 * 1024 * 1024
+RESTORE_SCAN = 2000
+#: Bytes of a message that are envelope, not text.
+MESSAGE_OVERHEAD = 600
+#: Least bytes that a message counts for.
+MESSAGE_MINIMUM = 32
+
+
+class Source(NamedTuple):
+    """A list that messages are taken from."""
+
+    queue: str
+    #: Full name of the list.
+    key: str
+    #: Sources of one level are served in turn, lower levels first.
+    level: int
+    #: kombu's priority step; 0 for the list that has just the queue's name.
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """One request for messages, and how to read its answer."""
+
+    command: Command
+    kind: str
+    #: Unique, so that no tag is ever used twice.
+    name: str
+    sources: Sequence[Source]
+    count: int
+
+    def tag(self, source: Source, number: int) -> str:
+        return f"{self.kind}:{source.priority}:{self.name}:{number:04d}"
+
+    def possible_tags(self) -> list[str]:
+        """Every tag that the server may have handed out for this request."""
+        by_priority = {source.priority: source for source in self.sources}
+        return [self.tag(one, n) for n in range(self.count) for one in by_priority.values()]
+
+
+@dataclass(eq=False)
+class LeaseStore:
+    """Names, times and a client of its own; one object for all channels to one database.
+
+    The client is thread-safe, connects on first use and outlives every channel. All else is set
+    once, but for the server's run id, which the event loop's thread writes.
+    """
+
+    unacked_key: str
+    index_key: str
+    dead_letter_key: str
+    #: kombu's `global_keyprefix`, already part of the keys above.
+    key_prefix: str
+    separator: str
+    #: Seconds after the last renewal.
+    lease_timeout: float
+    #: Seconds after the fetch, for leases that nobody renews.
+    visibility_timeout: float
+    #: Set by each channel that begins to consume, so that it follows a change of servers.
+    client: redis.Redis = field(repr=False)
+    _server: bytes = b""
+
+    def fetch(
+        self, sources: Sequence[Source], *, renewed: bool, count: int, tokens_bytes: int
+    ) -> Fetch:
+        """Up to `count` messages, or until their texts reach `tokens_bytes`."""
+        kind = scripts.RENEWED if renewed else scripts.HELD
+        name = uuid.uuid4().hex
+        args: list[str | int | float] = [
+            *(kind, name, count, tokens_bytes, MESSAGE_OVERHEAD, MESSAGE_MINIMUM)
+        ]
+        for source in sources:
+            args += source.level, source.priority, f',"",{json.dumps(source.queue)}]'
+        keys = (self.unacked_key, self.index_key, *(source.key for source in sources))
+        command = Command(scripts.FETCH, keys, tuple(args))
+        return Fetch(command, kind, name, sources, count)
+
+    def read_fetch(
+        self, fetch: Fetch, answer: Sequence[Any], owner: object
+    ) -> tuple[bool, list[tuple[Lease, bytes]]]:
+        """Whether every list was seen empty, and the messages with their leases."""
+        drained, rows = answer
+        leased = []
+        for number, (at, message) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+            source = fetch.sources[at - 1]
+            # The only `true` that kombu and our scripts write; the message itself is read later.
+            redelivered = b'"redelivered": true' in message
+            tag = fetch.tag(source, number)
+            leased.append((Lease(tag, source.queue, redelivered, self, owner), message))
+        return bool(drained), leased
+
+    def commands(self, outbox: Outbox) -> Iterator[Command]:
+        """What tells the server of everything in `outbox`."""
+        keys = (self.unacked_key, self.index_key)
+        for burial in outbox.burials:
+            yield Command(scripts.BURY, (*keys, burial.key), (burial.tag, burial.reason))
+        # The last one put back is the next in line, so the first one given comes last.
+        for tags, marked in ((outbox.returns, "0"), (outbox.requeues, "1")):
+            for some in _split(tags[::-1]):
+                args = (marked, self.key_prefix, self.separator, *some)
+                yield Command(scripts.GIVE_BACK, keys, args)
+        for some in _split(outbox.acks):
+            yield Command(scripts.ACK, keys, tuple(some))
+
+    def renewals(self, tags: Sequence[str]) -> Iterator[Command]:
+        for some in _split([tag for tag in tags if tag.startswith(scripts.RENEWED)]):
+            yield Command(scripts.RENEW, (self.index_key,), tuple(some))
+
+    def restoration(self, offset: int) -> Command:
+        args = (
+            *(self.key_prefix, self.separator, self.lease_timeout, self.visibility_timeout),
+            *(offset, RESTORE_SCAN, RESTORE_LIMIT, RESTORE_BYTES),
+        )
+        return Command(scripts.RESTORE, (self.unacked_key, self.index_key), args)
+
+    def grace(self, server: bytes, uptime: float) -> float:
+        """Seconds before leases may be restored on this server, named by its run id.
+
+        On one that started just now, or that replaced another, they are old because nobody could
+        renew them.
+        """
+        known, self._server = self._server, server
+        if known and known != server:
+            return self.lease_timeout
+        return 0.0 if known else max(self.lease_timeout - uptime, 0.0)
+
+    def tell(self, outbox: Outbox) -> None:
+        """Send everything in `outbox` and wait until the server has it."""
+        for command in self.commands(outbox):
+            self.run(command)
+
+    def run(self, command: Command) -> Any:
+        """Call a script and wait for its answer."""
+        try:
+            return self.client.execute_command(*command.by_digest)
+        except redis.exceptions.NoScriptError:
+            return self.client.execute_command(*command.in_full)
+
+
+_stores: dict[tuple[object, ...], LeaseStore] = {}
+_stores_lock = threading.Lock()
+
+
+def open_store(*, broker: object, client: redis.Redis, **fields: Any) -> LeaseStore:
+    """The store of a broker, the same one for the life of the process, with a client for today.
+
+    `fields` are those of `LeaseStore`; a broker used in two ways has two stores.
+    """
+    key = (broker, *fields.values())
+    with _stores_lock:
+        store = _stores.get(key)
+        if store is None:
+            store = _stores[key] = LeaseStore(client=client, **fields)
+        else:
+            former, store.client = store.client, client
+            former.connection_pool.disconnect(inuse_connections=False)
+    return store
+
+
+def _split(tags: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(tags), TAGS_A_CALL):
+        yield tags[start : start + TAGS_A_CALL]
