@@ -11,6 +11,8 @@ In reading order:
 - `server`    Redis clients from Celery's URLs
 - `scripts`   Lua: the steps that must happen whole or not at all
 - `store`     the record of a job: accepted, read, cancelled, listed
+- `estimates` what a job will cost, before it is tokenised
+- `records`   records of jobs that go through Celery itself
 - `messages`  a job as a Celery message, built without a producer
 - `app`       the Celery application and its configuration
 """

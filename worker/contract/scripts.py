@@ -117,8 +117,12 @@ for at = 5, #ARGV, 9 do
   end
   if first and redis.call('EXISTS', job) == 1 then
     settle(job, ledger)
-    redis.call('HSET', job, 'status', status, 'finished', now, 'started', ARGV[at + 8],
-      'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5], 'total', ARGV[at + 5])
+    redis.call('HSET', job, 'status', status, 'finished', now)
+    if ARGV[at + 8] ~= '' then redis.call('HSET', job, 'started', ARGV[at + 8]) end
+    if status == 'succeeded' then
+      redis.call('HSET', job, 'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5],
+        'total', ARGV[at + 5])
+    end
     if ARGV[at + 6] ~= '' then
       redis.call('HSET', job, 'code', ARGV[at + 6], 'message', ARGV[at + 7])
     end

@@ -61,6 +61,21 @@ class NewJob:
     owner: str = ""
 
 
+class Ending(NamedTuple):
+    """How a job ended. `meta` is the outcome to store, empty where Celery stored it already or
+    nobody wants it; `tag` is the lease that ends with it, empty where there is none."""
+
+    id: str
+    status: Status
+    tag: str = ""
+    meta: bytes = b""
+    prompt_tokens: int = 0
+    texts: int = 0
+    code: str = ""
+    message: str = ""
+    started: float = 0.0
+
+
 class Acceptance(NamedTuple):
     """How a submission ended: `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is
     the earlier job), `full` (tokens) or `results_full` (bytes of results); `level` is the ledger's
@@ -80,6 +95,7 @@ class JobStore:
         self._result_ttl = result_ttl
         self._ledger = keys.ledger(queue)
         self._accept = client.register_script(scripts.ACCEPT)
+        self._finish = client.register_script(scripts.FINISH)
         self._cancel = client.register_script(scripts.CANCEL)
 
     def accept(
@@ -151,6 +167,45 @@ class JobStore:
                 job_ids, answers[::2], answers[1::2], strict=True
             )
         ]
+
+    def finish(
+        self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")
+    ) -> None:
+        """End jobs, each once: a job that has an outcome keeps it and only loses its lease.
+
+        `lease_keys` name the hash and the sorted set that hold leases. May be repeated after an
+        error. Raises redis.RedisError.
+        """
+        arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
+        for end in endings:
+            arguments += (
+                end.id,
+                end.tag,
+                end.meta,
+                end.status.value,
+                end.prompt_tokens,
+                end.texts,
+                end.code,
+                end.message,
+                end.started or "",
+            )
+        self._finish(keys=[self._ledger, *lease_keys], args=arguments)
+
+    def progress(self, jobs: Sequence[tuple[str, float, int, int]]) -> None:
+        """Tell of running jobs: id, time started, texts done and total. One round trip."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id, started, done, total in jobs:
+                fields: dict[str, Any] = {
+                    "status": Status.RUNNING.value,
+                    "started": started,
+                    "done": done,
+                    "total": total,
+                }
+                pipe.hset(keys.job(job_id), mapping=fields)
+                pipe.expire(keys.job(job_id), RECORD_TTL)
+            notice = {"progress": {job_id: [done, total] for job_id, _, done, total in jobs}}
+            pipe.publish(keys.EVENTS, orjson.dumps(notice))
+            pipe.execute()
 
     def outcome(self, job_id: str) -> dict[str, Any] | None:
         """The stored outcome in Celery's format, or None while there is none."""

@@ -19,11 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
+from worker.contract import estimates
 from worker.contract.jobs import TextError
 from worker.contract.results import Matrix
 from worker.encoder.protocol import Encoder
 from worker.engine.forward import Forward
-from worker.engine.job import Job, Piece, estimate
+from worker.engine.job import Job, Piece
 from worker.engine.schedule import Schedule
 from worker.engine.tokenising import Slice, tokenise
 from worker.tokens import TokenBlock
@@ -236,8 +237,7 @@ class Engine:
         return slices
 
     def _estimate(self, job: Job, start: int, stop: int) -> int:
-        most = job.info.max_tokens
-        return sum(estimate(text, most) for text in job.texts[start:stop])
+        return estimates.tokens(job.texts[start:stop], job.info.max_tokens)
 
     # -- encode -----------------------------------------------------------------------------
 

@@ -14,10 +14,6 @@ from worker.contract.models import ModelInfo
 from worker.contract.results import Matrix, Outcome
 from worker.tokens import TokenBlock
 
-#: What a text costs before it is tokenised: about four characters a token, two special tokens.
-_CHARACTERS_A_TOKEN = 4
-_SPECIAL_TOKENS = 2
-
 
 class Piece(NamedTuple):
     """Consecutive texts of one job: rows `start` to `stop` of a block, the first being text
@@ -145,9 +141,3 @@ class Job:
             self.info.name, self.vectors, self.prompt_tokens, errors, sorted(self.truncated)
         )
 
-
-def estimate(text: Any, most: int) -> int:
-    """Tokens that a text may have, before it is tokenised; at most `most`."""
-    if not isinstance(text, str):
-        return 0
-    return min(len(text) // _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, most)

@@ -1,0 +1,92 @@
+"""`embed`, the task that users call. Imports neither torch nor flask.
+
+Inside a worker with our pool the vectors are there before the body runs; anywhere else (a direct
+call, `apply()`, another pool) the body encodes on the spot with the same engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from celery import Task
+
+from worker import app
+from worker.contract import records
+from worker.contract.errors import InvalidJob, JobFailed
+from worker.contract.jobs import TASK_NAME, parse_call
+from worker.contract.messages import new_id, shown_args
+from worker.contract.results import Outcome, payload, plain
+
+#: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
+#: The pool puts one in right before it runs the body, on the same thread.
+ready: dict[str, Any] = {}
+
+
+class EmbedTask(Task):  # type: ignore[misc]  # Celery has no types
+    """Keeps texts out of events and logs, and a record of each job that REST can read."""
+
+    Request = "worker.pool.requests:EmbedRequest"
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """As in Celery; the record is written before the message is sent."""
+        task_id = task_id or new_id()
+        texts = _texts(args, kwargs)
+        options.setdefault("argsrepr", shown_args(len(texts)))
+        options.setdefault("kwargsrepr", "{}")
+        if self.app.conf.task_always_eager or options.get("retries"):
+            return super().apply_async(args, kwargs, task_id, **options)
+        recorded = records.open_record(self.app, task_id, texts)
+        try:
+            return super().apply_async(args, kwargs, task_id, **options)
+        except Exception:
+            if recorded:
+                records.withdraw(self.app, task_id)
+            raise
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        """Close the record of a job that ended by way of Celery's own tracer."""
+        if not self.request.is_eager:
+            records.close_record(self.app, task_id, status, retval)
+
+
+@app.task(bind=True, base=EmbedTask, name=TASK_NAME)
+def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
+    """Vectors of one text or a list of texts, as a JSON-ready dict.
+
+    Arguments and result as in the README: `input` (one string or 1 to 4,096), `model`,
+    `prompt_name` or `prompt`, `dimensions`, `normalize`, `truncate`, `encoding_format`. Raises
+    JobFailed, with a `code`, where no text of the job has a vector.
+    """
+    if self.request.id in ready:
+        result = ready.pop(self.request.id)
+        if isinstance(result, BaseException):
+            raise result
+        return cast("dict[str, Any]", result)
+    return _embed(input, options)
+
+
+def _embed(value: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    # Loads torch, which producers do not need.
+    from worker.service import default_service
+
+    try:
+        texts, options = parse_call([value], kwargs)
+        outcome = default_service().run(texts, options)
+    except InvalidJob as error:
+        raise JobFailed(error.code, error.message) from error
+    if isinstance(outcome, Outcome):
+        return plain(payload(outcome, options.encoding_format))
+    raise outcome
+
+
+def _texts(args: Any, kwargs: Any) -> list[Any]:
+    value = args[0] if args else (kwargs or {}).get("input")
+    return list(value) if isinstance(value, list | tuple) else [value]
