@@ -15,7 +15,7 @@ from kombu.utils.scheduling import cycle_by_name
 
 from worker.transport import leases as process
 from worker.transport.fetcher import Fetcher
-from worker.transport.leases import Lease, Leases
+from worker.transport.leases import Burial, Lease, Leases, Outbox
 from worker.transport.qos import QoS
 from worker.transport.store import LeaseStore, Source, open_store
 from worker.transport.wire import Wire
@@ -142,8 +142,17 @@ class Channel(stock.Channel):
             receive(read)
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
+        """Put messages of stock workers back by kombu's routing; bury what has none."""
         for tag in tags:
-            self.qos.restore_by_tag(tag)
+            try:
+                self.qos.restore_by_tag(tag)
+            except redis.RedisError as error:
+                logger.warning("Could not restore messages of stock workers: %s", error)
+                return
+            except _UNREADABLE:
+                self.store.tell(
+                    Outbox(burials=[Burial(tag, "unreadable", self.store.dead_letter_key)])
+                )
 
     def tell(self) -> None:
         """Tell the server of endings now, where no loop will."""

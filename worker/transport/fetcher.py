@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from worker.transport.leases import Lease, Leases, Outbox
-from worker.transport.store import Fetch, LeaseStore, Source
-from worker.transport.wire import Wire
+from worker.transport.leases import Lease, Outbox
+from worker.transport.store import Fetch, Source
+from worker.transport.upkeep import Consumer, Upkeep
+from worker.transport.wire import Pause, Together, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -21,37 +21,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 #: Seconds for which the server holds back the answer while a list is empty.
 WATCH_SECONDS = 5
-#: Messages of stock workers restored in one sweep, each with a round trip of its own.
-FOREIGN_LIMIT = 20
-
-
-class Consumer(Protocol):
-    """The channel, as its fetcher sees it."""
-
-    #: Compared, never used: the owner of what is fetched.
-    owner: object
-    leases: Leases
-    restore_interval: float
-
-    @property
-    def store(self) -> LeaseStore: ...
-
-    @property
-    def looped(self) -> bool:
-        """Whether an event loop turns, which renews leases and hands out many messages at once."""
-
-    def sources(self) -> Sequence[Source]: ...
-
-    def room(self) -> tuple[int, int]:
-        """Messages and bytes of text that may be fetched now."""
-
-    def connect(self, patience: float) -> Wire:
-        """A new connection whose socket is polled."""
-
-    def hand_over(self, lease: Lease, message: bytes) -> None: ...
-
-    def restore_foreign(self, tags: Sequence[str]) -> None:
-        """Put messages of stock workers back by kombu's routing."""
 
 
 class Fetcher:
@@ -75,9 +44,10 @@ class Fetcher:
         self._fetching = False
         self._drained = False
         self._telling = False
-        self._fetch_pause = _Pause()
-        self._tell_pause = _Pause()
-        self._upkeep = _Upkeep(consumer)
+        self._connect_pause = Pause()
+        self._fetch_pause = Pause()
+        self._tell_pause = Pause()
+        self._upkeep = Upkeep(consumer)
 
     def turn(self) -> None:
         """Send what there is to send; called before each poll.
@@ -89,6 +59,8 @@ class Fetcher:
         if self._wire is None and not sources:
             return
         wire = self._connected()
+        if wire is None:
+            return
         self._tell(wire)
         self._upkeep.run(wire)
         if self.ready and self._consumer.looped:
@@ -137,10 +109,17 @@ class Fetcher:
         self._leases.release([lease.tag for lease, _ in self.ready])
         self.ready.clear()
 
-    def _connected(self) -> Wire:
-        if self._wire is None or not self._wire.alive:
-            self._wire = self._consumer.connect(PATIENCE)
-            self._upkeep.connected(self._wire)
+    def _connected(self) -> Wire | None:
+        """The connection for commands; None where one was lost too often to try again now."""
+        if self._wire is not None and self._wire.alive:
+            return self._wire
+        if self._connect_pause.on:
+            return None
+        # The first attempt comes at once. A server that lets us in and drops us, as one that is
+        # loading its data does, is asked less and less often.
+        self._connect_pause.longer()
+        self._wire = self._consumer.connect(PATIENCE)
+        self._upkeep.connected(self._wire)
         return self._wire
 
     def _tell(self, wire: Wire) -> None:
@@ -148,34 +127,25 @@ class Fetcher:
         if self._telling or self._tell_pause.on or not self._leases.pending(store):
             return
         outbox = self._leases.take(store)
-        telling = _Telling(outbox)
+        commands = list(store.commands(outbox))
 
-        def done() -> None:
-            if telling.open:
-                return
+        def told(whole: bool) -> None:
             self._telling = False
-            if telling.failed:
-                self._leases.put_back(store, outbox)
-            else:
+            if whole:
                 self._tell_pause.reset()
+            else:
+                self._leases.put_back(store, outbox)
+
+        together = Together(len(commands), told)
 
         def replied(reply: Any) -> None:
-            telling.open -= 1
             if isinstance(reply, ResponseError):
-                telling.failed = True
                 self._refused(wire, reply, self._tell_pause)
-            done()
-
-        def lost() -> None:
-            telling.open -= 1
-            telling.failed = True
-            done()
+            together.ended(well=not isinstance(reply, ResponseError))
 
         self._telling = True
-        commands = list(store.commands(outbox))
-        telling.open = len(commands)
         for command in commands:
-            wire.call(command, replied, lost)
+            wire.call(command, replied, lambda: together.ended(well=False))
 
     def _fetch(self, wire: Wire, sources: Sequence[Source], count: int, room: int) -> None:
         consumer = self._consumer
@@ -194,6 +164,7 @@ class Fetcher:
         if isinstance(reply, ResponseError):
             self._refused(wire, reply, self._fetch_pause)
             return
+        self._connect_pause.reset()
         self._fetch_pause.reset()
         consumer = self._consumer
         self._drained, leased = consumer.store.read_fetch(fetch, reply, consumer.owner)
@@ -229,124 +200,8 @@ class Fetcher:
 
         return woken
 
-    def _refused(self, wire: Wire, error: ResponseError, pause: _Pause) -> None:
+    def _refused(self, wire: Wire, error: ResponseError, pause: Pause) -> None:
         logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())
         if isinstance(error, ReadOnlyError):
             # A failover: the name may lead to the new primary.
             wire.drop()
-
-
-class _Telling:
-    """One outbox on its way: `open` answers are still to come."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.open = 0
-        self.failed = False
-
-
-class _Pause:
-    """Time to leave a server alone that refuses, twice as long each time."""
-
-    FIRST = 0.1
-    LONGEST = 5.0
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._until = 0.0
-
-    @property
-    def on(self) -> bool:
-        return time.monotonic() < self._until
-
-    def longer(self) -> float:
-        self._seconds = min(max(2 * self._seconds, self.FIRST), self.LONGEST)
-        self._until = time.monotonic() + self._seconds
-        return self._seconds
-
-    def reset(self) -> None:
-        self._seconds = 0.0
-
-
-class _Upkeep:
-    """Renews this process's leases and restores those of dead ones, when it is time."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-        self._leases = consumer.leases
-        self._renew_at = 0.0
-        self._restore_at = 0.0
-        self._renewing = 0
-        self._restoring = False
-
-    def connected(self, wire: Wire) -> None:
-        """A new connection: renew at once, but restore nothing before we know the server.
-
-        After its restart everybody's leases look old; their holders get one lease's time to come
-        back and renew.
-        """
-        self._renew_at = 0.0
-        self._renewing = 0
-        self._restoring = False
-        self._restore_at = time.monotonic() + self._consumer.store.lease_timeout
-        wire.send(("INFO", "server"), self._known, lambda: None, wait=0)
-
-    def run(self, wire: Wire) -> None:
-        now = time.monotonic()
-        if self._consumer.looped and not self._renewing and now >= self._renew_at:
-            self._renew(wire)
-        if not self._restoring and now >= self._restore_at:
-            self._restore(wire, offset=0)
-
-    def _known(self, reply: Any) -> None:
-        if isinstance(reply, bytes):
-            store = self._consumer.store
-            fields = dict(line.split(b":", 1) for line in reply.split() if b":" in line)
-            self._restore_at = time.monotonic() + store.grace(
-                fields.get(b"run_id", b""), float(fields.get(b"uptime_in_seconds", 0))
-            )
-
-    def _renew(self, wire: Wire) -> None:
-        store = self._consumer.store
-        self._renew_at = time.monotonic() + store.lease_timeout / 3
-        commands = list(store.renewals(self._leases.live_tags(store)))
-        self._renewing = len(commands)
-        for command in commands:
-            wire.call(command, self._renewed, self._renewal_lost)
-
-    def _renewed(self, reply: Any) -> None:
-        self._renewing -= 1
-        if isinstance(reply, ResponseError):
-            logger.warning("Redis refuses to renew leases: %s", reply)
-            self._renew_at = time.monotonic() + 1.0
-        elif reply:
-            self._leases.lost([tag.decode() for tag in reply])
-
-    def _renewal_lost(self) -> None:
-        self._renewing = 0
-
-    def _restore(self, wire: Wire, offset: int) -> None:
-        self._restoring = True
-        self._restore_at = time.monotonic() + self._consumer.restore_interval
-        wire.call(
-            self._consumer.store.restoration(offset),
-            lambda reply: self._restored(wire, offset, reply),
-            self._restoration_lost,
-        )
-
-    def _restored(self, wire: Wire, offset: int, reply: Any) -> None:
-        self._restoring = False
-        if isinstance(reply, ResponseError):
-            logger.warning("Redis refuses to restore leases that ran out: %s", reply)
-            return
-        count, passed, more, foreign = reply
-        if count:
-            logger.warning("%d messages of workers that are gone go back to their queues", count)
-            self._leases.restored(count)
-        if foreign:
-            self._consumer.restore_foreign([tag.decode() for tag in foreign[:FOREIGN_LIMIT]])
-        elif more:
-            self._restore(wire, offset + passed)
-
-    def _restoration_lost(self) -> None:
-        self._restoring = False

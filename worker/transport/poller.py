@@ -43,7 +43,7 @@ class Poller(stock.MultiChannelPoller):
 
     @property
     def fds(self) -> dict[int, Any]:
-        return super().fds | self._wires
+        return {**super().fds, **self._wires}
 
     def on_poll_init(self, poller: Any) -> None:
         self.poller = poller
@@ -85,5 +85,7 @@ class Poller(stock.MultiChannelPoller):
         """The fetchers do it."""
 
     def close(self) -> None:
+        for fd in self._wires:
+            self._unregister_from_poll(fd)
         self._wires.clear()
         super().close()

@@ -132,3 +132,41 @@ class Wire:
         else:
             call.on_reply(reply)
         return True
+
+
+class Together:
+    """Several commands; says at the end of the last whether all went well."""
+
+    def __init__(self, size: int, on_end: Callable[[bool], None]) -> None:
+        self._open = size
+        self._well = True
+        self._on_end = on_end
+
+    def ended(self, *, well: bool) -> None:
+        self._open -= 1
+        self._well = self._well and well
+        if not self._open:
+            self._on_end(self._well)
+
+
+class Pause:
+    """Time to leave a server alone that refuses, twice as long each time."""
+
+    FIRST = 0.1
+    LONGEST = 5.0
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._until = 0.0
+
+    @property
+    def on(self) -> bool:
+        return time.monotonic() < self._until
+
+    def longer(self) -> float:
+        self._seconds = min(max(2 * self._seconds, self.FIRST), self.LONGEST)
+        self._until = time.monotonic() + self._seconds
+        return self._seconds
+
+    def reset(self) -> None:
+        self._seconds = self._until = 0.0
