@@ -1,0 +1,162 @@
+"""The ledger of leases, without a server."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from worker.transport.leases import Burial, Lease, Leases, Outbox
+from worker.transport.store import LeaseStore
+
+
+class FakeStore(LeaseStore):
+    """Remembers what it was told, or refuses."""
+
+    def __init__(self) -> None:
+        client: Any = None
+        super().__init__("unacked", "unacked_index", "dead", "", "~", 12.0, 3600.0, client)
+        self.told: list[Outbox] = []
+        self.away = False
+
+    def tell(self, outbox: Outbox) -> None:
+        if self.away:
+            raise redis.ConnectionError("away")
+        self.told.append(outbox)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def leases() -> Leases:
+    return Leases()
+
+
+def granted(leases: Leases, store: LeaseStore, *tags: str, owner: object = "channel") -> None:
+    leases.grant([Lease(tag, "jobs", False, store, owner) for tag in tags])
+
+
+def test_an_ended_lease_is_told_once_however_often_it_is_ended(
+    leases: Leases, store: FakeStore
+) -> None:
+    granted(leases, store, "a")
+    leases.ack("a")
+    leases.ack("a")
+    leases.reject("a", requeue=True)
+    leases.release(["a"])
+    assert leases.take(store) == Outbox(acks=["a"])
+    assert leases.stats()["acked"] == 1
+
+
+def test_a_tag_that_was_never_granted_is_nobodys_business(leases: Leases, store: FakeStore) -> None:
+    leases.ack("unknown")
+    assert not leases.pending(store)
+
+
+def test_a_lease_settled_with_its_result_needs_no_acknowledgement(
+    leases: Leases, store: FakeStore
+) -> None:
+    granted(leases, store, "a", "b")
+    assert leases.settle_args(["a", "gone", "b"]) == (["unacked", "unacked_index"], ["a", "b"])
+    leases.forget(["a", "b"])
+    leases.ack("a")
+    assert not leases.pending(store)
+    assert leases.settle_args(["a"]) == ([], [])
+    assert leases.stats()["settled"] == 2
+
+
+def test_each_way_to_end_a_lease_reaches_the_server(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, *"abcdef")
+    leases.ack("a")
+    leases.reject("b", requeue=False)
+    leases.reject("c", requeue=True)
+    leases.release(["d"])
+    leases.bury("e", "unreadable")
+    leases.bury("f", "poisoned", "my-dead")
+    assert leases.take(store) == Outbox(
+        acks=["a", "b"],
+        returns=["d"],
+        requeues=["c"],
+        burials=[Burial("e", "unreadable", "dead"), Burial("f", "poisoned", "my-dead")],
+    )
+
+
+def test_a_closing_channel_gives_back_what_nobody_keeps(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, "a", "b", "c", owner="closing")
+    granted(leases, store, "d", owner="other")
+    leases.keep(["b"])
+    assert leases.outstanding("closing") == 2
+    leases.abandon("closing")
+    assert leases.take(store) == Outbox(returns=["a", "c"])
+    assert leases.get("b") is not None
+    assert leases.get("d") is not None
+    assert leases.outstanding("closing") == 0
+
+
+def test_a_kept_lease_can_still_be_ended(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, "a")
+    leases.keep(["a"])
+    leases.keep(["a"])
+    leases.ack("a")
+    assert leases.take(store) == Outbox(acks=["a"])
+    assert leases.stats()["live"] == 0
+
+
+def test_what_the_server_did_not_hear_is_told_again(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, "a", "b")
+    leases.ack("a")
+    store.away = True
+    with pytest.raises(redis.ConnectionError):
+        leases.flush()
+    leases.ack("b")
+    store.away = False
+    leases.flush()
+    leases.flush()
+    assert store.told == [Outbox(acks=["b", "a"])] or store.told == [Outbox(acks=["a", "b"])]
+
+
+def test_the_loop_is_woken_once_for_many_endings(leases: Leases, store: FakeStore) -> None:
+    woken: list[bool] = []
+    leases.wake = lambda: woken.append(True)
+    granted(leases, store, "a", "b", "c")
+    leases.ack("a")
+    leases.ack("b")
+    assert len(woken) == 1
+    leases.take(store)
+    leases.ack("c")
+    assert len(woken) == 2
+
+
+def test_a_lost_lease_cannot_be_acknowledged(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, "a")
+    leases.lost(["a", "unknown"])
+    leases.ack("a")
+    assert not leases.pending(store)
+    assert leases.stats()["lost"] == 1
+
+
+def test_threads_end_leases_at_once_and_none_is_missed(leases: Leases, store: FakeStore) -> None:
+    tags = [f"{thread}-{n}" for thread in range(8) for n in range(200)]
+    granted(leases, store, *tags)
+    told: list[str] = []
+    start = threading.Barrier(9)
+
+    def end(thread: int) -> None:
+        start.wait()
+        for n in range(200):
+            leases.ack(f"{thread}-{n}")
+
+    threads = [threading.Thread(target=end, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    while any(thread.is_alive() for thread in threads):
+        told += leases.take(store).acks
+    told += leases.take(store).acks
+    assert sorted(told) == sorted(tags)
+    assert leases.outstanding("channel") == 0
