@@ -57,7 +57,7 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery has no types
             records.close_record(self.app, task_id, status, retval)
 
 
-@app.task(bind=True, base=EmbedTask, name=TASK_NAME)
+@app.task(bind=True, base=EmbedTask, name=TASK_NAME, throws=(JobFailed,))
 def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
     """Vectors of one text or a list of texts, as a JSON-ready dict.
 

@@ -11,7 +11,13 @@ from worker.contract.settings import Settings
 
 def make_app(settings: Settings) -> Celery:
     """A Celery application that talks to the broker and result backend of `settings`."""
-    app = Celery("embedq", include=["worker.tasks"])
+    # By name: producers need the transport only when they connect.
+    amqp = (
+        "worker.transport.connection:AMQP"
+        if settings.transport == "embedq"
+        else "worker.transport.connection:StockAMQP"
+    )
+    app = Celery("embedq", amqp=amqp, include=["worker.tasks"])
     app.conf.update(configuration(settings))
     return app
 
@@ -19,9 +25,10 @@ def make_app(settings: Settings) -> Celery:
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings; each that differs from its default has its reason beside it."""
     transport_options = {
-        "visibility_timeout": settings.lease_seconds if settings.transport == "embedq" else 3600,
-        # The sweep for leases that ran out, and one worker of many doing it.
-        "unacked_restore_interval": 2 if settings.transport == "embedq" else 5,
+        # Of messages that nobody renews: those of stock workers.
+        "visibility_timeout": 3600,
+        "lease_timeout": settings.lease_seconds,
+        "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 30,
         # One list a queue: who wants priorities uses queues.

@@ -28,8 +28,6 @@ def tokens(texts: Iterable[Any], limit: int = _USUAL_LIMIT) -> int:
     return sum(tokens_of(text, limit) for text in texts)
 
 
-def result_bytes(
-    texts: int, dimensions: int = _USUAL_DIMENSIONS, *, base64: bool = False
-) -> int:
+def result_bytes(texts: int, dimensions: int = _USUAL_DIMENSIONS, *, base64: bool = False) -> int:
     """Bytes that the stored result of a job may take."""
     return int(texts * dimensions * (_BASE64_BYTES if base64 else _FLOAT_BYTES)) + 300

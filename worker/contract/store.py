@@ -163,14 +163,10 @@ class JobStore:
             answers = pipe.execute()
         return [
             self._record(job_id, fields, bool(has_result))
-            for job_id, fields, has_result in zip(
-                job_ids, answers[::2], answers[1::2], strict=True
-            )
+            for job_id, fields, has_result in zip(job_ids, answers[::2], answers[1::2], strict=True)
         ]
 
-    def finish(
-        self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")
-    ) -> None:
+    def finish(self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")) -> None:
         """End jobs, each once: a job that has an outcome keeps it and only loses its lease.
 
         `lease_keys` name the hash and the sorted set that hold leases. May be repeated after an

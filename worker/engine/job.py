@@ -140,4 +140,3 @@ class Job:
         return Outcome(
             self.info.name, self.vectors, self.prompt_tokens, errors, sorted(self.truncated)
         )
-

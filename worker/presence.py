@@ -1,0 +1,110 @@
+"""What the worker says of itself while its device makes progress, and the watch over that device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import orjson
+import redis
+
+from worker.contract import keys
+from worker.contract.models import ModelInfo
+from worker.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the engine.
+_INTERVAL = 2.0
+#: Exit status of a worker whose device hangs; its supervisor starts another.
+EX_HUNG = 75
+
+
+class Presence:
+    """A thread that tells Redis when the engine last made progress, every few seconds.
+
+    Progress is a batch that came back, or an idle device thread that looked for work: a worker
+    whose device hangs falls silent here although its process answers. A forward pass that takes
+    longer than `forward_seconds` ends the process; its jobs come back by lease.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        queue: str,
+        models: Mapping[str, ModelInfo],
+        *,
+        node: str,
+        forward_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._client = client
+        self._key = keys.workers(queue)
+        self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
+        self._node = node or f"embedq@{socket.gethostname()}"
+        self._forward_seconds = forward_seconds
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="embedq-presence", daemon=True)
+
+    def start(self) -> None:
+        """Write once, so that the worker is seen as soon as it is ready, then go on."""
+        self._write()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say that the worker is gone."""
+        self._stopping.set()
+        self._thread.join(_INTERVAL)
+        try:
+            self._client.hdel(self._key, self._node)
+        except redis.RedisError as error:
+            # It will be seen as silent instead.
+            logger.warning("The worker's record was not removed: %s", type(error).__name__)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(_INTERVAL):
+                self._check_device()
+                self._write()
+        except BaseException as error:
+            logger.critical("The watch over the device died, the worker stops", exc_info=error)
+            logging.shutdown()
+            os._exit(EX_HUNG)
+
+    def _check_device(self) -> None:
+        since = self._engine.busy_since
+        if since is None or time.monotonic() - since < self._forward_seconds:
+            return
+        logger.critical(
+            "A forward pass has taken more than %d s: the device hangs, the worker stops",
+            self._forward_seconds,
+        )
+        logging.shutdown()
+        os._exit(EX_HUNG)
+
+    def _write(self) -> None:
+        engine = self._engine
+        silent = time.monotonic() - engine.beat
+        presence = {
+            "at": time.time() - silent,
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "models": self._models,
+            "batch_tokens": engine.budgets,
+            "tokens_per_second": engine.tokens_per_second(),
+            "waiting_tokens": engine.waiting_tokens,
+            "batches": engine.batches,
+            "texts": engine.texts,
+            "tokens": engine.tokens,
+            "splits": engine.splits,
+        }
+        try:
+            self._client.hset(self._key, self._node, orjson.dumps(presence))
+        except redis.RedisError as error:
+            logger.warning("The worker's presence was not written: %s", type(error).__name__)
