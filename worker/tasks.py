@@ -25,6 +25,8 @@ ready: dict[str, Any] = {}
 class EmbedTask(Task):  # type: ignore[misc]  # Celery has no types
     """Keeps texts out of events and logs, and a record of each job that REST can read."""
 
+    #: Vectors in a log say nothing.
+    resultrepr_maxsize = 64
     Request = "worker.pool.requests:EmbedRequest"
 
     def apply_async(

@@ -91,6 +91,8 @@ class Engine:
         #: Threads that may still hand finished jobs to the writer.
         self._producers = 2
         self._waiting_tokens = 0
+        #: The same with at most one batch's worth of each job.
+        self._crowd = 0
         self._closing = False
         self._broken = False
         #: Monotonic time of the device thread's last sign of life, and of the forward pass that
@@ -122,7 +124,7 @@ class Engine:
                 raise RuntimeError("the engine is closed")
             self._jobs[job] = None
             self._raw.append(job)
-            self._waiting_tokens += self._estimate(job, 0, len(job.texts))
+            self._weigh(job, self._estimate(job, 0, len(job.texts)))
             self._to_tokenise.notify()
 
     def cancel(self, job: Job) -> bool:
@@ -132,9 +134,13 @@ class Engine:
             return self._forget(job)
 
     def room(self) -> int:
-        """Tokens that may still be submitted before enough wait; zero or less: not now."""
+        """Tokens that may still be submitted before enough wait; zero or less: not now.
+
+        Of each job only one batch's worth counts, or a small job would wait in the queue until
+        the large one before it is done.
+        """
         ahead = sum(_BATCHES_AHEAD * forward.budget for forward in self._forwards.values())
-        return max(ahead, _LEAST_AHEAD) - self._waiting_tokens
+        return max(ahead, _LEAST_AHEAD) - self._crowd
 
     @property
     def waiting_tokens(self) -> int:
@@ -191,15 +197,13 @@ class Engine:
             encoder = self._encoders[first.info.name]
             pieces, refusals, cut = tokenise(encoder, slices, first.prompt)
             with self._lock:
-                self._waiting_tokens -= sum(
-                    self._estimate(job, start, stop)
-                    for job, start, stop in slices
-                    if not job.cancelled
-                )
+                for job, start, stop in slices:
+                    if not job.cancelled:
+                        self._weigh(job, -self._estimate(job, start, stop))
                 ended = []
                 for piece in pieces:
                     if not piece.job.cancelled:
-                        self._waiting_tokens += piece.tokens
+                        self._weigh(piece.job, piece.tokens)
                         piece.job.chunks.append(piece)
                         self._schedules[piece.job.info.name].add(piece.job)
                 for job, index in cut:
@@ -276,7 +280,8 @@ class Engine:
                 self._models.rotate(-1)
                 if self._schedules[name]:
                     pieces = self._schedules[name].cut(self._forwards[name].budget)
-                    self._waiting_tokens -= sum(piece.tokens for piece in pieces)
+                    for piece in pieces:
+                        self._weigh(piece.job, -piece.tokens)
                     return pieces
             self.beat = time.monotonic()
             self._to_encode.wait(_IDLE_BEAT)
@@ -352,12 +357,19 @@ class Engine:
         """Drop a job from every queue. The lock is held."""
         if not self._leave(job):
             return False
-        self._waiting_tokens -= self._estimate(job, job.tokenised, len(job.texts))
-        self._waiting_tokens -= sum(piece.tokens for piece in job.chunks)
+        self._weigh(job, -job.waiting_tokens)
         job.cancelled = True
         job.chunks.clear()
         self._schedules[job.info.name].discard(job)
         return True
+
+    def _weigh(self, job: Job, tokens: int) -> None:
+        """So many tokens of a job wait more, or fewer. The lock is held."""
+        most = job.info.batch_tokens
+        before, after = job.waiting_tokens, job.waiting_tokens + tokens
+        job.waiting_tokens = after
+        self._waiting_tokens += tokens
+        self._crowd += min(after, most) - min(before, most)
 
     def _leave(self, job: Job) -> bool:
         """Whether a job was still under way; it is no longer. The lock is held."""

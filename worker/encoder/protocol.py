@@ -1,0 +1,51 @@
+"""What the engine asks of a loaded model, whatever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.models import ModelInfo
+from worker.tokens import TokenBlock
+
+
+class Encoder(Protocol):
+    """A model on its device.
+
+    Two threads use it, each owning its half: any one thread at a time tokenises, and one thread,
+    the device thread, calls everything else. The halves share nothing that changes.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is; never changes."""
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        """Tokens of `texts`, each with `prompt` before it, cut at the model's limit.
+
+        `prompt` as in `SentenceTransformer.encode`: None takes the model's default prompt where it
+        has one, `""` takes none. Raises an ordinary exception (`TypeError`, `ValueError`, …) where
+        one of the texts cannot be tokenised; the caller finds out which by asking for fewer.
+        """
+
+    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+        """Vectors of a batch, float32 (n, dimensions), C-contiguous, in the order of the batch.
+
+        The model's own output: every module has run, nothing else was done to it. Rows can hold
+        NaN or infinities if the model made them.
+        """
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether `error`, raised by `forward`, says that a smaller batch would fit."""
+
+    def release_memory(self) -> None:
+        """Give cached device memory back, after a batch ran out of it."""
+
+    def warm_up(self) -> None:
+        """Run small and full batches, so that the first job pays for no set-up."""
+
+    def close(self) -> None:
+        """Let go of the model. Nothing may be called afterwards."""

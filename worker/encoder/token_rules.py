@@ -1,0 +1,69 @@
+"""How a sentence-transformers model wants its texts tokenised, read from the loaded model."""
+
+from __future__ import annotations
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer as RustTokenizer
+
+from worker.contract.errors import ModelUnavailable
+from worker.encoder.tokenizer import TokenRules
+
+#: From here on a tokenizer's "maximum" means that there is none.
+_NO_LIMIT = 10**9
+
+
+def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
+    """The rules of `model`, and the Rust tokenizer that they are for.
+
+    Raises `ModelUnavailable` where it does not take plain texts through such a tokenizer.
+    """
+    first = model[0]
+    prompt = model.prompts.get(model.default_prompt_name or "")
+    if isinstance(first, StaticEmbedding):
+        own = first.tokenizer.truncation or {}
+        static = TokenRules(
+            limit=own.get("max_length"),
+            truncation_side=own.get("direction", "right"),
+            add_special_tokens=False,
+            default_prompt=prompt,
+        )
+        return static, first.tokenizer
+    tokenizer = getattr(first, "tokenizer", None)
+    rust = getattr(tokenizer, "backend_tokenizer", None)
+    if type(first) is not Transformer or "message" in first.modality_config or rust is None:
+        raise ModelUnavailable(
+            f"a model that begins with {type(first).__name__} and tokenises with "
+            f"{type(tokenizer).__name__} is not one that embedq can run"
+        )
+    rules = TokenRules(
+        limit=_limit(model, first),
+        truncation_side=tokenizer.truncation_side,
+        pool_prompt=all(part.include_prompt for part in model if isinstance(part, Pooling)),
+        default_prompt=prompt,
+        special_ids=frozenset(tokenizer.all_special_ids),
+    )
+    return rules, rust
+
+
+def position_offset(model: torch.nn.Module) -> int:
+    """The position of a text's first token: past the padding index where RoBERTa counts so."""
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(padding, int) and isinstance(table, torch.nn.Embedding):
+            return padding + 1
+    return 0
+
+
+def _limit(model: SentenceTransformer, first: Transformer) -> int | None:
+    """The limit in tokens: what the tokenizer says, and no more than there are positions."""
+    stated = model.max_seq_length
+    limit = int(stated) if stated is not None and stated < _NO_LIMIT else None
+    offset = position_offset(first.model)
+    positions = getattr(first.config, "max_position_embeddings", None)
+    if offset and positions:
+        limit = min(limit or positions, positions - offset)
+    return limit

@@ -1,0 +1,167 @@
+"""A sentence-transformers model run by torch: the forward pass chosen by evidence, and its facts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
+
+from worker.contract.errors import DeviceMemoryError, ModelUnavailable
+from worker.contract.models import ModelInfo, ModelSpec
+from worker.encoder import devices, probe
+from worker.encoder.forward import (
+    GROUP_COST,
+    Forward,
+    PackedForward,
+    PaddedForward,
+    StaticForward,
+)
+from worker.encoder.library import matryoshka_sizes, open_model
+from worker.encoder.tokenizer import Tokenizer
+from worker.encoder.token_rules import token_rules
+from worker.tokens import TokenBlock
+
+_log = logging.getLogger(__name__)
+
+#: `ModelInfo.max_tokens` of a model without a limit.
+UNLIMITED = 2**31 - 1
+
+
+def load_torch(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int | None = None,
+    threads: int | None = None,
+    padded: bool = False,
+) -> TorchEncoder:
+    """Load `spec`; see `worker.encoder.load` for arguments and errors.
+
+    `padded`: run in padded batches even where the model could be packed, to compare the two.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = devices.choose_device(device)
+    number_format = devices.choose_dtype(dtype, place)
+    transformers_logging.disable_progress_bar()
+    model = open_model(spec, place, number_format)
+    try:
+        rules, rust = token_rules(model)
+        tokenizer = Tokenizer(rust, rules)
+        forward, dimensions = _choose_forward(spec, model, tokenizer, padded)
+    except Exception as error:
+        if devices.is_out_of_memory(error):
+            raise DeviceMemoryError(
+                f"model {spec.name!r} does not fit into the memory of {place} with a small batch"
+            ) from error
+        raise
+    info = ModelInfo(
+        name=spec.name,
+        dimensions=dimensions,
+        max_tokens=rules.limit or UNLIMITED,
+        device=str(place),
+        backend="torch",
+        dtype=str(number_format).removeprefix("torch."),
+        packed=forward.packed,
+        batch_tokens=batch_tokens or devices.default_batch_tokens(place),
+        prompts=dict(model.prompts),
+        default_prompt_name=model.default_prompt_name,
+        matryoshka=matryoshka_sizes(model, dimensions),
+    )
+    return TorchEncoder(info, model, tokenizer, forward)
+
+
+class TorchEncoder:
+    """The torch backend; see `Encoder` for the threads and promises of each method."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        model: SentenceTransformer,
+        tokenizer: Tokenizer,
+        forward: Forward,
+    ) -> None:
+        self._info = info
+        self._model = model
+        self._tokenizer = tokenizer
+        self._forward = forward
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        return self._tokenizer(texts, prompt)
+
+    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return self._forward(batch)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return devices.is_out_of_memory(error)
+
+    def release_memory(self) -> None:
+        devices.release_cached_memory(self._model.device)
+
+    def warm_up(self) -> None:
+        short = self.tokenize(["warm"])
+        texts = max(1, self._info.batch_tokens // max(1, short.tokens))
+        self.forward(short)
+        self.forward(TokenBlock.join([short] * min(texts, 64)))
+
+    def close(self) -> None:
+        device = self._model.device
+        del self._model, self._forward, self._tokenizer
+        devices.release_cached_memory(device)
+
+
+def _choose_forward(
+    spec: ModelSpec, model: SentenceTransformer, tokenizer: Tokenizer, padded: bool
+) -> tuple[Forward, int]:
+    """The fastest forward pass that gives the library's vectors, and their length.
+
+    Raises `ModelUnavailable` where none does.
+    """
+    texts = probe.probe_texts(model)
+    expected = np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
+    batch = tokenizer(texts)
+    exact = model.dtype == torch.float32
+    attention = getattr(model.config, "_attn_implementation", None)
+    for name, make in _candidates(model, padded):
+        try:
+            forward = make()
+            with torch.inference_mode():
+                objection = probe.objection(forward(batch), expected, exact)
+        except Exception as error:
+            if devices.is_out_of_memory(error):
+                raise
+            objection = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if objection is None:
+            return forward, expected.shape[1]
+        _log.warning("model %s does not run %s: %s", spec.name, name, objection)
+        if attention is not None:
+            model.transformers_model.set_attn_implementation(attention)
+    raise ModelUnavailable(
+        f"model {spec.name!r} gives other vectors here than in sentence-transformers: {objection}"
+    )
+
+
+def _candidates(
+    model: SentenceTransformer, padded: bool
+) -> list[tuple[str, Callable[[], Forward]]]:
+    """Ways to run the model, the fastest first."""
+    if model.transformers_model is None:
+        return [("as a table", lambda: StaticForward(model))]
+    ways: list[tuple[str, Callable[[], Forward]]] = []
+    if not padded and not probe.is_beyond_trial(model):
+        if model.device.type == "cuda" and model.dtype != torch.float32:
+            ways.append(("packed in one kernel", lambda: PackedForward(model, None)))
+        ways.append(("packed", lambda: PackedForward(model, GROUP_COST)))
+    ways.append(("padded", lambda: PaddedForward(model)))
+    return ways

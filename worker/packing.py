@@ -1,0 +1,68 @@
+"""Which texts share a rectangle: an exact split of lengths into groups of little padding. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCost:
+    """What computing a group of n texts, padded to the longest length L, costs in token units.
+
+    `fixed + n * L * (1 + L / knee)`: a part for the call itself, one unit for each cell of the
+    rectangle, and attention, which grows with the square of the length and outweighs the rest
+    from `knee` tokens on.
+    """
+
+    fixed: float
+    knee: float = 64.0
+
+    def of_row(self, length: int) -> float:
+        """Cost of one text of a group whose longest text has `length` tokens."""
+        return length * (1.0 + length / self.knee)
+
+
+def group_by_length(lengths: Sequence[int] | NDArray[np.integer], cost: GroupCost) -> list[int]:
+    """Cut texts, sorted by length, into the groups that cost least together.
+
+    `lengths` (n,) ascending. Returns the stops of the groups, ascending, the last one n; group g
+    is the texts `stops[g - 1]` (or 0) to `stops[g]`. No texts give no groups.
+
+    A dynamic programme over the distinct lengths: the best split of the texts up to length j is
+    the best split up to some shorter length i, and one group from there to j. Texts of one length
+    are never parted, since that only buys another `fixed`. Exact, and fast because the search
+    for i stops where padding a single length to j already costs more than a group of its own.
+    """
+    ordered = np.asarray(lengths, dtype=np.int64)
+    if not len(ordered):
+        return []
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    distinct: list[int] = ordered[starts].tolist()
+    edges: list[int] = [*starts.tolist(), len(ordered)]
+    row_costs = [cost.of_row(length) for length in distinct]
+
+    best = [0.0]
+    first: list[int] = []
+    for last, row_cost in enumerate(row_costs):
+        stop = edges[last + 1]
+        cheapest, cheapest_start = float("inf"), last
+        for start in range(last, -1, -1):
+            padding = (edges[start + 1] - edges[start]) * (row_cost - row_costs[start])
+            if padding > cost.fixed:
+                break
+            total = best[start] + cost.fixed + (stop - edges[start]) * row_cost
+            if total < cheapest:
+                cheapest, cheapest_start = total, start
+        best.append(cheapest)
+        first.append(cheapest_start)
+
+    stops = []
+    upto = len(distinct)
+    while upto:
+        stops.append(edges[upto])
+        upto = first[upto - 1]
+    return stops[::-1]
