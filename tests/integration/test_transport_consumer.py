@@ -1,0 +1,580 @@
+"""Consumers on our transport beside kombu's own, on a real server, with and without a loop."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import kombu
+import pytest
+import redis
+from kombu.asynchronous import Hub
+
+from tests.processes import ValkeyServer, eventually
+from worker.transport import Connection, admission, lease_of, leases
+
+JOBS = kombu.Queue("jobs", routing_key="jobs")
+#: Short, so that tests need not wait for leases; long enough for a busy machine.
+FAST = {"priority_steps": [0], "lease_timeout": 3.0, "restore_interval": 0.2}
+
+
+@dataclass
+class Received:
+    """What consumers got: bodies and messages, acknowledged on receipt if `ack`."""
+
+    ack: bool = True
+    bodies: list[Any] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
+
+    def __call__(self, body: Any, message: Any) -> None:
+        self.bodies.append(body)
+        self.messages.append(message)
+        if self.ack:
+            message.ack()
+
+
+@dataclass
+class Loop:
+    """A consumer that an event loop turns in the test's own thread."""
+
+    connection: Any
+    hub: Hub
+    consumer: Any
+
+    def until(self, predicate: Callable[[], Any], timeout: float = 10.0) -> None:
+        eventually(lambda: self.hub.run_once() or predicate(), timeout, interval=0)
+
+    def turn_for(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > end, seconds + 5)
+
+
+@contextmanager
+def looped(
+    url: str,
+    received: Received,
+    *queues: kombu.Queue,
+    prefetch: int = 0,
+    **options: Any,
+) -> Iterator[Loop]:
+    hub = Hub()
+    connection = Connection(url, transport_options={**FAST, **options})
+    connection.connect()
+    connection.register_with_event_loop(hub)
+    consumer = connection.Consumer(list(queues or [JOBS]), callbacks=[received])
+    consumer.qos(prefetch_count=prefetch)
+    consumer.consume()
+    # A timer that keeps each turn short.
+    hub.call_repeatedly(0.02, lambda: None)
+    try:
+        yield Loop(connection, hub, consumer)
+    finally:
+        connection.release()
+        hub.close()
+        hub.timer.clear()
+
+
+@contextmanager
+def plain(url: str, received: Received, *queues: kombu.Queue, **options: Any) -> Iterator[Any]:
+    """A consumer without an event loop."""
+    with (
+        Connection(url, transport_options={**FAST, **options}) as connection,
+        connection.Consumer(list(queues or [JOBS]), callbacks=[received]),
+    ):
+        yield connection
+
+
+def send(url: str, *bodies: Any, queue: str = "jobs", ours: bool = False, **options: Any) -> None:
+    make = Connection if ours else kombu.Connection
+    with make(url, transport_options={"priority_steps": [0]}) as connection:
+        producer = connection.Producer()
+        for body in bodies:
+            producer.publish(body, exchange="", routing_key=queue, **options)
+
+
+def left(client: redis.Redis) -> tuple[int, int, int]:
+    """Messages in the queue, in the leased set and in its index."""
+    return client.llen("jobs"), client.hlen("unacked"), client.zcard("unacked_index")
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    yield
+    assert leases.stats()["live"] == 0
+    assert admission.room is None
+
+
+# Without a loop.
+
+
+def test_a_consumer_without_a_loop_gets_one_message_a_call(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, 1, 2, 3)
+    received = Received()
+    with plain(redis_url, received) as connection:
+        for expected in ([1], [1, 2], [1, 2, 3]):
+            while received.bodies != expected:
+                connection.drain_events(timeout=5)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+    assert left(redis_client) == (0, 0, 0)
+
+
+def test_a_waiting_consumer_without_a_loop_wakes_for_a_message(redis_url: str) -> None:
+    received = Received()
+    with plain(redis_url, received) as connection:
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+        threading.Timer(0.3, send, (redis_url, "late")).start()
+        connection.drain_events(timeout=5)
+    assert received.bodies == ["late"]
+
+
+def test_a_simple_queue_works(redis_url: str, redis_client: redis.Redis) -> None:
+    with Connection(redis_url) as connection, connection.SimpleQueue("jobs") as queue:
+        queue.put({"n": 1})
+        message = queue.get(timeout=5)
+        assert message.payload == {"n": 1}
+        assert left(redis_client) == (0, 1, 1)
+        message.ack()
+    assert left(redis_client) == (0, 0, 0)
+
+
+def test_a_single_get_leases_its_message(redis_url: str, redis_client: redis.Redis) -> None:
+    send(redis_url, "one")
+    with Connection(redis_url) as connection:
+        queue = JOBS(connection.channel())
+        message = queue.get()
+        assert lease_of(message) is not None
+        assert left(redis_client) == (0, 1, 1)
+        message.reject(requeue=True)
+        assert left(redis_client) == (1, 0, 0)
+        queue.get().ack()
+        assert queue.get() is None
+    assert left(redis_client) == (0, 0, 0)
+
+
+# With a loop.
+
+
+def test_a_loop_gets_many_messages_in_one_fetch(redis_url: str, redis_client: redis.Redis) -> None:
+    send(redis_url, *range(300))
+    received = Received()
+    with looped(redis_url, received) as loop:
+        redis_client.config_resetstat()
+        loop.until(lambda: len(received.bodies) == 300)
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+        calls = redis_client.info("commandstats")
+    assert received.bodies == list(range(300))
+    fetches = calls["cmdstat_hset"]["calls"]
+    assert fetches == 1, calls
+
+
+def test_an_idle_loop_asks_for_nothing_and_still_wakes_at_once(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    received = Received()
+    with looped(redis_url, received, restore_interval=60) as loop:
+        loop.turn_for(1.0)
+        redis_client.config_resetstat()
+        loop.turn_for(1.5)
+        calls = redis_client.info("commandstats")
+        asked = {name for name in calls if name.startswith(("cmdstat_eval", "cmdstat_blmove"))}
+        assert asked <= {"cmdstat_evalsha"}, calls
+        send(redis_url, "late")
+        begun = time.monotonic()
+        loop.until(lambda: received.bodies)
+        assert time.monotonic() - begun < 0.5
+
+
+def test_several_queues_and_priorities_are_served(redis_url: str) -> None:
+    received = Received()
+    steps = [0, 3, 6, 9]
+    queues = [kombu.Queue("a", routing_key="a"), kombu.Queue("b", routing_key="b")]
+    with kombu.Connection(redis_url, transport_options={"priority_steps": steps}) as connection:
+        producer = connection.Producer()
+        for queue, priority in (("a", 9), ("b", 3), ("a", 0), ("b", 0)):
+            producer.publish(f"{queue}{priority}", routing_key=queue, priority=priority)
+        with looped(redis_url, received, *queues, priority_steps=steps) as loop:
+            loop.until(lambda: len(received.bodies) == 4)
+            assert set(received.bodies[:2]) == {"a0", "b0"}
+            assert received.bodies[2:] == ["b3", "a9"]
+            loop.turn_for(0.2)
+            producer.publish("low", routing_key="b", priority=9)
+            loop.until(lambda: received.bodies[4:] == ["low"])
+
+
+def test_fanout_and_unacknowledged_queues_stay_with_kombu(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    received = Received()
+    news = kombu.Exchange("news", type="fanout")
+    with looped(redis_url, received, kombu.Queue("listener", news, auto_delete=True)) as loop:
+        replies = kombu.Queue("replies", routing_key="replies")
+        loop.connection.Consumer([replies], callbacks=[received], no_ack=True).consume()
+        loop.turn_for(0.3)
+        send(redis_url, "reply", queue="replies")
+        with kombu.Connection(redis_url) as other:
+            other.Producer().publish("hello", exchange=news, declare=[news])
+        loop.until(lambda: sorted(received.bodies) == ["hello", "reply"])
+        assert [lease_of(message) for message in received.messages] == [None, None]
+    assert left(redis_client) == (0, 0, 0)
+
+
+def test_kombus_prefetch_count_bounds_what_is_held(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, *range(10))
+    received = Received(ack=False)
+    with looped(redis_url, received, prefetch=4) as loop:
+        loop.until(lambda: len(received.bodies) == 4)
+        loop.turn_for(0.3)
+        assert left(redis_client) == (6, 4, 4)
+        for message in received.messages[:3]:
+            message.ack()
+        loop.until(lambda: len(received.bodies) == 7)
+        loop.turn_for(0.2)
+        assert left(redis_client) == (3, 4, 4)
+    assert left(redis_client) == (7, 0, 0)
+
+
+def test_the_pool_decides_how_much_is_fetched(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # About 250 tokens each.
+    send(redis_url, *["x" * 1000 for _ in range(20)])
+    room = 0
+    received = Received(ack=False)
+    monkeypatch.setattr(admission, "room", lambda: room)
+    with looped(redis_url, received) as loop:
+        loop.turn_for(0.3)
+        assert received.bodies == []
+        room = 1000
+        loop.until(lambda: received.bodies)
+        room = 0
+        loop.turn_for(0.2)
+        assert 3 <= len(received.bodies) <= 5
+        room = 1_000_000
+        loop.until(lambda: len(received.bodies) == 20)
+    monkeypatch.undo()
+    assert left(redis_client) == (20, 0, 0)
+
+
+def test_another_thread_wakes_the_loop_to_tell_of_an_ending(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, 1)
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.messages)
+        threading.Timer(0.1, received.messages[0].ack).start()
+        loop.until(lambda: left(redis_client) == (0, 0, 0), timeout=3)
+
+
+def test_a_renewed_lease_outlasts_its_timeout_and_its_acknowledgement_counts(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, 1)
+    received, other = Received(ack=False), Received()
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.messages)
+        with looped(redis_url, other) as rival:
+            end = time.monotonic() + 4.5
+            while time.monotonic() < end:
+                loop.hub.run_once()
+                rival.hub.run_once()
+        assert other.bodies == []
+        received.messages[0].ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    assert leases.stats()["lost"] == 0
+
+
+def test_a_lease_that_ran_out_runs_again_and_its_old_tag_cannot_end_it(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, 1)
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.messages)
+        tag = received.messages[0].delivery_tag
+        lost = leases.stats()["lost"]
+
+        def comes_again() -> bool:
+            redis_client.zadd("unacked_index", {tag: 1}, xx=True)
+            return len(received.messages) == 2
+
+        loop.until(comes_again)
+        assert lease_of(received.messages[1]).redelivered
+        assert received.messages[1].headers["redelivered"] is True
+        received.messages[0].ack()
+        loop.until(lambda: leases.stats()["lost"] > lost or leases.stats()["live"] == 1)
+        loop.turn_for(0.2)
+        assert left(redis_client) == (0, 1, 1)
+        received.messages[1].ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_rejected_message_is_dropped_or_comes_again(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, "drop", "again")
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 2)
+        received.messages[0].reject()
+        received.messages[1].requeue()
+        loop.until(lambda: len(received.messages) == 3)
+        assert received.bodies[2] == "again"
+        assert lease_of(received.messages[2]).redelivered
+        received.messages[2].ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_messages_nobody_can_read_are_buried_and_the_rest_goes_on(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    base64 = '{"body": "abc", "properties": {"body_encoding": "base64"}}'
+    unreadable = ["not json", "[]", "{}", b"\xff\xfe", b"\x80{", base64, "[" * 100_000]
+    redis_client.lpush("jobs", *unreadable)
+    send(redis_url, "fine")
+    received = Received()
+    with looped(redis_url, received, dead_letter_key="graves") as loop:
+        loop.until(lambda: received.bodies == ["fine"])
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    graves = [
+        entry.decode("utf-8", "surrogateescape") for entry in redis_client.lrange("graves", 0, -1)
+    ]
+    assert len(graves) >= len(unreadable)
+    assert {json.loads(grave)["reason"] for grave in graves} == {"unreadable"}
+    assert "not json" in {json.loads(grave)["message"] for grave in graves}
+
+
+def test_a_closing_channel_gives_everything_back_in_order(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, *range(5))
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 5)
+        received.messages[1].ack()
+    again = Received()
+    with looped(redis_url, again) as loop:
+        loop.until(lambda: len(again.bodies) == 4)
+    assert again.bodies == [0, 2, 3, 4]
+    assert not any(message.headers.get("redelivered") for message in again.messages)
+
+
+def test_a_kept_lease_outlives_its_connection(redis_url: str, redis_client: redis.Redis) -> None:
+    send(redis_url, "kept", "not")
+    received, again = Received(ack=False), Received()
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 2)
+        leases.keep([received.messages[0].delivery_tag])
+    assert left(redis_client) == (1, 1, 1)
+    with looped(redis_url, again) as loop:
+        loop.turn_for(4.0)
+        assert again.bodies == ["not"]
+        received.messages[0].ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_cancelled_consumer_fetches_no_more(redis_url: str, redis_client: redis.Redis) -> None:
+    received = Received()
+    with looped(redis_url, received) as loop:
+        loop.turn_for(0.3)
+        loop.consumer.cancel()
+        send(redis_url, 1)
+        loop.turn_for(0.3)
+    assert received.bodies == []
+    assert left(redis_client) == (1, 0, 0)
+
+
+def test_reconnects_leave_nothing_on_the_loop(redis_url: str) -> None:
+    hub = Hub()
+    for _ in range(20):
+        connection = Connection(redis_url, transport_options=FAST)
+        connection.connect()
+        connection.register_with_event_loop(hub)
+        connection.Consumer([JOBS], callbacks=[Received()]).consume()
+        hub.run_once()
+        connection.release()
+    assert not hub.on_tick
+    assert all(scheduled.entry.canceled for scheduled in hub.timer.queue)
+    assert len(hub.readers) == 0
+    hub.close()
+    hub.timer.clear()
+
+
+# Beside kombu's own.
+
+
+def test_kombus_consumer_takes_what_our_producer_sends(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, {"from": "ours"}, ours=True)
+    received = Received()
+    with kombu.Connection(redis_url) as other, other.Consumer([JOBS], callbacks=[received]):
+        other.drain_events(timeout=5)
+    assert received.bodies == [{"from": "ours"}]
+
+
+def test_consumers_of_both_kinds_share_a_queue(redis_url: str, redis_client: redis.Redis) -> None:
+    ours, kombus = Received(), Received()
+    send(redis_url, *range(100))
+    with kombu.Connection(redis_url) as other, other.Consumer([JOBS], callbacks=[kombus]):
+        other.drain_events(timeout=5)
+        with looped(redis_url, ours, prefetch=10) as loop:
+            loop.until(lambda: len(ours.bodies) + len(kombus.bodies) >= 99)
+            other.drain_events(timeout=5) if len(ours.bodies) + len(kombus.bodies) < 100 else None
+    assert sorted(ours.bodies + kombus.bodies) == list(range(100))
+    assert left(redis_client)[1:] == (0, 0)
+
+
+def test_kombus_sweep_restores_what_we_leased(redis_url: str, redis_client: redis.Redis) -> None:
+    send(redis_url, {"text": "ü"})
+    received, again = Received(ack=False), Received()
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.messages)
+        tag = received.messages[0].delivery_tag
+        redis_client.zadd("unacked_index", {tag: time.time() - 4000})
+        options = {"visibility_timeout": 3600, "unacked_restore_throttle": 1}
+        with kombu.Connection(redis_url, transport_options=options) as other:
+            channel = other.channel()
+            channel.qos.restore_visible(num=10, interval=1)
+            assert left(redis_client) == (1, 0, 0)
+            with other.Consumer([JOBS], callbacks=[again]):
+                other.drain_events(timeout=5)
+    assert again.bodies == [{"text": "ü"}]
+    assert again.messages[0].delivery_info["redelivered"] is True
+
+
+def test_we_restore_what_a_dead_stock_worker_held(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, "stock")
+    with kombu.Connection(redis_url) as other:
+        held = JOBS(other.channel()).get()
+        redis_client.zadd("unacked_index", {held.delivery_tag: time.time() - 4000})
+        received = Received()
+        with looped(redis_url, received) as loop:
+            loop.until(lambda: received.bodies == ["stock"])
+            assert received.messages[0].headers["redelivered"] is True
+        held.channel.qos._delivered.clear()
+    assert left(redis_client) == (0, 0, 0)
+
+
+def test_purge_empties_the_queue_and_leaves_leases_alone(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, *range(5))
+    received = Received(ack=False)
+    with looped(redis_url, received, prefetch=2) as loop:
+        loop.until(lambda: len(received.messages) == 2)
+        with kombu.Connection(redis_url) as other:
+            assert JOBS(other.channel()).purge() == 3
+        assert left(redis_client) == (0, 2, 2)
+        for message in received.messages:
+            message.ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+# Trouble.
+
+
+def kill_connections(client: redis.Redis) -> None:
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def test_killed_connections_lose_nothing_and_consuming_goes_on(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    received = Received()
+    sent = 0
+    with looped(redis_url, received) as loop:
+        for _ in range(10):
+            kill_connections(redis_client)
+            send(redis_url, *range(sent, sent + 20))
+            sent += 20
+            kill_connections(redis_client)
+            loop.until(lambda sent=sent: len(set(received.bodies)) == sent)
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    assert sorted(received.bodies) == list(range(sent))
+
+
+def test_endings_survive_the_connection_they_could_not_be_told_on(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, *range(10))
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 10)
+        kill_connections(redis_client)
+        for message in received.messages:
+            message.ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    assert len(received.bodies) == 10
+
+
+def test_a_server_that_forgets_scripts_or_fills_up_is_waited_for(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    received = Received()
+    with looped(redis_url, received) as loop:
+        for n in range(5):
+            redis_client.script_flush()
+            send(redis_url, n)
+            loop.until(lambda n=n: received.bodies == list(range(n + 1)))
+        loop.turn_for(0.2)
+        send(redis_url, "before")
+        redis_client.config_set("maxmemory", 1)
+        try:
+            loop.until(lambda: received.bodies[-1] == "before")
+            loop.turn_for(0.5)
+        finally:
+            redis_client.config_set("maxmemory", 0)
+        send(redis_url, "after")
+        loop.until(lambda: received.bodies[-1] == "after")
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_replica_in_place_of_the_primary_is_waited_for(
+    valkey_server: Callable[..., ValkeyServer],
+) -> None:
+    server = valkey_server()
+    received = Received()
+    with server.client() as client, looped(server.url, received) as loop:
+        loop.turn_for(0.3)
+        send(server.url, 1)
+        client.replicaof("127.0.0.1", "1")
+        loop.turn_for(1.0)
+        client.replicaof("NO", "ONE")
+        loop.until(lambda: received.bodies == [1], timeout=15)
+        loop.until(lambda: left(client) == (0, 0, 0))
+
+
+def test_a_server_killed_and_restarted_loses_nothing(
+    valkey_server: Callable[..., ValkeyServer],
+) -> None:
+    server = valkey_server()
+    send(server.url, *range(10))
+    held, received = Received(ack=False), Received()
+    with server.client() as client:
+        with looped(server.url, held, prefetch=5) as loop:
+            loop.until(lambda: len(held.messages) == 5)
+            server.kill()
+            with pytest.raises(loop.connection.connection_errors):
+                loop.turn_for(2.0)
+            for message in held.messages[:2]:
+                message.ack()
+            server.start()
+        leases.flush()
+        with looped(server.url, received) as loop:
+            loop.until(lambda: len(received.bodies) == 8)
+            loop.until(lambda: left(client) == (0, 0, 0))
+    assert sorted(received.bodies) == list(range(2, 10))
