@@ -1,4 +1,4 @@
-"""What the worker says of itself while its device makes progress, and the watch over that device."""
+"""What the worker says of itself while its device makes progress, and the watch over it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class EmbeddingService:
         self._closed = False
 
     async def get_embedding(self, text: str, **options: Any) -> list[float]:
-        """The vector of one text. `options` as of the task: `prompt_name`, `dimensions`, …"""
+        """The vector of one text; `options` are those of the task, such as `prompt_name`."""
         return (await self.get_embeddings([text], **options))[0]
 
     async def get_embeddings(self, texts: Sequence[str], **options: Any) -> list[list[float]]:

@@ -22,7 +22,7 @@ from worker.contract.results import Outcome, payload, plain
 ready: dict[str, Any] = {}
 
 
-class EmbedTask(Task):  # type: ignore[misc]  # Celery has no types
+class EmbedTask(Task):
     """Keeps texts out of events and logs, and a record of each job that REST can read."""
 
     #: Vectors in a log say nothing.

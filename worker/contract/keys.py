@@ -1,4 +1,4 @@
-"""Every Redis key and channel of embedq, spelled once. Celery's and kombu's keep their own names."""
+"""Every Redis key and channel of embedq, spelled once; Celery's and kombu's keep their names."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def attempts(job_id: str) -> str:
 
 
 def ledger(queue: str) -> str:
-    """Hash: what a queue holds. `tokens` accepted and not ended, estimated at acceptance;
-    `expected` bytes of their results; `stored:M` bytes of the results of minute M.
+    """Hash: what a queue holds.
+
+    `tokens` accepted and not ended, estimated at acceptance; `expected` bytes of their results;
+    `stored:M` bytes of the results of minute M.
     """
     return f"embedq:ledger:{queue}"
 

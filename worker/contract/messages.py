@@ -1,7 +1,7 @@
 """A job as a Celery message, built without a producer so that one script can accept and queue it.
 
-Task protocol 2 inside kombu's Redis envelope, as `docs.celeryq.dev/en/stable/internals/protocol.html`
-and kombu's virtual transport define them; a test compares it with what a stock producer sends.
+Task protocol 2 (docs.celeryq.dev/en/stable/internals/protocol.html) inside the envelope of kombu's
+virtual transport; a test compares it with what a stock producer sends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def envelope(job_id: str, texts: Sequence[str], options: JobOptions, queue: str)
     """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`."""
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    headers = {
+    headers: dict[str, Any] = {
         "lang": "py",
         "task": TASK_NAME,
         "id": job_id,

@@ -68,7 +68,7 @@ def plain(result: dict[str, Any]) -> dict[str, Any]:
 def blob(vectors: Matrix) -> dict[str, Any]:
     """A matrix as `{"dtype": "<f4", "shape": [n, d], "data": base64 of the rows}`."""
     little = np.ascontiguousarray(vectors, dtype="<f4")
-    data = base64.b64encode(memoryview(little).cast("B")).decode("ascii")
+    data = base64.b64encode(little.tobytes()).decode("ascii")
     return {"dtype": "<f4", "shape": list(little.shape), "data": data}
 
 

@@ -20,13 +20,14 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
     `redis://`, `rediss://`, `redis+socket://PATH?virtual_host=N`, `unix://` and
     `sentinel://host:port;…/N`. `options` go to the client, after our defaults.
     """
-    options = {
+    defaults: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": 5.0,
         "socket_keepalive": True,
         "health_check_interval": 10,
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 2),
-    } | options
+    }
+    options = defaults | options
     first = url.split(";")[0]
     parts = urlsplit(first)
     if parts.scheme == "sentinel":
@@ -64,7 +65,8 @@ def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redi
     parts = [urlsplit(part) for part in url.split(";")]
     database = int(parts[-1].path.strip("/") or 0)
     hosts = [(part.hostname or "localhost", part.port or 26379) for part in parts]
-    sentinel = Sentinel(hosts, socket_timeout=5.0)
-    return sentinel.master_for(
+    sentinel = Sentinel(hosts, socket_timeout=5.0)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
         master, db=database, username=parts[0].username, password=parts[0].password, **options
     )
+    return client

@@ -62,8 +62,11 @@ class NewJob:
 
 
 class Ending(NamedTuple):
-    """How a job ended. `meta` is the outcome to store, empty where Celery stored it already or
-    nobody wants it; `tag` is the lease that ends with it, empty where there is none."""
+    """How a job ended.
+
+    `meta` is the outcome to store, empty where Celery stored it already or nobody wants it; `tag`
+    is the lease that ends with it, empty where there is none.
+    """
 
     id: str
     status: Status
@@ -77,9 +80,11 @@ class Ending(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """How a submission ended: `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is
-    the earlier job), `full` (tokens) or `results_full` (bytes of results); `level` is the ledger's
-    count where it is full."""
+    """How a submission ended.
+
+    `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is the earlier job), `full`
+    (tokens) or `results_full` (bytes of results); `level` is the ledger's count where it is full.
+    """
 
     verdict: str
     job_id: str
@@ -191,7 +196,7 @@ class JobStore:
         """Tell of running jobs: id, time started, texts done and total. One round trip."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id, started, done, total in jobs:
-                fields: dict[str, Any] = {
+                fields: dict[Any, Any] = {
                     "status": Status.RUNNING.value,
                     "started": started,
                     "done": done,

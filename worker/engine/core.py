@@ -48,8 +48,10 @@ class Sink(Protocol):
     """Who is told what becomes of jobs. What it raises takes the engine down."""
 
     def admit(self, job: Job) -> bool:
-        """Whether a job may start; asked once, before its first text is encoded. Device thread,
-        so it must not block."""
+        """Whether a job may start; asked once, before its first text is encoded.
+
+        On the device thread, which waits for the answer.
+        """
 
     def started(self, jobs: Sequence[Job]) -> None:
         """The first texts of these jobs are in the batch that runs now. Device thread."""
@@ -128,8 +130,10 @@ class Engine:
             self._to_tokenise.notify()
 
     def cancel(self, job: Job) -> bool:
-        """Forget a job; its texts in the running batch are encoded and dropped. Returns whether
-        it was still under way, in which case the sink hears no more of it."""
+        """Forget a job; its texts in the running batch are encoded and dropped.
+
+        Returns whether it was still under way, in which case the sink hears no more of it.
+        """
         with self._lock:
             return self._forget(job)
 
@@ -416,7 +420,8 @@ def _joined(pieces: Sequence[Piece]) -> TokenBlock:
 def _unit(vectors: Matrix) -> Matrix:
     """Rows scaled to unit length as torch's `normalize` does it; zero rows stay zero."""
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    return vectors / np.maximum(norms, 1e-12)[:, None]
+    unit: Matrix = vectors / np.maximum(norms, 1e-12)[:, None]
+    return unit
 
 
 def _cut_dimensions(job: Job) -> None:

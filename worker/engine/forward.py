@@ -49,8 +49,9 @@ class Forward:
         Raises DeviceLost.
         """
         try:
-            vectors, faults = self.encoder.forward(block), {}
-        except Exception as error:
+            vectors = self.encoder.forward(block)
+            faults: dict[int, Fault] = {}
+        except Exception as error:  # noqa: BLE001 - the texts answer for it, one by one
             self._note(error, block)
             vectors, faults = self._halved(block, error)
             if len(faults) == len(block):
@@ -68,12 +69,13 @@ class Forward:
             return empty, {0: self._fault(error)}
         self.splits += 1
         middle = len(block) // 2
-        vectors, faults = [], {}
+        vectors: list[Matrix] = []
+        faults: dict[int, Fault] = {}
         for start, stop in ((0, middle), (middle, len(block))):
             half = block.slice(start, stop)
             try:
                 rows, found = self.encoder.forward(half), dict[int, Fault]()
-            except Exception as inner:
+            except Exception as inner:  # noqa: BLE001 - as above
                 self._note(inner, half)
                 rows, found = self._halved(half, inner)
             vectors.append(rows)

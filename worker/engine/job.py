@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from worker.tokens import TokenBlock
 
 
 class Piece(NamedTuple):
-    """Consecutive texts of one job: rows `start` to `stop` of a block, the first being text
-    `first` of the job. `ends` are the block's offsets as plain numbers."""
+    """Consecutive texts of one job.
+
+    Rows `start` to `stop` of a block, the first being text `first` of the job; `ends` are the
+    block's offsets as plain numbers.
+    """
 
     job: Job
     block: TokenBlock
@@ -131,15 +134,12 @@ class Job:
         self.prompt_tokens += piece.tokens
 
     def outcome(self) -> Outcome | JobFailed:
-        """What became of the job; a failure, with the first text's code, where no text has a
-        vector."""
+        """What became of the job: where no text has a vector, a failure with the first code."""
         errors = sorted(self.errors)
         if len(errors) == len(self.texts):
             first = errors[0]
             return JobFailed(first.code, f"input[{first.index}]: {first.message}")
-        assert self.vectors is not None
+        vectors = cast("Matrix", self.vectors)
         for error in errors:
-            self.vectors[error.index] = 0.0
-        return Outcome(
-            self.info.name, self.vectors, self.prompt_tokens, errors, sorted(self.truncated)
-        )
+            vectors[error.index] = 0.0
+        return Outcome(self.info.name, vectors, self.prompt_tokens, errors, sorted(self.truncated))

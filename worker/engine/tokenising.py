@@ -19,10 +19,10 @@ class Slice(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A text of a job that cannot be embedded."""
+    """Text `at` of a job, which cannot be embedded."""
 
     job: Job
-    index: int
+    at: int
     code: str
     message: str
 
@@ -66,7 +66,7 @@ def _blocks(
         return
     try:
         block = encoder.tokenize(texts, prompt)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the text at fault answers for it
         if len(texts) == 1:
             yield offset, offset + 1, error
             return

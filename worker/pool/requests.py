@@ -24,7 +24,7 @@ _TRACER_SIGNALS = (
 )
 
 
-class EmbedRequest(Request):  # type: ignore[misc]  # Celery has no types
+class EmbedRequest(Request):
     """A request whose texts show neither in events, nor in logs, nor in `inspect`."""
 
     @property

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 
 
-class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
+class TaskPool(BasePool):
     """One engine for `embedq.embed`, a few threads for everything else.
 
     `on_apply` and every callback of Celery run on the thread of its event loop, which never waits
