@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from celery import states
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,18 +53,22 @@ class JobOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: str | None = Field(None, description="Served name of a model; the worker's by default.")
-    prompt_name: str | None = Field(None, description="One of the model's own prompts.")
-    prompt: str | None = Field(None, description="A prompt to put before every text.")
-    dimensions: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Length of a vector; smaller than native only for a Matryoshka model."
+    model: str | None = Field(
+        default=None, description="Served name of a model; the worker's by default."
     )
-    normalize: bool = Field(True, description="Scale every vector to unit length.")
+    prompt_name: str | None = Field(default=None, description="One of the model's own prompts.")
+    prompt: str | None = Field(default=None, description="A prompt to put before every text.")
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Length of a vector; smaller than native only for a Matryoshka model.",
+    )
+    normalize: bool = Field(default=True, description="Scale every vector to unit length.")
     truncate: bool = Field(
-        True, description="Cut a text at the model's limit; where false, such a text fails."
+        default=True, description="Cut a text at the model's limit; where false, such a text fails."
     )
     encoding_format: EncodingFormat = Field(
-        "float", description="Vectors as lists of numbers, or all of them as one base64 blob."
+        default="float",
+        description="Vectors as lists of numbers, or all of them as one base64 blob.",
     )
 
 
@@ -78,7 +83,8 @@ class JobRequest(JobOptions):
 DEFAULT_OPTIONS: Final = JobOptions()
 
 
-class TextError(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class TextError:
     """Why one text of a job has no vector."""
 
     index: int

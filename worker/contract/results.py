@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,7 +50,7 @@ def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]
         "embeddings": embeddings,
         "usage": {"prompt_tokens": outcome.prompt_tokens, "total_tokens": outcome.prompt_tokens},
         "truncated": list(outcome.truncated),
-        "errors": [error._asdict() for error in outcome.errors],
+        "errors": [asdict(error) for error in outcome.errors],
     }
 
 
