@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import kombu
@@ -467,6 +468,27 @@ def test_we_restore_what_a_dead_stock_worker_held(
             assert received.messages[0].headers["redelivered"] is True
         held.channel.qos._delivered.clear()
     assert left(redis_client) == (0, 0, 0)
+
+
+def test_restoring_many_never_holds_the_loop_up(redis_url: str, redis_client: redis.Redis) -> None:
+    send(redis_url, "x" * 2000)
+    [message] = redis_client.lrange("jobs", 0, -1)
+    redis_client.delete("jobs")
+    with redis_client.pipeline() as pipe:
+        for n in range(5000):
+            tag = f"lease:0:dead:{n:04d}"
+            pipe.hset("unacked", tag, b"[" + message + b',"","jobs"]')
+            pipe.zadd("unacked_index", {tag: n})
+        pipe.execute()
+    received = Received()
+    turns: list[float] = []
+    with looped(redis_url, received) as loop:
+        loop.hub.on_tick.add(lambda: turns.append(time.monotonic()))
+        loop.until(lambda: len(received.bodies) == 5000, timeout=30)
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    pauses = [after - before for before, after in pairwise(turns)]
+    assert max(pauses) < 0.5, sorted(pauses)[-5:]
+    assert all(message.headers["redelivered"] for message in received.messages)
 
 
 def test_purge_empties_the_queue_and_leaves_leases_alone(
