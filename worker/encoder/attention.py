@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -49,7 +50,7 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
-    **ignored: Any,
+    **_ignored: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each text of the current batch.
 
@@ -62,39 +63,38 @@ def packed_attention(
     if position_bias is not None:
         raise NotImplementedError("attention with a position bias")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    rule = _Rule(scaling, causal, sliding_window)
     batch = _current.get()
     if not batch.groups:
-        return _varlen(batch, query, key, value, scaling, causal, sliding_window), None
-    if len(batch.groups) == 1:
-        only = batch.groups[0]
-        return _attend(only, query, key, value, scaling, causal, sliding_window)[None], None
-    parts = [
-        _attend(group, query, key, value, scaling, causal, sliding_window) for group in batch.groups
-    ]
-    return torch.cat(parts)[None], None
+        return _varlen(batch, rule, query, key, value), None
+    parts = [_attend(group, rule, query, key, value) for group in batch.groups]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a layer's queries see: earlier keys only or all, nearer than `window` or all."""
+
+    scaling: float | None
+    causal: bool
+    window: int | None
 
 
 def _attend(
-    group: Group,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    causal: bool,
-    window: int | None,
+    group: Group, rule: _Rule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """Attention of one group; returns (stop - start, heads, size)."""
-    mask = group.mask(causal, window)
+    mask = group.mask(rule.causal, rule.window)
     out = scaled_dot_product_attention(
         _rectangle(group, query),
         _rectangle(group, key),
         _rectangle(group, value),
         attn_mask=mask,
-        is_causal=causal and mask is None,
-        scale=scaling,
+        is_causal=rule.causal and mask is None,
+        scale=rule.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    rows = out.transpose(1, 2).reshape(group.texts * group.length, *out.shape[1::2])
+    rows = out.transpose(1, 2).flatten(0, 1)
     return rows if group.real is None else rows.index_select(0, group.real)
 
 
@@ -103,24 +103,18 @@ def _rectangle(group: Group, packed: torch.Tensor) -> torch.Tensor:
     rows = packed[0, :, group.start : group.stop].transpose(0, 1)
     if group.padded is not None:
         rows = rows.index_select(0, group.padded)
-    return rows.unflatten(0, (group.texts, group.length)).transpose(1, 2)
+    return rows.view(group.texts, group.length, *rows.shape[1:]).transpose(1, 2)
 
 
 def _varlen(
-    batch: PackedBatch,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    causal: bool,
-    window: int | None,
+    batch: PackedBatch, rule: _Rule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """Attention of the whole batch in one kernel, for 16-bit numbers on CUDA.
 
     Its window counts the keys to the left and right of a query, -1 for all of them.
     """
-    reach = -1 if window is None else window - 1
-    return varlen_attn(
+    reach = -1 if rule.window is None else rule.window - 1
+    attended = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -128,10 +122,11 @@ def _varlen(
         batch.offsets,
         batch.longest,
         batch.longest,
-        scale=scaling,
-        window_size=(reach, 0 if causal else reach),
+        scale=rule.scaling,
+        window_size=(reach, 0 if rule.causal else reach),
         enable_gqa=query.shape[1] != key.shape[1],
-    )[None]
+    )
+    return cast("torch.Tensor", attended)[None]
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

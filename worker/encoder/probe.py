@@ -11,7 +11,10 @@ TOLERANCE = 1e-5
 #: Smallest cosine to the library in 16-bit formats, where the order of a sum shows.
 MIN_COSINE_16_BIT = 0.999
 
-_WORDS = "the queue holds texts until one batch is full of them and the model runs".split()
+_WORDS = (
+    *("the", "queue", "holds", "texts", "until", "one", "batch"),
+    *("is", "full", "of", "them", "and", "the", "model", "runs"),
+)
 #: Words of each probe text; unequal, so that packing, padding and positions all show.
 _PROBE_WORDS = (3, 40, 1, 12, 0, 40, 7)
 #: The longest sliding window that is tried, in tokens.

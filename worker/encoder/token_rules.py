@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -31,15 +33,16 @@ def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
             default_prompt=prompt,
         )
         return static, first.tokenizer
-    tokenizer = getattr(first, "tokenizer", None)
-    rust = getattr(tokenizer, "backend_tokenizer", None)
-    if type(first) is not Transformer or "message" in first.modality_config or rust is None:
+    tokenizer: Any = getattr(first, "tokenizer", None)
+    rust: RustTokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    modalities: Any = getattr(first, "modality_config", ())
+    if type(first) is not Transformer or "message" in modalities or rust is None:
         raise ModelUnavailable(
             f"a model that begins with {type(first).__name__} and tokenises with "
             f"{type(tokenizer).__name__} is not one that embedq can run"
         )
     rules = TokenRules(
-        limit=_limit(model, first),
+        limit=_limit(model),
         truncation_side=tokenizer.truncation_side,
         pool_prompt=all(part.include_prompt for part in model if isinstance(part, Pooling)),
         default_prompt=prompt,
@@ -48,9 +51,14 @@ def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
     return rules, rust
 
 
-def position_offset(model: torch.nn.Module) -> int:
+def takes_token_types(model: SentenceTransformer) -> bool:
+    """Whether the library hands `token_type_ids` to the model."""
+    return "token_type_ids" in model.tokenizer.model_input_names
+
+
+def position_offset(model: SentenceTransformer) -> int:
     """The position of a text's first token: past the padding index where RoBERTa counts so."""
-    for module in model.modules():
+    for module in model[0].modules():
         padding = getattr(module, "padding_idx", None)
         table = getattr(module, "position_embeddings", None)
         if isinstance(padding, int) and isinstance(table, torch.nn.Embedding):
@@ -58,12 +66,12 @@ def position_offset(model: torch.nn.Module) -> int:
     return 0
 
 
-def _limit(model: SentenceTransformer, first: Transformer) -> int | None:
+def _limit(model: SentenceTransformer) -> int | None:
     """The limit in tokens: what the tokenizer says, and no more than there are positions."""
     stated = model.max_seq_length
     limit = int(stated) if stated is not None and stated < _NO_LIMIT else None
-    offset = position_offset(first.model)
-    positions = getattr(first.config, "max_position_embeddings", None)
+    offset = position_offset(model)
+    positions = getattr(model.config, "max_position_embeddings", None)
     if offset and positions:
         limit = min(limit or positions, positions - offset)
     return limit

@@ -143,8 +143,8 @@ def _squeezer(rust: RustTokenizer) -> Callable[[str], str]:
     BERT's tokenizer is the one that reads on without end: blanks give no tokens at all, and a
     word of more than 100 letters gives a single unknown one, however long it is.
     """
-    word_limit = getattr(rust.model, "max_input_chars_per_word", None)
-    is_bert = type(rust.pre_tokenizer).__name__ == "BertPreTokenizer" and word_limit is not None
+    word_limit: int = getattr(rust.model, "max_input_chars_per_word", 0)
+    is_bert = type(rust.pre_tokenizer).__name__ == "BertPreTokenizer" and word_limit > 0
     added = (token.content for token in rust.get_added_tokens_decoder().values())
     if not is_bert or any(re.search("^[A-Za-z0-9]+$", token) for token in added):
         return lambda text: text

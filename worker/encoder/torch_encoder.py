@@ -1,4 +1,4 @@
-"""A sentence-transformers model run by torch: the forward pass chosen by evidence, and its facts."""
+"""A sentence-transformers model run by torch, in the forward pass that proved right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
@@ -21,9 +20,9 @@ from worker.encoder.forward import (
     PaddedForward,
     StaticForward,
 )
-from worker.encoder.library import matryoshka_sizes, open_model
-from worker.encoder.tokenizer import Tokenizer
+from worker.encoder.library import attention_of, matryoshka_sizes, open_model, set_attention
 from worker.encoder.token_rules import token_rules
+from worker.encoder.tokenizer import Tokenizer
 from worker.tokens import TokenBlock
 
 _log = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ def load_torch(
         torch.set_num_threads(threads)
     place = devices.choose_device(device)
     number_format = devices.choose_dtype(dtype, place)
-    transformers_logging.disable_progress_bar()
     model = open_model(spec, place, number_format)
     try:
         rules, rust = token_rules(model)
@@ -70,7 +68,7 @@ def load_torch(
         dtype=str(number_format).removeprefix("torch."),
         packed=forward.packed,
         batch_tokens=batch_tokens or devices.default_batch_tokens(place),
-        prompts=dict(model.prompts),
+        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         matryoshka=matryoshka_sizes(model, dimensions),
     )
@@ -132,7 +130,7 @@ def _choose_forward(
     expected = np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
     batch = tokenizer(texts)
     exact = model.dtype == torch.float32
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_of(model)
     for name, make in _candidates(model, padded):
         try:
             forward = make()
@@ -145,8 +143,7 @@ def _choose_forward(
         if objection is None:
             return forward, expected.shape[1]
         _log.warning("model %s does not run %s: %s", spec.name, name, objection)
-        if attention is not None:
-            model.transformers_model.set_attn_implementation(attention)
+        set_attention(model, attention)
     raise ModelUnavailable(
         f"model {spec.name!r} gives other vectors here than in sentence-transformers: {objection}"
     )
