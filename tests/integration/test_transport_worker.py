@@ -187,7 +187,7 @@ def test_a_worker_follows_sentinel_to_the_new_primary(
     ports = [free_port(), free_port()]
     servers = []
     for port in ports:
-        options = ("--replicaof", f"127.0.0.1 {ports[0]}") if port != ports[0] else ()
+        options = ("--replicaof", "127.0.0.1", str(ports[0])) if port != ports[0] else ()
         servers.append(ValkeyServer(processes, tmp_path / str(port), port, options=options))
         servers[-1].folder = processes.folder / f"v{port}"
         servers[-1].start()

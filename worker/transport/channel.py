@@ -35,6 +35,7 @@ class Channel(stock.Channel):
 
     QoS = QoS
     from_transport_options = (*stock.Channel.from_transport_options, *_OPTIONS)
+    _sentinel_manager: Any
     leases: Leases = process.leases
     #: Seconds; transport options of these names replace them.
     lease_timeout = 12.0

@@ -152,10 +152,11 @@ class LeaseStore:
 
     def run(self, command: Command) -> Any:
         """Call a script and wait for its answer."""
+        script, arguments = command.script, (*command.keys, *command.args)
         try:
-            return self.client.execute_command(*command.by_digest)
+            return self.client.evalsha(script.sha, len(command.keys), *arguments)
         except redis.exceptions.NoScriptError:
-            return self.client.execute_command(*command.in_full)
+            return self.client.eval(script.text, len(command.keys), *arguments)
 
 
 _stores: dict[tuple[object, ...], LeaseStore] = {}
