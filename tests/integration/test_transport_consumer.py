@@ -13,6 +13,7 @@ import redis
 from kombu.asynchronous import Hub
 
 from tests.integration.transport_loop import FAST, JOBS, Received, left, looped, plain, send
+from tests.processes import ValkeyServer
 from worker.transport import Connection, admission, lease_of, leases
 
 
@@ -178,6 +179,18 @@ def test_the_pool_decides_how_much_is_fetched(
         loop.until(lambda: len(received.bodies) == 20)
     monkeypatch.undo()
     assert left(redis_client) == (20, 0, 0)
+
+
+def test_a_unix_socket_works_by_both_of_its_urls(
+    valkey: ValkeyServer, redis_url: str, redis_client: redis.Redis
+) -> None:
+    for url in (valkey.socket_url, f"unix://{valkey.socket}?db=0"):
+        received = Received()
+        send(redis_url, url)
+        with looped(url, received) as loop:
+            loop.until(lambda received=received: received.bodies)
+            loop.until(lambda: left(redis_client) == (0, 0, 0))
+        assert received.bodies == [url]
 
 
 def test_another_thread_wakes_the_loop_to_tell_of_an_ending(
