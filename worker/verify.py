@@ -1,0 +1,193 @@
+"""Whether the vectors of this machine are the library's, whatever shares a batch with a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.models import ModelInfo, ModelSpec
+from worker.encoder import Encoder, load
+from worker.tokens import TokenBlock
+
+#: Largest difference of two float32 vectors' elements, for vectors of unit length or less.
+TOLERANCE = 1e-5
+#: Smallest cosine where the encoder runs in a 16-bit format.
+MIN_COSINE_16_BIT = 0.999
+#: The longest text that is tried, in words: attention over far longer ones takes minutes.
+_LONGEST_TRIED = 1024
+
+_SENTENCE = (
+    *("Jobs", "wait", "in", "a", "queue", "until", "the", "device", "is", "free,"),
+    *("and", "then", "share", "one", "batch", "with", "texts", "of", "any", "length."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Texts of one kind, each tokenised with `prompt` (None: the model's default) before it."""
+
+    kind: str
+    texts: tuple[str, ...]
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one case fared: the largest difference of an element in each shape of batch."""
+
+    kind: str
+    texts: int
+    alone: float
+    together: float
+    shuffled: float
+    min_cosine: float
+    passed: bool
+
+
+def verify(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    dtype: str = "auto",
+    padded: bool = False,
+) -> tuple[ModelInfo, list[Row]]:
+    """Compare a model's vectors, in batches of every shape, with the library's of each text alone.
+
+    Loads the model twice: as a worker does, and through `SentenceTransformer` in float32.
+    Raises what `worker.encoder.load` raises.
+    """
+    from worker.encoder.reference import Reference
+
+    encoder = load(spec, device=device, backend=backend, dtype=dtype, padded=padded)
+    reference = Reference(spec, device=device)
+    cases = built_in_cases(encoder.info)
+    expected = np.concatenate([reference.encode_alone(case.texts, case.prompt) for case in cases])
+    blocks = [encoder.tokenize(case.texts, case.prompt) for case in cases]
+    shapes = _in_every_shape(encoder, TokenBlock.join(blocks))
+    return encoder.info, _rows(cases, expected, shapes, exact=encoder.info.dtype == "float32")
+
+
+def main(
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    dtype: str = "auto",
+    write: Callable[[str], object] = sys.stdout.write,
+) -> int:
+    """Verify `model` (a path or Hub id; None: the packaged one) and write the table.
+
+    Returns the exit code: 0 all is well, 1 vectors differ. Raises what `verify` raises.
+    """
+    spec = ModelSpec(model or "all-MiniLM-L6-v2", model)
+    info, rows = verify(spec, device=device, backend=backend, dtype=dtype)
+    write(table(info, rows))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def built_in_cases(info: ModelInfo) -> list[Case]:
+    """The texts that are compared: short and long, odd and plain, repeated and prompted."""
+    words = min(info.max_tokens, _LONGEST_TRIED)
+    sentences = tuple(" ".join(_SENTENCE[:count]) for count in (3, 20, 7, 12, 5, 16))
+    cases = [
+        Case("empty and blank", ("", " ", "\n\t  \n")),
+        Case("one word", ("queue", "Queue", "a", "?")),
+        Case("sentences", sentences),
+        Case(
+            "accents, emoji, signs", ("Žluťoučký kůň", "naïve café", "🙂 👩‍👩‍👧 🇨🇿", "x² ≤ ∞ · µ")
+        ),
+        Case("other scripts", ("東京都に住んでいます", "안녕하세요", "Привет, мир", "नमस्ते")),
+        Case("right to left", ("שלום עולם", "مرحبا بالعالم", "mixed שלום text")),
+        Case("control characters", ("a\x00b", "tab\tand\r\nline", "\u200bzero\u200bwidth")),
+        Case("about the limit", tuple(_of_words(words + more) for more in (-3, -2, -1, 0, 1))),
+        Case("no spaces", ("x" * 99, "x" * 5000, "0123456789" * 40)),
+        Case("repeated", (sentences[0],) * 5),
+        Case("with a prompt", sentences, "query: "),
+        Case("without any prompt", sentences, ""),
+    ]
+    if info.max_tokens <= _LONGEST_TRIED:
+        cases.append(Case("beyond the limit", (_of_words(words * 3), _of_words(words * 40))))
+    cases += [
+        Case(f"prompt {name!r}", sentences, prompt)
+        for name, prompt in info.prompts.items()
+        if prompt
+    ]
+    return cases
+
+
+def table(info: ModelInfo, rows: list[Row]) -> str:
+    """The rows as text, one line each, with what was verified above and the verdict below."""
+    way = "packed" if info.packed else "padded"
+    lines = [
+        f"{info.name} on {info.device}, {info.backend} {info.dtype}, {way} batches, "
+        f"{info.dimensions} dimensions, up to {info.max_tokens} tokens",
+        "largest difference to SentenceTransformer.encode of each text alone:",
+        "",
+        f"{'texts':<24}{'':>4}{'alone':>10}{'together':>10}{'shuffled':>10}{'cosine ≥':>11}",
+    ]
+    lines += [
+        f"{row.kind:<24}{row.texts:>4}{row.alone:>10.1e}{row.together:>10.1e}"
+        f"{row.shuffled:>10.1e}{row.min_cosine:>11.7f}  {'ok' if row.passed else 'DIFFERS'}"
+        for row in rows
+    ]
+    failed = sum(not row.passed for row in rows)
+    verdict = f"{failed} of {len(rows)} differ" if failed else "all agree"
+    return "\n".join([*lines, "", verdict, ""])
+
+
+def _in_every_shape(encoder: Encoder, block: TokenBlock) -> dict[str, NDArray[np.float32]]:
+    """Vectors of the texts of `block`, in its order, from batches of three shapes."""
+    count = len(block)
+    singles = [block.slice(index, index + 1) for index in range(count)]
+    order = np.random.default_rng(1).permutation(count)
+    shuffled = np.empty((count, encoder.info.dimensions), dtype=np.float32)
+    for start in range(0, count, 13):
+        some = order[start : start + 13]
+        shuffled[some] = encoder.forward(TokenBlock.join([singles[index] for index in some]))
+    return {
+        "alone": np.concatenate([encoder.forward(single) for single in singles]),
+        "together": encoder.forward(block),
+        "shuffled": shuffled,
+    }
+
+
+def _rows(
+    cases: list[Case],
+    expected: NDArray[np.float32],
+    shapes: dict[str, NDArray[np.float32]],
+    *,
+    exact: bool,
+) -> list[Row]:
+    rows, start = [], 0
+    for case in cases:
+        part = slice(start, start := start + len(case.texts))
+        gaps = {name: _gap(found[part], expected[part]) for name, found in shapes.items()}
+        cosine = min(_cosine(found[part], expected[part]) for found in shapes.values())
+        passed = max(gaps.values()) <= TOLERANCE if exact else cosine >= MIN_COSINE_16_BIT
+        rows.append(Row(case.kind, len(case.texts), **gaps, min_cosine=cosine, passed=bool(passed)))
+    return rows
+
+
+def _gap(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference of an element, relative to vectors longer than one; NaN is inf."""
+    scale = np.maximum(1.0, np.linalg.norm(expected, axis=1, keepdims=True))
+    gap = float((np.abs(found - expected) / scale).max())
+    return gap if np.isfinite(gap) else float("inf")
+
+
+def _cosine(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """The smallest cosine of two rows; equal rows, of zeros even, have 1."""
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    products = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    same = (found == expected).all(axis=1)
+    cosines = np.where(same, 1.0, (found * expected).sum(axis=1) / np.maximum(products, 1e-30))
+    return float(cosines.min())
+
+
+def _of_words(count: int) -> str:
+    return " ".join(_SENTENCE[index % len(_SENTENCE)] for index in range(max(count, 0)))
