@@ -15,7 +15,7 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-12s%s\n", $$1, $$2 }'
 
 run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a sample job, keep serving
-	@exec $(BIN)/embedq up --demo $(ARGS)
+	@exec $(BIN)/embedq up --demo --with-parent $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real processes
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,72 @@
+"""`embedq up`: options in, progress out."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from worker.local.deployment import Options
+from worker.local.folder import default_folder
+from worker.local.up import up
+
+
+@click.command("up")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port of the API; 0 takes a free one.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_folder,
+    show_default="$XDG_DATA_HOME/embedq or ~/.local/share/embedq",
+    help="Where the embedded Valkey keeps its data; one embedq each.",
+)
+@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes, each with the model; one a device is best.",
+)
+@click.option("--demo", is_flag=True, help="Submit a sample job and show its result.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="End with the parent process.")
+def command(
+    host: str,
+    port: int,
+    data_dir: Path,
+    model: str | None,
+    device: str | None,
+    workers: int,
+    demo: bool,
+    with_parent: bool,
+) -> None:
+    """Run a whole embedq on this machine: Valkey, workers and the API.
+
+    Where CELERY_BROKER_URL is set, that server is used and no Valkey is started. A process that
+    ends by accident is started again. Ctrl-C or SIGTERM ends it all: open requests, what is
+    being encoded, then Valkey; jobs that wait stay in the data directory. Ctrl-C again ends it
+    at once.
+    """
+    options = Options(host, port, data_dir, model, device, workers)
+    up(options, with_demo=demo, with_parent=with_parent, say=_say, show=_show)
+
+
+def _say(line: str) -> None:
+    """Progress, on standard error. A terminal that is gone must not keep us from ending."""
+    with suppress(OSError):
+        click.echo(line, err=True)
+
+
+def _show(line: str) -> None:
+    """What was asked for, on standard output, also where that is gone."""
+    with suppress(OSError):
+        click.echo(line)

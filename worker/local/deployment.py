@@ -1,0 +1,171 @@
+"""The programs of one machine: their command lines, environment and order. Starts nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from worker.contract.errors import EmbedqError
+from worker.contract.settings import Settings
+from worker.local import valkey
+from worker.local.supervisor import Program
+
+#: Seconds that open requests have once the API is told to stop.
+API_GRACE_S = 5
+#: Seconds that Valkey has to write out its append-only file.
+VALKEY_STOP_S = 10
+#: Connections that may wait while the API starts.
+BACKLOG = 2048
+
+
+class AddressUnusable(EmbedqError):
+    """Nothing can listen on the address asked for."""
+
+    code = "address_unusable"
+
+
+class PackageShadowed(EmbedqError):
+    """The current folder holds a module that would be loaded in place of embedq's."""
+
+    code = "package_shadowed"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `embedq up` was asked for."""
+
+    host: str
+    port: int
+    data_dir: Path
+    model: str | None
+    device: str | None
+    workers: int
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, handed to the API on each of its starts.
+
+    Bound here, so that a port in use is known before anything starts, and so that connections
+    wait while the API is started again. Raises `AddressUnusable`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as exc:
+        listener.close()
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise AddressUnusable(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port"
+        ) from exc
+    return listener
+
+
+def environment(
+    options: Options, environ: Mapping[str, str], own_valkey: Path | None
+) -> dict[str, str]:
+    """The children's environment: this process's, the options, the embedded Valkey at a socket."""
+    env = dict(environ)
+    if options.model is not None:
+        env["EMBEDQ_MODEL"] = options.model
+    if options.device is not None:
+        env["EMBEDQ_DEVICE"] = options.device
+    if own_valkey is not None:
+        env["CELERY_BROKER_URL"] = valkey.celery_url(own_valkey)
+        if not env.get("CELERY_RESULT_BACKEND"):
+            env["CELERY_RESULT_BACKEND"] = env["CELERY_BROKER_URL"]
+    if options.workers > 1 and not env.get("EMBEDQ_THREADS"):
+        # Each worker would otherwise take every core for each of its passes.
+        env["EMBEDQ_THREADS"] = str(max(1, cores() // options.workers))
+    return env
+
+
+def server(folder: Path, socket_file: Path, lock_fd: int) -> Program:
+    """The embedded Valkey, which shares the lock of its folder."""
+    command = valkey.command(folder, socket_file)
+    return Program("valkey", command, stop_s=VALKEY_STOP_S, keep_fds=(lock_fd,))
+
+
+def workers(options: Options, settings: Settings, env: Mapping[str, str]) -> list[Program]:
+    """`celery -A worker worker`, as often as asked, each under a name of its own."""
+    return [
+        Program(
+            f"worker {number}",
+            [
+                *(sys.executable, "-m", "celery", "--quiet", "-A", "worker", "worker"),
+                # The port tells apart two embedqs of one machine on the same broker.
+                *("-n", f"worker{number}-{options.port}@%h", "-l", "warning"),
+            ],
+            stop_s=settings.shutdown_seconds + 5,
+            env=env,
+        )
+        for number in range(1, options.workers + 1)
+    ]
+
+
+def api(listener: socket.socket, env: Mapping[str, str]) -> Program:
+    """The API under gunicorn: greenlets, so that waiting clients cost little."""
+    return Program(
+        "api",
+        [
+            *(sys.executable, "-m", "gunicorn", "-k", "gevent"),
+            *("-b", f"fd://{listener.fileno()}", "-w", str(api_processes(cores()))),
+            *("--graceful-timeout", str(API_GRACE_S), "--log-level", "warning"),
+            "--no-control-socket",
+            "api:create_app()",
+        ],
+        stop_s=API_GRACE_S + 3,
+        env=env,
+        keep_fds=(listener.fileno(),),
+    )
+
+
+def api_processes(core_count: int) -> int:
+    """Processes of the API: one to four cores' worth, the rest is for the model."""
+    return max(1, min(4, core_count // 4))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_open(host: str, settings: Settings) -> None:
+    """Raise `AddressUnusable` where an API without keys would be open to other machines."""
+    if settings.api_keys_file is None and not _is_loopback(host):
+        raise AddressUnusable(
+            f"without API keys the service stays on this machine, and {host} is open to others: "
+            "set EMBEDQ_API_KEYS_FILE, or use --host 127.0.0.1"
+        )
+
+
+def check_current_folder(folder: Path, ours: Path) -> None:
+    """Raise `PackageShadowed` where Python would load a stranger's `worker` or `api` from here.
+
+    Celery and gunicorn look into the current folder first; `ours` is the folder of embedq's own
+    packages.
+    """
+    for name in ("worker", "api"):
+        spec = PathFinder.find_spec(name, [str(folder)])
+        if spec and spec.origin and ours not in Path(spec.origin).resolve().parents:
+            raise PackageShadowed(
+                f"{spec.origin} would be loaded in place of embedq's own {name!r}: "
+                "run embedq from another folder"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,76 @@
+"""The data directory: where it is, and that only one embedq uses it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from worker.contract.errors import EmbedqError
+
+
+class DataFolderBusy(EmbedqError):
+    """Another embedq uses the data directory; the message says which process."""
+
+    code = "data_directory_busy"
+
+
+class DataFolderUnusable(EmbedqError):
+    """The data directory cannot be made or written."""
+
+    code = "data_directory_unusable"
+
+
+def default_folder() -> Path:
+    """Where embedq keeps its data unless told otherwise, by the XDG base directory rules."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
+    return home / "embedq"
+
+
+def lock(folder: Path) -> IO[str]:
+    """Make the folder if need be and lock it; the lock is held as long as the file is open.
+
+    The lock belongs to the open file, not to a process: hand its descriptor to the server that
+    writes into the folder, and the lock is held until the last of both has ended, also after a
+    SIGKILL of this process. Raises `DataFolderBusy` and `DataFolderUnusable`.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as exc:
+        raise DataFolderUnusable(f"data directory {folder}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise DataFolderBusy(_who(folder, owner)) from exc
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _who(folder: Path, owner: str) -> str:
+    if owner.isdigit() and not _exists(int(owner)):
+        return (
+            f"data directory {folder} is still in use: the Valkey of embedq process {owner}, "
+            "which was killed, is ending; try again in some seconds"
+        )
+    return (
+        f"data directory {folder} is in use by another embedq, process {owner or 'unknown'}; "
+        "stop that one or choose another with --data-dir"
+    )
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

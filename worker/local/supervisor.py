@@ -1,0 +1,220 @@
+"""Who is started again, who is stopped in which order, and when it all ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import NamedTuple
+
+from worker.contract.errors import EmbedqError
+from worker.local.children import Children, signal_group
+
+#: Seconds before a program that ended is started again: doubled each time, up to the last.
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
+#: Seconds after which a program counts as sound, so that its next end costs the first pause.
+SOUND_S = 60.0
+#: Seconds between two looks at whether a program that gives no sign of its own is ready.
+READY_INTERVAL_S = 0.1
+
+
+class StartFailed(EmbedqError):
+    """A program ended before it was ready: starting it again would not help."""
+
+    code = "start_failed"
+
+
+class Stopped(Exception):
+    """Somebody asked for the end while the programs were starting."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run, and how long it may take to end after SIGTERM, in seconds."""
+
+    name: str
+    command: Sequence[str]
+    stop_s: float
+    env: Mapping[str, str] | None = None
+    keep_fds: Sequence[int] = ()
+
+
+class _Ended(NamedTuple):
+    name: str
+    code: int
+
+
+class _StopAsked(NamedTuple):
+    reason: str
+
+
+@dataclass
+class _Run:
+    program: Program
+    process: subprocess.Popen[bytes]
+    since: float
+    #: Ends in a row, each sooner than SOUND_S after its start.
+    ends: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Runs programs until asked to stop.
+
+    The caller's thread owns all state. One thread a program waits for its end, signal handlers
+    wait for the user; both only put an event into a SimpleQueue, whose `put` is safe in a signal
+    handler. `say` prints one line for the user.
+    """
+
+    children: Children
+    say: Callable[[str], None]
+    #: Every program in the order of its first start.
+    _programs: list[Program] = field(default_factory=list)
+    #: What runs now, by name.
+    _runs: dict[str, _Run] = field(default_factory=dict)
+    #: What waits for its next start, with that time.
+    _paused: dict[str, tuple[float, _Run]] = field(default_factory=dict)
+    _events: SimpleQueue[_Ended | _StopAsked] = field(default_factory=SimpleQueue)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._watch_guardian, name="watch guardian", daemon=True).start()
+
+    def catch_signals(self) -> None:
+        """Let SIGINT, SIGTERM and SIGHUP ask for the end; a second one asks for haste."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def ask_stop(self, reason: str) -> None:
+        """Make `run` return, or `wait_ready` raise; from any thread."""
+        self._events.put(_StopAsked(reason))
+
+    def start(self, program: Program) -> None:
+        """Start a program; programs are stopped in the reverse order of their starts."""
+        self._programs.append(program)
+        self._runs[program.name] = self._launch(program, ends=0)
+
+    def wait_ready(
+        self, ready: Callable[[], bool], waiting: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """Return as soon as `ready()`; in between call `waiting` with the seconds so far.
+
+        Raises `StartFailed` as soon as any program ends, `Stopped` when asked to stop.
+        """
+        begin = time.monotonic()
+        while not ready():
+            event = self._next_event(READY_INTERVAL_S)
+            if isinstance(event, _StopAsked):
+                raise Stopped(event.reason)
+            if event is not None:
+                self._reap(event.name)
+                raise StartFailed(f"{event.name} {describe(event.code)} before it was ready")
+            waiting(time.monotonic() - begin)
+
+    def run(self) -> str:
+        """Start again what ends, until asked to stop; the reason given for that."""
+        while True:
+            event = self._next_event(self._pause_left())
+            if isinstance(event, _StopAsked):
+                return event.reason
+            if event is not None:
+                self._on_end(event)
+            self._start_due()
+
+    def stop(self) -> None:
+        """SIGTERM to one program after the other, last started first; SIGKILL to those too slow.
+
+        Asked to stop again meanwhile, it kills the rest at once.
+        """
+        self._paused.clear()
+        if not self._runs:
+            return
+        limit = sum(program.stop_s for program in self._programs)
+        self.say(f"Stopping, within {limit:.0f} s; Ctrl-C again stops at once")
+        hurry = False
+        for program in reversed(self._programs):
+            if program.name in self._runs:
+                hurry = self._end(program, hurry)
+
+    def _end(self, program: Program, hurry: bool) -> bool:
+        """End one program and wait until it is gone; whether the user is in haste by then."""
+        process = self._runs[program.name].process
+        signal_group(process, signal.SIGKILL if hurry else signal.SIGTERM)
+        deadline = None if hurry else time.monotonic() + program.stop_s
+        while program.name in self._runs:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            event = self._next_event(left)
+            if isinstance(event, _Ended):
+                self._reap(event.name)
+                continue
+            if event is None:
+                self.say(f"{program.name} did not end within {program.stop_s:.0f} s: killing it")
+            else:
+                hurry = True
+            signal_group(process, signal.SIGKILL)
+            deadline = None
+        return hurry
+
+    def _launch(self, program: Program, ends: int) -> _Run:
+        process = self.children.start(program.command, env=program.env, keep_fds=program.keep_fds)
+        threading.Thread(
+            target=self._watch,
+            args=(program.name, process),
+            name=f"watch {program.name}",
+            daemon=True,
+        ).start()
+        return _Run(program, process, time.monotonic(), ends)
+
+    def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Report a program's end. A thread of its own, which ends with the program."""
+        self._events.put(_Ended(name, process.wait()))
+
+    def _watch_guardian(self) -> None:
+        """End it all where the guardian is gone, since nothing would end orphans any more."""
+        self.children.guardian.wait()
+        self.ask_stop("The guardian process ended")
+
+    def _on_end(self, event: _Ended) -> None:
+        run = self._reap(event.name)
+        sound = time.monotonic() - run.since >= SOUND_S
+        run.ends = 1 if sound else run.ends + 1
+        pause = min(FIRST_PAUSE_S * 2 ** (run.ends - 1), LAST_PAUSE_S)
+        self._paused[event.name] = (time.monotonic() + pause, run)
+        self.say(f"{event.name} {describe(event.code)}: starting it again in {pause:.0f} s")
+
+    def _reap(self, name: str) -> _Run:
+        run = self._runs.pop(name)
+        self.children.forget(run.process)
+        return run
+
+    def _pause_left(self) -> float | None:
+        """Seconds until the next start is due; None where nothing waits."""
+        if not self._paused:
+            return None
+        return max(min(due for due, _ in self._paused.values()) - time.monotonic(), 0.0)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, (due, _) in self._paused.items() if due <= now]:
+            _, run = self._paused.pop(name)
+            self._runs[name] = self._launch(run.program, run.ends)
+
+    def _next_event(self, timeout_s: float | None) -> _Ended | _StopAsked | None:
+        try:
+            return self._events.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.ask_stop(f"Received {signal.Signals(number).name}")
+
+
+def describe(code: int) -> str:
+    """An exit code as `subprocess` gives it, in words."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

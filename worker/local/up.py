@@ -1,0 +1,165 @@
+"""A whole embedq, from the first process to the last: what `embedq up` does."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import redis
+
+from worker.contract.settings import Settings
+from worker.local import demo, deployment, folder, valkey
+from worker.local.children import Children
+from worker.local.deployment import Options
+from worker.local.supervisor import Stopped, Supervisor
+
+#: The folder that holds embedq's own packages.
+PACKAGES = Path(__file__).resolve().parents[2]
+#: Seconds between two lines that say what is still awaited.
+STILL_WAITING_S = 10.0
+#: Seconds that one question for readiness may take.
+PROBE_S = 2.0
+
+Say = Callable[[str], None]
+
+
+def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: Say) -> None:
+    """Start Valkey, workers and the API, keep them running, and return once all have ended.
+
+    `say` gets progress, `show` what was asked for: the sample job and the address. Where
+    CELERY_BROKER_URL is set, that server is used and none started. `with_parent` also ends it
+    all with the process that started this one. Raises an `EmbedqError` where it cannot start.
+    """
+    deployment.check_current_folder(Path.cwd(), PACKAGES)
+    data = None if os.environ.get("CELERY_BROKER_URL", "").strip() else _absolute(options.data_dir)
+    with ExitStack() as stack:
+        lock = stack.enter_context(folder.lock(data)) if data else None
+        listener = stack.enter_context(deployment.listen(options.host, options.port))
+        options = replace(options, port=listener.getsockname()[1])
+        socket_file = valkey.socket_path(data) if data else None
+        env = deployment.environment(options, os.environ, socket_file)
+        settings = Settings.from_env(env)
+        deployment.check_open(options.host, settings)
+
+        supervisor = Supervisor(stack.enter_context(Children()), say)
+        supervisor.catch_signals()
+        if with_parent:
+            watch_parent(supervisor)
+        stack.callback(supervisor.stop)
+        try:
+            if data and socket_file and lock:
+                supervisor.start(deployment.server(data, socket_file, lock.fileno()))
+                supervisor.wait_ready(lambda: _valkey_answers(socket_file))
+                say(f"Valkey is up, its data in {data}")
+            for program in deployment.workers(options, settings, env):
+                supervisor.start(program)
+            supervisor.start(deployment.api(listener, env))
+            names = ", ".join(model.name for model in settings.models)
+            say(f"Starting the API and {options.workers} worker(s), which load {names} …")
+            supervisor.wait_ready(lambda: _api_ready(options), _patience(say))
+            if with_demo:
+                _run_demo(supervisor, options, show)
+            _show_address(options, show)
+            reason = supervisor.run()
+        except Stopped as stop:
+            reason = str(stop)
+        say(reason)
+
+
+def watch_parent(supervisor: Supervisor) -> None:
+    """Ask for the end when the parent process ends, where the system can tell (Linux).
+
+    A thread of its own waits for that, and ends with this process.
+    """
+    parent = os.getppid()
+    if not hasattr(os, "pidfd_open"):
+        return
+    try:
+        descriptor = os.pidfd_open(parent)
+    except ProcessLookupError:
+        supervisor.ask_stop("The parent process has ended")
+        return
+
+    def wait() -> None:
+        select.select([descriptor], [], [])
+        supervisor.ask_stop("The parent process has ended")
+
+    threading.Thread(target=wait, name="watch parent", daemon=True).start()
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+def _valkey_answers(socket_file: Path) -> bool:
+    """Whether it takes commands; False also while it reads its data in."""
+    try:
+        with redis.Redis(unix_socket_path=str(socket_file), socket_timeout=PROBE_S) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _api_ready(options: Options) -> bool:
+    """Whether the API and a worker with a loaded model answer."""
+    connection = HTTPConnection(*reachable(options), timeout=PROBE_S)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def reachable(options: Options) -> tuple[str, int]:
+    """Where this machine reaches the API: an address of all interfaces is none to connect to."""
+    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 — compared, not bound
+    return wildcard.get(options.host, options.host), options.port
+
+
+def _patience(say: Say) -> Callable[[float], None]:
+    """Says every STILL_WAITING_S that it is still starting."""
+    due = STILL_WAITING_S
+
+    def waiting(seconds: float) -> None:
+        nonlocal due
+        if seconds >= due:
+            say(f"Still starting after {due:.0f} s")
+            due += STILL_WAITING_S
+
+    return waiting
+
+
+def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
+    """Run the sample job on a thread of its own, so that Ctrl-C is heard meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="demo") as executor:
+        job = executor.submit(demo.run, *reachable(options), show)
+        try:
+            supervisor.wait_ready(job.done)
+        except Stopped:
+            # Ending the API also ends the request that the thread waits for.
+            supervisor.stop()
+            raise
+        job.result()
+
+
+def _show_address(options: Options, show: Say) -> None:
+    host, port = reachable(options)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    show("")
+    show(f"embedq serves on {url} until Ctrl-C. Try it:")
+    show("")
+    show(
+        f"  curl -s '{url}/jobs?wait=10' -H 'Content-Type: application/json' "
+        """-d '{"input": ["a text", "another one"]}'"""
+    )
+    show("")
