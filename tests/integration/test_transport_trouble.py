@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -16,7 +18,7 @@ import redis
 from tests.integration.transport_loop import Received, left, looped, send
 from tests.integration.transport_proxy import proxy
 from tests.processes import ValkeyServer
-from worker.transport import admission, lease_of, leases
+from worker.transport import admission, fetcher, lease_of, leases
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +187,78 @@ def test_answers_of_any_size_come_whole_through_tls(
             loop.until(lambda: len(received.bodies) == 2 * len(sizes))
             assert [len(body) for body in received.bodies] == [n for n in sizes for _ in "xy"]
             loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_dead_letter_list_that_cannot_be_written_holds_nothing_else_up(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    redis_client.set("graves", "not a list")
+    send(redis_url, "bad", "good", "better")
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 3)
+        bad, good, better = received.messages
+        leases.bury(bad.delivery_tag, "poisoned", "graves")
+        good.ack()
+        loop.until(lambda: left(redis_client) == (0, 2, 2))
+        better.ack()
+        loop.until(lambda: left(redis_client) == (0, 1, 1))
+        redis_client.delete("graves")
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    assert redis_client.llen("graves") == 1
+
+
+def test_a_receiver_that_takes_its_time_keeps_the_leases_of_those_that_wait(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, *range(40))
+    held: list[int] = []
+    ages: list[float] = []
+
+    class Slow(Received):
+        def __call__(self, body: Any, message: Any) -> None:
+            super().__call__(body, message)
+            [(_, oldest)] = redis_client.zrange("unacked_index", 0, 0, withscores=True)
+            held.append(redis_client.hlen("unacked"))
+            ages.append(redis_client.time()[0] - oldest)
+            threading.Event().wait(0.1)
+
+    slow = Slow()
+    with looped(redis_url, slow) as loop:
+        loop.until(lambda: len(slow.bodies) == 40, timeout=20)
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+    assert max(ages) < 2.5
+    # Endings are told meanwhile, so that a crash repeats little.
+    assert held[-1] < 5, held
+
+
+def test_a_pause_of_the_loop_is_not_taken_for_a_dead_server(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "PATIENCE", 0.5)
+    monkeypatch.setattr(fetcher, "WATCH_SECONDS", 1)
+    received = Received()
+    with looped(redis_url, received) as loop:
+        loop.turn_for(0.3)
+        threading.Event().wait(2.5)
+        loop.turn_for(1.5)
+        send(redis_url, 1)
+        loop.until(lambda: received.bodies)
+    assert "connecting anew" not in caplog.text
+
+
+def test_leases_can_be_renewed_where_no_loop_turns(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, "kept", "gone")
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 2)
+        kept, gone = (message.delivery_tag for message in received.messages)
+        redis_client.zadd("unacked_index", {kept: 1})
+        redis_client.zrem("unacked_index", gone)
+        redis_client.hdel("unacked", gone)
+        leases.renew()
+        assert abs((redis_client.zscore("unacked_index", kept) or 0) - time.time()) < 5
+        assert redis_client.zscore("unacked_index", gone) is None
+        assert leases.get(gone) is None

@@ -21,7 +21,8 @@ For the pool, from any thread unless said otherwise:
 - `leases.keep(tags)`  the pool will end these, whatever becomes of the connection.
 - `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `bury(tag, reason, key)`  end a
   lease; `message.ack()` and `message.reject()` do the same. Told to the server by the next tick;
-  `leases.flush()` tells it at once, where no loop turns any more.
+  `leases.flush()` tells it at once and `leases.renew()` keeps what is left, where no loop turns
+  any more.
 - `leases.settle_args(tags)`, then one script with `HDEL` and `ZREM`, then `leases.forget(tags)`
   end leases together with their results; a later `message.ack()` does nothing.
 - `leases.stats()`  counters for `inspect stats` and metrics.
@@ -31,13 +32,20 @@ Transport options beside kombu's: `lease_timeout` (12 s) for leases that an even
 messages of stock workers and of consumers without an event loop; `restore_interval` (1 s);
 `dead_letter_key`.
 
-Reading order: `leases` what is held, `scripts` what the server does, `store` where, `wire` a
-connection that does not block, `fetcher` when to fetch, `channel` and `poller` and `transport` the
-seams to kombu, `connection` how Celery comes to use it.
+A task that holds the event loop up for longer than a lease, as with the solo pool, loses it. Under
+an ACL the worker needs, beside what kombu needs, EVAL, EVALSHA, BLMOVE, INFO and TIME, and in
+scripts RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, ZADD, ZREM, ZCARD, ZMSCORE and
+ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
+
+Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
+does, `store` where, `wire` a connection that does not block, `upkeep` and `fetcher` when it is
+used, `qos`, `channel`, `poller` and `transport` the seams to kombu, `connection` how Celery comes
+to use it.
 """
 
+from worker.transport.admission import Admission, admission
 from worker.transport.connection import AMQP, Connection, StockAMQP
-from worker.transport.leases import Admission, Lease, Leases, admission, lease_of, leases
+from worker.transport.leases import Lease, Leases, lease_of, leases
 from worker.transport.transport import SentinelTransport, Transport
 
 __all__ = [

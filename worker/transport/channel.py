@@ -13,9 +13,9 @@ from kombu.transport import redis as stock
 from kombu.utils.json import loads
 from kombu.utils.scheduling import cycle_by_name
 
-from worker.transport import leases as process
+from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
-from worker.transport.leases import Burial, Lease, Leases, Outbox
+from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
 from worker.transport.qos import QoS
 from worker.transport.store import LeaseStore, Source, open_store
 from worker.transport.wire import Wire
@@ -36,7 +36,7 @@ class Channel(stock.Channel):
     QoS = QoS
     from_transport_options = (*stock.Channel.from_transport_options, *_OPTIONS)
     _sentinel_manager: Any
-    leases: Leases = process.leases
+    leases: Leases = leases
     #: Seconds; transport options of these names replace them.
     lease_timeout = 12.0
     restore_interval = 1.0
@@ -103,14 +103,9 @@ class Channel(stock.Channel):
 
     def room(self) -> tuple[int, int]:
         """Messages and bytes of text that may be fetched now, by the pool's word or kombu's."""
-        admission = process.admission
-        if self.looped and admission.room is not None:
-            tokens = admission.room()
-            if tokens <= 0:
-                return 0, 0
-            return admission.max_messages, min(
-                tokens * process.BYTES_PER_TOKEN, admission.max_bytes
-            )
+        bounds = admission.bounds() if self.looped else None
+        if bounds is not None:
+            return bounds
         count = admission.max_messages if self.looped else 1
         if self.qos.prefetch_count:
             held = self.leases.outstanding(self.owner) + self.qos.delivered()

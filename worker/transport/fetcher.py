@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -12,7 +14,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from worker.transport.leases import Lease, Outbox
 from worker.transport.store import Fetch, Source
 from worker.transport.upkeep import Consumer, Upkeep
-from worker.transport.wire import Pause, Together, Wire
+from worker.transport.wire import Pause, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 #: Seconds for which the server holds back the answer while a list is empty.
 WATCH_SECONDS = 5
+#: Seconds after which a receiver that takes its time is interrupted for renewals and endings.
+SLICE_SECONDS = 0.05
 
 
 class Fetcher:
@@ -43,7 +47,7 @@ class Fetcher:
         self._watches: dict[str, Wire] = {}
         self._fetching = False
         self._drained = False
-        self._telling = False
+        self._telling = 0
         self._connect_pause = Pause()
         self._fetch_pause = Pause()
         self._tell_pause = Pause()
@@ -61,8 +65,7 @@ class Fetcher:
         wire = self._connected()
         if wire is None:
             return
-        self._tell(wire)
-        self._upkeep.run(wire)
+        self._converse(wire)
         if self.ready and self._consumer.looped:
             self.deliver()
         count, room = self._consumer.room()
@@ -76,18 +79,28 @@ class Fetcher:
     def deliver(self) -> None:
         """Hand over what is ready: all of it on an event loop, else one message.
 
-        Where the receiver raises, the rest stays ready.
+        Where the receiver raises, the rest stays ready. The solo pool runs a task for each
+        message, so leases are kept and endings told meanwhile.
         """
+        slice_end = time.monotonic() + SLICE_SECONDS
         while self.ready:
             self.delivered += 1
             self._consumer.hand_over(*self.ready.popleft())
             if not self._consumer.looped:
                 return
+            if time.monotonic() > slice_end and self._wire is not None and self._wire.alive:
+                self._wire.on_readable()
+                self._converse(self._wire)
+                slice_end = time.monotonic() + SLICE_SECONDS
 
     def check(self) -> None:
         """Drop connections that are half-open; `turn` makes new ones."""
         for wire in (self._wire, *self._watches.values()):
-            if wire is not None and wire.overdue():
+            if wire is None or not wire.overdue():
+                continue
+            # After a pause of our own the answer is there, only not read.
+            wire.on_readable()
+            if wire.overdue():
                 logger.warning("Redis has not answered for %.0f s: connecting anew", wire.patience)
                 wire.drop()
 
@@ -122,30 +135,31 @@ class Fetcher:
         self._upkeep.connected(self._wire)
         return self._wire
 
+    def _converse(self, wire: Wire) -> None:
+        self._tell(wire)
+        self._upkeep.run(wire)
+
     def _tell(self, wire: Wire) -> None:
         store = self._consumer.store
         if self._telling or self._tell_pause.on or not self._leases.pending(store):
             return
-        outbox = self._leases.take(store)
-        commands = list(store.commands(outbox))
+        told = list(store.commands(self._leases.take(store)))
+        self._telling = len(told)
+        for command, part in told:
+            wire.call(command, partial(self._told, wire, part), partial(self._untold, part))
 
-        def told(whole: bool) -> None:
-            self._telling = False
-            if whole:
-                self._tell_pause.reset()
-            else:
-                self._leases.put_back(store, outbox)
+    def _told(self, wire: Wire, part: Outbox, reply: Any) -> None:
+        if isinstance(reply, ResponseError):
+            self._refused(wire, reply, self._tell_pause)
+            self._untold(part)
+            return
+        self._telling -= 1
+        if not self._tell_pause.on:
+            self._tell_pause.reset()
 
-        together = Together(len(commands), told)
-
-        def replied(reply: Any) -> None:
-            if isinstance(reply, ResponseError):
-                self._refused(wire, reply, self._tell_pause)
-            together.ended(well=not isinstance(reply, ResponseError))
-
-        self._telling = True
-        for command in commands:
-            wire.call(command, replied, lambda: together.ended(well=False))
+    def _untold(self, part: Outbox) -> None:
+        self._telling -= 1
+        self._leases.put_back(self._consumer.store, part)
 
     def _fetch(self, wire: Wire, sources: Sequence[Source], count: int, room: int) -> None:
         consumer = self._consumer
@@ -155,8 +169,8 @@ class Fetcher:
         self._fetching = True
         wire.call(
             fetch.command,
-            lambda reply: self._fetched(wire, fetch, reply),
-            lambda: self._fetch_lost(fetch),
+            partial(self._fetched, wire, fetch),
+            partial(self._fetch_lost, fetch),
         )
 
     def _fetched(self, wire: Wire, fetch: Fetch, reply: Any) -> None:
@@ -184,24 +198,25 @@ class Fetcher:
             if not wire.busy:
                 wire.send(
                     ("BLMOVE", source.key, source.key, "RIGHT", "RIGHT", WATCH_SECONDS),
-                    self._woken(wire),
-                    lambda: None,
+                    partial(self._woken, wire),
+                    _nothing,
                     wait=WATCH_SECONDS,
                 )
 
-    def _woken(self, wire: Wire) -> Callable[[Any], None]:
-        def woken(reply: Any) -> None:
-            if isinstance(reply, ResponseError):
-                # A full server refuses BLMOVE but lets us fetch, so that is tried after a pause.
-                self._refused(wire, reply, self._fetch_pause)
-                self._drained = False
-            elif reply is not None:
-                self._drained = False
-
-        return woken
+    def _woken(self, wire: Wire, reply: Any) -> None:
+        if isinstance(reply, ResponseError):
+            # A full server refuses BLMOVE but lets us fetch, so that is tried after a pause.
+            self._refused(wire, reply, self._fetch_pause)
+            self._drained = False
+        elif reply is not None:
+            self._drained = False
 
     def _refused(self, wire: Wire, error: ResponseError, pause: Pause) -> None:
         logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())
         if isinstance(error, ReadOnlyError):
             # A failover: the name may lead to the new primary.
             wire.drop()
+
+
+def _nothing() -> None:
+    """A watch that is lost had taken nothing."""

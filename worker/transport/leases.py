@@ -173,6 +173,20 @@ class Leases:
                 self.put_back(store, outbox)
                 raise
 
+    def renew(self) -> None:
+        """Make every lease last from now, in this thread; the event loop does it by itself.
+
+        For the end of a process, when no loop turns and work goes on.
+
+        Raises:
+            redis.RedisError: the server could not be told.
+        """
+        with self._lock:
+            stores = {lease.store for lease in self._live.values()}
+        for store in stores:
+            for command in store.renewals(self.live_tags(store)):
+                self.lost(tag.decode() for tag in store.run(command))
+
     def stats(self) -> dict[str, int]:
         """Leases held now, and what became of leases since the process began."""
         names = ("fetched", "acked", "settled", "released", "requeued", "buried", "lost")
@@ -267,30 +281,8 @@ class Leases:
             del self._by_owner[lease.owner]
 
 
-#: Tokens of text are about this many bytes in a message.
-BYTES_PER_TOKEN = 4
-
-
-@dataclass(slots=True)
-class Admission:
-    """How much this worker wants to have waiting; decides what is fetched.
-
-    The event loop asks before each fetch. Whoever makes room wakes it: `hub.call_soon(…)`.
-    """
-
-    #: How many more tokens may wait, from the event loop's thread and without blocking; ≤ 0
-    #: fetches nothing. None leaves it to kombu's prefetch count.
-    room: Callable[[], int] | None = None
-    #: Messages of one fetch. More only makes the loop's pauses longer.
-    max_messages: int = 1024
-    #: Bytes of one fetch, plus one message.
-    max_bytes: int = 16 * 1024 * 1024
-
-
 #: The leases of this process.
 leases = Leases()
-#: What this process wants to fetch.
-admission = Admission()
 
 
 def lease_of(message: Any) -> Lease | None:

@@ -192,14 +192,16 @@ BURY = Script(
     _NOW
     + _RETURN
     + """
+redis.call('ZREM', KEYS[2], '')
 local value = redis.call('HGET', KEYS[1], ARGV[1])
+if value then
+  local message, queue = unwrap(value)
+  redis.call('LPUSH', KEYS[3], cjson.encode({
+    tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = now(),
+    message = message or value}))
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[1], ARGV[1])
-if not value then return end
-local message, queue = unwrap(value)
-redis.call('LPUSH', KEYS[3], cjson.encode({
-  tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = now(),
-  message = message or value}))
 """
 )
 

@@ -110,18 +110,21 @@ class LeaseStore:
             leased.append((Lease(tag, source.queue, redelivered, self, owner), message))
         return bool(drained), leased
 
-    def commands(self, outbox: Outbox) -> Iterator[Command]:
-        """What tells the server of everything in `outbox`."""
+    def commands(self, outbox: Outbox) -> Iterator[tuple[Command, Outbox]]:
+        """What tells the server of everything in `outbox`, each with its part of it."""
         keys = (self.unacked_key, self.index_key)
         for burial in outbox.burials:
-            yield Command(scripts.BURY, (*keys, burial.key), (burial.tag, burial.reason))
+            command = Command(scripts.BURY, (*keys, burial.key), (burial.tag, burial.reason))
+            yield command, Outbox(burials=[burial])
+        for tags in _split(outbox.acks):
+            yield Command(scripts.ACK, keys, tuple(tags)), Outbox(acks=tags)
         # The last one put back is the next in line, so the first one given comes last.
-        for tags, marked in ((outbox.returns, "0"), (outbox.requeues, "1")):
-            for some in _split(tags[::-1]):
-                args = (marked, self.key_prefix, self.separator, *some)
-                yield Command(scripts.GIVE_BACK, keys, args)
-        for some in _split(outbox.acks):
-            yield Command(scripts.ACK, keys, tuple(some))
+        for tags in _split(outbox.requeues[::-1]):
+            args = ("1", self.key_prefix, self.separator, *tags)
+            yield Command(scripts.GIVE_BACK, keys, args), Outbox(requeues=tags[::-1])
+        for tags in _split(outbox.returns[::-1]):
+            args = ("0", self.key_prefix, self.separator, *tags)
+            yield Command(scripts.GIVE_BACK, keys, args), Outbox(returns=tags[::-1])
 
     def renewals(self, tags: Sequence[str]) -> Iterator[Command]:
         for some in _split([tag for tag in tags if tag.startswith(scripts.RENEWED)]):
@@ -147,7 +150,7 @@ class LeaseStore:
 
     def tell(self, outbox: Outbox) -> None:
         """Send everything in `outbox` and wait until the server has it."""
-        for command in self.commands(outbox):
+        for command, _ in self.commands(outbox):
             self.run(command)
 
     def run(self, command: Command) -> Any:
@@ -179,6 +182,6 @@ def open_store(*, broker: object, client: redis.Redis, **fields: Any) -> LeaseSt
     return store
 
 
-def _split(tags: Sequence[str]) -> Iterator[Sequence[str]]:
+def _split(tags: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(tags), TAGS_A_CALL):
         yield tags[start : start + TAGS_A_CALL]

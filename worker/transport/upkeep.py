@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from redis.exceptions import ResponseError
@@ -110,7 +111,7 @@ class Upkeep:
         self._restore_at = time.monotonic() + self._consumer.restore_interval
         wire.call(
             self._consumer.store.restoration(offset),
-            lambda reply: self._restored(wire, offset, reply),
+            partial(self._restored, wire, offset),
             self._restoration_lost,
         )
 

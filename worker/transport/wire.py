@@ -134,21 +134,6 @@ class Wire:
         return True
 
 
-class Together:
-    """Several commands; says at the end of the last whether all went well."""
-
-    def __init__(self, size: int, on_end: Callable[[bool], None]) -> None:
-        self._open = size
-        self._well = True
-        self._on_end = on_end
-
-    def ended(self, *, well: bool) -> None:
-        self._open -= 1
-        self._well = self._well and well
-        if not self._open:
-            self._on_end(self._well)
-
-
 class Pause:
     """Time to leave a server alone that refuses, twice as long each time."""
 
