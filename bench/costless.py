@@ -1,0 +1,96 @@
+"""A worker whose model costs nothing: what is left is queue, pool and results.
+
+`celery -A bench.costless worker` is embedq's own worker with only the encoder replaced. Vectors
+are a fixed function of the text, so that whoever reads a result can tell whether it is right.
+`EMBEDQ_BENCH_FORWARD_MS` makes a batch take that long, as a device would.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker import app, loading
+from worker.contract.models import ModelInfo
+from worker.contract.settings import Settings
+from worker.encoder.protocol import Encoder
+from worker.tokens import TokenBlock
+
+DIMENSIONS = 8
+#: Texts are told apart by this many of their first bytes.
+MOST_TOKENS = 64
+
+
+class CostlessEncoder:
+    """Bytes as tokens, sums as vectors."""
+
+    def __init__(self, name: str = "costless", milliseconds: float = 0.0) -> None:
+        self.info = ModelInfo(
+            name=name,
+            dimensions=DIMENSIONS,
+            max_tokens=MOST_TOKENS,
+            device="cpu",
+            backend="none",
+            dtype="float32",
+            packed=True,
+            batch_tokens=int(os.environ.get("EMBEDQ_BATCH_TOKENS", "16384")),
+        )
+        self._seconds = milliseconds / 1000
+        self._never = threading.Event()
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        prefix = (prompt or "").encode()
+        rows = [(prefix + text.encode())[:MOST_TOKENS] or b"\0" for text in texts]
+        lengths = [len(row) for row in rows]
+        return TokenBlock(
+            ids=np.frombuffer(b"".join(rows), dtype=np.uint8).astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            skip=np.zeros(len(rows), dtype=np.int32),
+            truncated=np.array([len(text) > MOST_TOKENS for text in texts]),
+        )
+
+    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+        if self._seconds:
+            self._never.wait(self._seconds)
+        place = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)
+        columns = [
+            np.add.reduceat(batch.ids * ((place + 1) % (column + 3) + 1), batch.offsets[:-1])
+            for column in range(DIMENSIONS)
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def release_memory(self) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def expected(texts: Sequence[str]) -> NDArray[np.float32]:
+    """The normalised vectors that a job of these texts must give, float32 (n, 8)."""
+    encoder = CostlessEncoder()
+    vectors = encoder.forward(encoder.tokenize(texts))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _load(settings: Settings) -> dict[str, Encoder]:
+    milliseconds = float(os.environ.get("EMBEDQ_BENCH_FORWARD_MS", "0"))
+    return {spec.name: CostlessEncoder(spec.name, milliseconds) for spec in settings.models}
+
+
+loading.load_encoders = _load
+if Settings.from_env().transport == "stock":
+    # So that what a killed worker held comes back within the run, for a fair comparison.
+    app.conf.broker_transport_options = app.conf.broker_transport_options | {
+        "visibility_timeout": int(os.environ.get("EMBEDQ_LEASE_SECONDS", "12"))
+    }

@@ -1,0 +1,97 @@
+"""The processes of a run, and what can be done to them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import orjson
+import redis
+
+from tests.processes import (
+    Api,
+    Process,
+    Processes,
+    ValkeyServer,
+    eventually,
+    free_port,
+    start_api,
+    start_worker,
+)
+
+#: Seconds after which a silent worker's jobs run elsewhere; short, so that runs are.
+LEASE_SECONDS = 5
+
+
+class Stage:
+    """One Valkey, some workers, one API. The chaos thread owns the workers."""
+
+    def __init__(
+        self, *, workers: int, transport: str, app: str, forward_ms: float, api: bool = True
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="embedq-soak-"))
+        self.processes = Processes(self.folder)
+        self.valkey = ValkeyServer(self.processes, self.folder / "data", free_port())
+        self.valkey.start()
+        self.app = app
+        self.env = {
+            "EMBEDQ_TRANSPORT": transport,
+            "EMBEDQ_LEASE_SECONDS": str(LEASE_SECONDS),
+            "EMBEDQ_RESULT_TTL": "86400",
+            "EMBEDQ_BENCH_FORWARD_MS": str(forward_ms),
+            "EMBEDQ_BATCH_TOKENS": "1024",
+            "EMBEDQ_MAX_QUEUED_TOKENS": "200000",
+        }
+        self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
+        self.api: Api | None = (
+            start_api(self.processes, self.valkey.url, env=self.env) if api else None
+        )
+
+    def start_worker(self, *, wait: bool = True) -> Process:
+        worker = start_worker(
+            self.processes,
+            self.valkey.url,
+            "-l",
+            "warning",
+            app=self.app,
+            env=self.env,
+            ready=None,
+        )
+        if wait:
+            eventually(lambda: self._is_present(worker), 60, message=worker.log)
+        return worker
+
+    def _is_present(self, worker: Process) -> bool:
+        with self.client() as client:
+            said = client.hvals("embedq:workers:embedq")
+        return any(orjson.loads(one)["pid"] == worker.pid for one in said)  # type: ignore[union-attr]
+
+    def kill_worker(self, index: int) -> None:
+        """SIGKILL one and start another in its place, which joins when it is ready."""
+        self.workers[index].kill()
+        self.workers[index] = self.start_worker(wait=False)
+
+    def stop_worker(self, index: int) -> Process:
+        """SIGSTOP: it holds its leases and does not renew them."""
+        worker = self.workers[index]
+        worker.signal(signal.SIGSTOP)
+        return worker
+
+    def kill_connections(self) -> int:
+        """Drop every client's connections, as a failing network does."""
+        with self.client() as client:
+            killed = client.client_kill_filter(_type="normal", skipme=True)
+            killed += client.client_kill_filter(_type="pubsub", skipme=True)
+        return int(killed)
+
+    def restart_valkey(self) -> None:
+        self.valkey.restart()
+
+    def client(self) -> redis.Redis:
+        return self.valkey.client()
+
+    def close(self) -> None:
+        self.processes.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
