@@ -1,0 +1,177 @@
+"""What loading a model checks, says of it, and answers where it cannot."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from tests import tiny_models
+from worker.contract.errors import (
+    DeviceMemoryError,
+    DeviceUnavailable,
+    ModelUnavailable,
+    SettingsError,
+)
+from worker.contract.models import ModelSpec
+from worker.encoder import devices, forward, library, load, token_rules
+from worker.encoder.layout import Group
+from worker.encoder.reference import Reference
+
+TEXTS = ["the queue", "", "job " * 30, "one batch is full of texts"]
+
+
+def tiny(path: Path) -> ModelSpec:
+    return ModelSpec("tiny", str(path))
+
+
+def test_a_model_that_packs_wrongly_is_run_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_models.roberta(tmp_path)
+    monkeypatch.setattr(forward, "position_offset", lambda _: 0)
+    with caplog.at_level(logging.WARNING, "worker.encoder"):
+        encoder = load(tiny(path), device="cpu")
+    assert not encoder.info.packed
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "tiny does not run packed: vectors differ by" in caplog.text
+    want = Reference(tiny(path), device="cpu").encode_alone(TEXTS)
+    found = encoder.forward(encoder.tokenize(TEXTS))
+    np.testing.assert_allclose(found, want, atol=1e-5, rtol=0)
+
+
+def test_a_model_whose_window_is_overlooked_is_run_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Group, "mask", lambda self, causal, _: self._make_mask(causal, None))
+    assert not load(tiny(tiny_models.modernbert(tmp_path)), device="cpu").info.packed
+
+
+def test_a_model_that_no_way_gets_right_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_nothing(model: SentenceTransformer) -> tuple[object, object]:
+        rules, rust = token_rules.token_rules(model)
+        return type(rules)(limit=rules.limit, add_special_tokens=False), rust
+
+    monkeypatch.setattr("worker.encoder.torch_encoder.token_rules", add_nothing)
+    with pytest.raises(ModelUnavailable, match="other vectors here than in sentence-transformers"):
+        load(tiny(tiny_models.bert(tmp_path)), device="cpu")
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_named(source: str) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        load(ModelSpec("mine", source), device="cpu")
+    assert caught.value.message == f"model 'mine': {source} is not a directory"
+
+
+def test_a_folder_without_a_model_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        load(ModelSpec("mine", str(tmp_path)), device="cpu")
+    assert caught.value.message.startswith(f"model 'mine' cannot be loaded from {tmp_path}: ")
+    assert "\n" not in caught.value.message
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_there(*_: object, **__: object) -> None:
+        raise OSError("no such model")
+
+    monkeypatch.setattr(library, "SentenceTransformer", not_there)
+    monkeypatch.setattr(library, "model_info", not_there)
+    with pytest.raises(ModelUnavailable, match="'mine' cannot be loaded from some/one: no such"):
+        load(ModelSpec("mine", "some/one"), device="cpu")
+
+
+def test_a_damaged_model_is_unavailable(tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path)
+    (path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelUnavailable, match="cannot be loaded"):
+        load(tiny(path), device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:17", "tpu", "cpu:1"])
+def test_a_device_that_is_not_there_is_named_beside_those_that_are(device: str) -> None:
+    with pytest.raises(DeviceUnavailable) as caught:
+        load(ModelSpec("m"), device=device)
+    assert caught.value.message.startswith(f"device '{device}' is not on this machine; it has ")
+    assert caught.value.message.endswith("cpu")
+
+
+def test_an_unknown_backend_or_number_format_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match="backend 'abacus'"):
+        load(ModelSpec("m"), backend="abacus")
+    with pytest.raises(SettingsError, match="dtype 'float3'"):
+        load(ModelSpec("m"), dtype="float3", device="cpu")
+
+
+def test_a_model_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(library, "SentenceTransformer", full)
+    with pytest.raises(DeviceMemoryError, match="'m' does not fit into the memory of cpu"):
+        load(ModelSpec("m"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("not enough memory of the plot"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert devices.is_out_of_memory(error) is expected
+
+
+def test_a_real_failed_allocation_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.float32)
+    assert devices.is_out_of_memory(caught.value)
+
+
+def test_info_says_what_was_asked_for(tmp_path: Path) -> None:
+    encoder = load(tiny(tiny_models.bert(tmp_path)), device="cpu", batch_tokens=77)
+    info = encoder.info
+    assert (info.name, info.device, info.backend, info.dtype) == ("tiny", "cpu", "torch", "float32")
+    assert (info.batch_tokens, info.max_tokens) == (77, tiny_models.MAX_TOKENS)
+    assert info.matryoshka == ()
+    encoder.warm_up()
+    encoder.release_memory()
+    encoder.close()
+
+
+def test_matryoshka_sizes_are_read_from_the_configuration(tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"is_matryoshka": True, "matryoshka_dimensions": [16, 8, tiny_models.HIDDEN]}
+    (path / "config.json").write_text(json.dumps(config))
+    assert load(tiny(path), device="cpu").info.matryoshka == (8, 16)
+
+
+def test_matryoshka_sizes_are_read_from_the_card_of_a_model_trained_for_them(
+    tmp_path: Path,
+) -> None:
+    path = tiny_models.bert(tmp_path)
+    (path / "README.md").write_text(
+        "* Loss: `MatryoshkaLoss` with these parameters:\n  ```json\n  {\n"
+        '      "loss": "MultipleNegativesRankingLoss",\n      "matryoshka_dims": [\n'
+        "          32,\n          16,\n          4\n      ],\n  }\n  ```\n"
+    )
+    assert load(tiny(path), device="cpu").info.matryoshka == (4, 16)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, worker.encoder, worker.verify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

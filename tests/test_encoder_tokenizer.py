@@ -1,0 +1,130 @@
+"""Tokens are the library's, cut where it cuts, and a huge text costs no more than a cut one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny_models
+from worker.encoder.tokenizer import Tokenizer, TokenRules
+from worker.tokens import TokenBlock
+
+LIMIT = tiny_models.MAX_TOKENS
+WORDS = "the queue holds texts until one batch is full of them "
+
+tokenizers = pytest.mark.parametrize(
+    "make",
+    [
+        tiny_models.wordpiece,
+        lambda: tiny_models.byte_level("roberta"),
+        lambda: tiny_models.byte_level("qwen"),
+    ],
+    ids=["wordpiece", "byte-level", "byte-level, end only"],
+)
+
+
+def ours(library: PreTrainedTokenizerFast, **rules: object) -> Tokenizer:
+    return Tokenizer(
+        library.backend_tokenizer,
+        TokenRules(limit=LIMIT, truncation_side=library.truncation_side, **rules),  # type: ignore[arg-type]
+    )
+
+
+def rows(block: TokenBlock) -> list[list[int]]:
+    return [block.ids[start:stop].tolist() for start, stop in pairwise(block.offsets)]
+
+
+@tokenizers
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_and_cuts_are_the_librarys(
+    make: Callable[[], PreTrainedTokenizerFast], side: str
+) -> None:
+    library = make()
+    library.truncation_side = side
+    texts = [
+        *("", " ", "the", "unknown zebra!", "日本語 🙂", WORDS),
+        *(WORDS * count for count in (5, 6, 7, 40, 400, 4000)),
+        *("job" * 2000, "x" * 90, "x" * 30_000, "日" * 30_000, " " * 30_000, "a b" + " " * 30_000),
+        *("é" * 5000 + " the queue", "x" * 5000 + " the queue", " " * 5000 + "the queue"),
+        "".join(f"job{count} " for count in range(9000)),
+    ]
+    whole = library(texts, truncation=False)["input_ids"]
+    want = library(texts, truncation=True, max_length=LIMIT)["input_ids"]
+    block = ours(library)(texts)
+    assert rows(block) == want
+    assert block.truncated.tolist() == [len(row) > LIMIT for row in whole]
+    assert block.ids.dtype == np.int32
+    assert block.offsets.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "text", [WORDS * 200_000, "x" * 10_000_000, "\n" * 10_000_000, "ab " * 3_000_000]
+)
+@tokenizers
+def test_ten_megabytes_cost_no_more_than_a_cut_text(
+    make: Callable[[], PreTrainedTokenizerFast], text: str
+) -> None:
+    tokenize = ours(make())
+    began = time.perf_counter()
+    block = tokenize([text])
+    took = time.perf_counter() - began
+    assert block.tokens <= LIMIT
+    # Reading all of it through the tokenizer takes several seconds.
+    assert took < 1.0
+
+
+def test_a_prompt_stands_before_each_text_and_is_counted_when_it_is_not_pooled() -> None:
+    library = tiny_models.wordpiece()
+    special = frozenset(library.all_special_ids)
+    block = ours(library, pool_prompt=False, special_ids=special)(["queue", ""], "the job ")
+    assert rows(block) == library(["the job queue", "the job "])["input_ids"]
+    # [CLS] the job
+    assert block.skip.tolist() == [3, 3]
+    assert ours(library)(["queue"], "the job ").skip.tolist() == [0]
+
+
+def test_no_prompt_takes_the_default_and_an_empty_one_takes_none() -> None:
+    library = tiny_models.wordpiece()
+    tokenize = ours(library, default_prompt="the job ")
+    assert rows(tokenize(["queue"])) == library(["the job queue"])["input_ids"]
+    assert rows(tokenize(["queue"], "")) == library(["queue"])["input_ids"]
+    assert rows(tokenize(["queue"], "one ")) == library(["one queue"])["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800", "fine until \udfff", 7, None, b"bytes", ["a"], ("a", "b")]
+)
+def test_a_text_that_cannot_be_tokenised_raises_an_ordinary_exception(text: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        ours(tiny_models.wordpiece())(["fine", text])  # type: ignore[list-item]
+
+
+def test_a_panic_of_the_tokenizer_is_an_ordinary_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException
+
+    tokenize = ours(tiny_models.wordpiece())
+    monkeypatch.setattr(RustTokenizer, "encode_batch_fast", panic, raising=True)
+    with pytest.raises(ValueError, match="cannot take"):
+        tokenize(["fine"])
+
+
+def test_no_texts_are_no_tokens() -> None:
+    block = ours(tiny_models.wordpiece())([])
+    assert (len(block), block.tokens) == (0, 0)
+
+
+def test_the_models_own_tokenizer_is_left_as_it_was() -> None:
+    library = tiny_models.wordpiece()
+    library.backend_tokenizer.enable_truncation(7)
+    ours(library)([WORDS * 9])
+    assert library.backend_tokenizer.truncation["max_length"] == 7

@@ -1,0 +1,80 @@
+"""`embedq verify`: a table that says yes only where the vectors are the library's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests import tiny_models
+from worker import verify as verification
+from worker.contract.errors import DeviceUnavailable
+from worker.contract.models import ModelInfo, ModelSpec
+from worker.encoder import Encoder, load
+from worker.tokens import TokenBlock
+from worker.verify import main, verify
+
+
+class Leaky:
+    """An encoder whose vectors change a little when a batch holds more than one text."""
+
+    def __init__(self, encoder: Encoder, leak: float) -> None:
+        self._encoder = encoder
+        self._leak = leak
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._encoder.info
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        return self._encoder.tokenize(texts, prompt)
+
+    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+        vectors = self._encoder.forward(batch)
+        if len(batch) > 1:
+            vectors[0] += np.float32(self._leak)
+        return vectors
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet", "qwen3"])
+def test_every_row_passes_on_a_model_that_is_right(family: str, tmp_path: Path) -> None:
+    spec = ModelSpec("tiny", str(tiny_models.FAMILIES[family](tmp_path)))
+    info, rows = verify(spec, device="cpu")
+    assert info.packed == (family != "mpnet")
+    assert [row.kind for row in rows if not row.passed] == []
+    assert "beyond the limit" in {row.kind for row in rows}
+
+
+def test_the_models_prompts_are_verified(tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path, include_prompt=False, prompts={"ask": "the job "})
+    _, rows = verify(ModelSpec("tiny", str(path)), device="cpu")
+    assert "prompt 'ask'" in {row.kind for row in rows}
+    assert all(row.passed for row in rows)
+
+
+def test_the_table_of_the_packaged_model_ends_well() -> None:
+    written: list[str] = []
+    assert main(device="cpu", write=written.append) == 0
+    table = "".join(written)
+    assert "all-MiniLM-L6-v2 on cpu, torch float32, packed batches, 384 dimensions" in table
+    assert "all agree" in table
+
+
+@pytest.mark.parametrize("leak", [1e-3, float("nan")])
+def test_a_vector_that_depends_on_its_neighbours_fails(
+    leak: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_models.bert(tmp_path)
+    monkeypatch.setattr(verification, "load", lambda *args, **kw: Leaky(load(*args, **kw), leak))
+    written: list[str] = []
+    assert main(str(path), device="cpu", write=written.append) == 1
+    assert "DIFFERS" in "".join(written)
+    assert "differ\n" in "".join(written)
+
+
+def test_a_device_that_is_not_there_is_the_loaders_error() -> None:
+    with pytest.raises(DeviceUnavailable):
+        main(device="cuda:17")
