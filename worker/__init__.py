@@ -14,10 +14,12 @@ In reading order:
 - `cli`        the `embedq` command
 """
 
-from celery import Celery
+from __future__ import annotations
 
-from worker.contract.app import make_app
-from worker.contract.settings import Settings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 __all__ = ["app"]
 
@@ -25,10 +27,14 @@ __all__ = ["app"]
 def __getattr__(name: str) -> Celery:
     """Make `worker.app` on first use.
 
-    So `embedq --help`, and an embedq that reports a wrong setting, need no valid environment.
+    So `embedq --help`, and an embedq that reports a wrong setting, need no valid environment,
+    and do not wait for Celery.
     """
     if name != "app":
         raise AttributeError(f"module 'worker' has no attribute {name!r}")
+    from worker.contract.app import make_app
+    from worker.contract.settings import Settings
+
     app = make_app(Settings.from_env())
     globals()["app"] = app
     return app
