@@ -161,7 +161,7 @@ def pytest_runtest_makereport(
     fixtures = set(getattr(item, "fixturenames", ()))
     if fixtures & VALKEY:
         item.config.stash[VALKEY_KEY].add(item.nodeid)
-    if fixtures & PROCESSES:
+    if item.get_closest_marker("integration"):
         item.config.stash[PROCESSES_KEY].add(item.nodeid)
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():

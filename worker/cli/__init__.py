@@ -16,6 +16,7 @@ from worker.contract.errors import EmbedqError, SettingsError
 #: Commands by name, each in a module of its own that is imported when it is asked for.
 COMMANDS = {
     "up": "Run a whole embedq on this machine: Valkey, workers and the API.",
+    "health": "Tell whether a worker on this machine makes progress.",
     "verify": "Compare vectors with sentence-transformers' on this machine.",
 }
 

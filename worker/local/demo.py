@@ -63,8 +63,9 @@ def table(texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> list[str]
         others = [other for other in range(len(texts)) if other != index]
         nearest = max(others, key=lambda other: cosine(vectors[index], vectors[other]))
         rows.append((text, texts[nearest], f"{cosine(vectors[index], vectors[nearest]):.2f}"))
-    width = max(map(len, texts))
-    header = (f"{'text':<{width}}", f"{'nearest other text':<{width}}", "cosine")
+    title = "nearest other text"
+    width = max(len(title), *map(len, texts))
+    header = (f"{'text':<{width}}", f"{title:<{width}}", "cosine")
     lines = ["  ".join(header), "  ".join("-" * len(cell) for cell in header)]
     lines += [f"{text:<{width}}  {other:<{width}}  {value:>6}" for text, other, value in rows]
     return lines

@@ -90,8 +90,9 @@ def environment(
 
 def server(folder: Path, socket_file: Path, lock_fd: int) -> Program:
     """The embedded Valkey, which shares the lock of its folder."""
-    command = valkey.command(folder, socket_file)
-    return Program("valkey", command, stop_s=VALKEY_STOP_S, keep_fds=(lock_fd,))
+    log = folder / "valkey.log"
+    command = valkey.command(folder, socket_file, log=log)
+    return Program("valkey", command, stop_s=VALKEY_STOP_S, keep_fds=(lock_fd,), log=log)
 
 
 def workers(options: Options, settings: Settings, env: Mapping[str, str]) -> list[Program]:

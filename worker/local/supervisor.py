@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NamedTuple
@@ -42,6 +43,8 @@ class Program:
     stop_s: float
     env: Mapping[str, str] | None = None
     keep_fds: Sequence[int] = ()
+    #: Where it says why it ended, if not on our own standard error.
+    log: Path | None = None
 
 
 class _Ended(NamedTuple):
@@ -111,8 +114,9 @@ class Supervisor:
             if isinstance(event, _StopAsked):
                 raise Stopped(event.reason)
             if event is not None:
-                self._reap(event.name)
-                raise StartFailed(f"{event.name} {describe(event.code)} before it was ready")
+                log = self._reap(event.name).program.log
+                hint = f"; see {log}" if log else ""
+                raise StartFailed(f"{event.name} {describe(event.code)} before it was ready{hint}")
             waiting(time.monotonic() - begin)
 
     def run(self) -> str:
@@ -152,7 +156,7 @@ class Supervisor:
                 self._reap(event.name)
                 continue
             if event is None:
-                self.say(f"{program.name} did not end within {program.stop_s:.0f} s: killing it")
+                self.say(f"{program.name} did not end within {program.stop_s:g} s: killing it")
             else:
                 hurry = True
             signal_group(process, signal.SIGKILL)

@@ -38,11 +38,19 @@ def binary() -> Path:
         raise ValkeyUnavailable(f"{exc} Set CELERY_BROKER_URL to a server of your own.") from exc
 
 
-def command(directory: Path, socket: Path, *, port: int = 0, persistent: bool = True) -> list[str]:
+def command(
+    directory: Path,
+    socket: Path,
+    *,
+    port: int = 0,
+    persistent: bool = True,
+    log: Path | None = None,
+) -> list[str]:
     """The server's command line: durable, never evicting, reachable by its owner only.
 
     `port` 0 means no TCP at all. With the append-only file and `everysec` a killed server loses
-    nothing that it acknowledged; a power cut may cost the last second.
+    nothing that it acknowledged; a power cut may cost the last second. `log` receives warnings
+    (None: standard output).
     """
     return [
         str(binary()),
@@ -57,6 +65,7 @@ def command(directory: Path, socket: Path, *, port: int = 0, persistent: bool = 
         *("--appendfsync", "everysec"),
         *("--save", ""),
         *("--loglevel", "warning"),
+        *(("--logfile", str(log)) if log else ()),
     ]
 
 

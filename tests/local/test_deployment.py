@@ -1,0 +1,123 @@
+"""What `embedq up` runs, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from worker.contract.settings import Settings
+from worker.local import valkey
+from worker.local.deployment import (
+    AddressUnusable,
+    Options,
+    PackageShadowed,
+    api_processes,
+    check_current_folder,
+    check_open,
+    cores,
+    environment,
+    listen,
+    workers,
+)
+
+
+def options(**changes: object) -> Options:
+    values = {
+        "host": "127.0.0.1",
+        "port": 8000,
+        "data_dir": Path("data"),
+        "model": None,
+        "device": None,
+        "workers": 1,
+    }
+    return Options(**values | changes)  # type: ignore[arg-type]
+
+
+def test_the_embedded_valkey_is_broker_and_result_backend() -> None:
+    env = environment(options(), {}, Path("/data/valkey.sock"))
+    settings = Settings.from_env(env)
+    assert settings.broker_url == "redis+socket:///data/valkey.sock?virtual_host=0"
+    assert settings.result_backend == settings.broker_url
+
+
+def test_a_broker_of_the_users_own_is_left_alone() -> None:
+    env = environment(options(), {"CELERY_BROKER_URL": "redis://host/3"}, None)
+    assert env == {"CELERY_BROKER_URL": "redis://host/3"}
+
+
+def test_options_go_before_variables() -> None:
+    given = {"EMBEDQ_MODEL": "from-env", "EMBEDQ_DEVICE": "cuda"}
+    env = environment(options(model="from-option"), given, None)
+    assert env == {"EMBEDQ_MODEL": "from-option", "EMBEDQ_DEVICE": "cuda"}
+
+
+def test_workers_share_the_cores_unless_told_otherwise() -> None:
+    assert environment(options(workers=2), {}, None) == {
+        "EMBEDQ_THREADS": str(max(1, cores() // 2))
+    }
+    told = {"EMBEDQ_THREADS": "7"}
+    assert environment(options(workers=2), told, None) == told
+    assert "EMBEDQ_THREADS" not in environment(options(workers=1), {}, None)
+
+
+def test_each_worker_has_a_name_of_its_own() -> None:
+    programs = workers(options(workers=3), Settings(), {})
+    nodes = {program.command[list(program.command).index("-n") + 1] for program in programs}
+    assert len(nodes) == len({program.name for program in programs}) == 3
+
+
+@pytest.mark.parametrize(("count", "processes"), [(1, 1), (2, 1), (8, 2), (64, 4)])
+def test_the_api_takes_few_processes(count: int, processes: int) -> None:
+    assert api_processes(count) == processes
+
+
+def test_a_port_in_use_is_refused_with_its_number() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(
+            AddressUnusable, match=rf"127\.0\.0\.1 port {port}: Address already in use"
+        ):
+            listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(AddressUnusable, match=r"192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    check_open(host, Settings())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+def test_other_addresses_need_keys(host: str) -> None:
+    with pytest.raises(AddressUnusable, match="EMBEDQ_API_KEYS_FILE"):
+        check_open(host, Settings())
+    check_open(host, Settings(api_keys_file=Path("keys")))
+
+
+def test_a_strangers_module_in_the_current_folder_is_found(tmp_path: Path) -> None:
+    check_current_folder(tmp_path, ROOT)
+    check_current_folder(ROOT, ROOT)
+    (tmp_path / "worker.py").touch()
+    with pytest.raises(PackageShadowed, match=r"worker\.py"):
+        check_current_folder(tmp_path, ROOT)
+
+
+def test_a_deep_data_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    path = valkey.socket_path(deep)
+    assert len(bytes(path)) <= valkey.MAX_SOCKET_PATH
+    assert path == valkey.socket_path(deep) != valkey.socket_path(deep / "other")
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_valkey_listens_on_its_socket_alone_and_forgets_nothing() -> None:
+    command = valkey.command(Path("data"), Path("s.sock"))
+    settings = dict(zip(command[1::2], command[2::2], strict=True))
+    assert settings["--port"] == "0"
+    assert settings["--appendonly"] == "yes"
+    assert settings["--maxmemory-policy"] == "noeviction"

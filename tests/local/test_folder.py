@@ -1,0 +1,71 @@
+"""The data directory and its lock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Processes
+from worker.local.folder import DataFolderBusy, DataFolderUnusable, default_folder, lock
+
+
+def test_a_second_lock_is_refused_and_names_the_owner(tmp_path: Path) -> None:
+    with lock(tmp_path / "new" / "data"), pytest.raises(DataFolderBusy) as refused:
+        lock(tmp_path / "new" / "data")
+    assert f"process {os.getpid()}" in refused.value.message
+
+
+def test_a_lock_that_was_given_up_can_be_taken_again(tmp_path: Path) -> None:
+    lock(tmp_path).close()
+    lock(tmp_path).close()
+
+
+def test_a_lock_handed_to_a_child_is_held_until_the_child_ends(
+    processes: Processes, tmp_path: Path
+) -> None:
+    file = lock(tmp_path)
+    child = processes.children.start(["sleep", "60"], keep_fds=[file.fileno()])
+    file.close()
+    with pytest.raises(DataFolderBusy):
+        lock(tmp_path)
+    child.kill()
+    child.wait()
+    processes.children.forget(child)
+    lock(tmp_path).close()
+
+
+def test_the_lock_of_a_killed_owner_says_that_its_valkey_is_ending(tmp_path: Path) -> None:
+    with lock(tmp_path) as file:
+        file.truncate(0)
+        file.write("999999999\n")
+        file.flush()
+        with pytest.raises(DataFolderBusy, match="try again in some seconds"):
+            lock(tmp_path)
+
+
+def test_the_data_is_for_its_owner_alone(tmp_path: Path) -> None:
+    lock(tmp_path / "data").close()
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataFolderUnusable, match=r"file.data: Not a directory"):
+        lock(tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize(
+    ("value", "folder"),
+    [
+        ("/srv/data", "/srv/data/embedq"),
+        ("", "~/.local/share/embedq"),
+        ("x", "~/.local/share/embedq"),
+    ],
+)
+def test_the_default_folder_follows_xdg(
+    monkeypatch: pytest.MonkeyPatch, value: str, folder: str
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", value)
+    assert default_folder() == Path(folder).expanduser()

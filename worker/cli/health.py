@@ -1,0 +1,49 @@
+"""`embedq health`: whether a worker on this machine makes progress; a container's health check."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import cast
+
+import click
+import redis
+
+from worker.contract import keys
+from worker.contract.server import connect
+from worker.contract.settings import Settings
+
+#: Seconds without progress after which a worker counts as ill: several times what it takes to say
+#: so, and less than the API gives it.
+SILENCE_S = 20.0
+
+
+@click.command("health")
+def command() -> None:
+    """Tell whether a worker on this machine makes progress.
+
+    Reads what the workers wrote into Redis: one cheap question, answered by a device that works
+    and not merely by a process that lives. The exit code is 1 where none does.
+    """
+    settings = Settings.from_env()
+    try:
+        with connect(settings.broker_url, sentinel_master=settings.sentinel_master) as client:
+            values = cast("dict[bytes, bytes]", client.hgetall(keys.workers(settings.queue)))
+    except redis.RedisError as error:
+        raise click.ClickException(f"Redis does not answer: {type(error).__name__}") from error
+    silence = shortest_silence(values, socket.gethostname(), time.time())
+    if silence is None:
+        click.echo("no worker on this machine", err=True)
+    else:
+        click.echo(f"last progress {silence:.0f} s ago")
+    sys.exit(0 if silence is not None and silence <= SILENCE_S else 1)
+
+
+def shortest_silence(values: Mapping[bytes, bytes], hostname: str, now: float) -> float | None:
+    """Seconds since a worker of `hostname` last made progress; None where it has none. Pure."""
+    presences = [json.loads(value) for value in values.values()]
+    times = [presence["at"] for presence in presences if presence["hostname"] == hostname]
+    return now - max(times) if times else None

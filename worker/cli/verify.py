@@ -1,0 +1,37 @@
+"""`embedq verify`: whether the vectors of this machine are the library's."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from worker.contract.settings import Settings
+
+
+@click.command("verify")
+@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+def command(model: str | None, device: str | None) -> None:
+    """Compare vectors with sentence-transformers' on this machine.
+
+    Texts of many kinds go through the model alone and in batches of several shapes; the table
+    shows the largest difference to what SentenceTransformer.encode gives for each text alone.
+    The exit code is 1 where one is past its limit.
+    """
+    asked = {"EMBEDQ_MODEL": model, "EMBEDQ_DEVICE": device}
+    env = os.environ | {name: value for name, value in asked.items() if value is not None}
+    settings = Settings.from_env(env)
+    # Only here: torch takes seconds to import.
+    from worker.verify import table, verify
+
+    passed = True
+    for spec in settings.models:
+        click.echo(f"Comparing {spec.name} with sentence-transformers …", err=True)
+        info, rows = verify(
+            spec, device=settings.device, backend=settings.backend, dtype=settings.dtype
+        )
+        click.echo(table(info, rows))
+        passed = passed and all(row.passed for row in rows)
+    sys.exit(0 if passed else 1)
