@@ -1,0 +1,95 @@
+"""What the routes share: records, workers, waiting, limits; one set an application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import redis
+from flask import current_app
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from api.limits import ResultRoom
+from api.liveness import Liveness
+from api.metrics import Metrics
+from api.revocations import Revocations
+from api.waiting import Waiting
+from worker.contract import server
+from worker.contract.settings import Settings
+from worker.contract.store import JobStore
+
+EXTENSION = "embedq"
+
+#: Seconds. A request is answered 503 rather than kept longer by a Redis that hangs.
+_CONNECT_TIMEOUT = 1.0
+_ANSWER_TIMEOUT = 1.5
+_PROBE_TIMEOUT = 1.0
+#: Connections of one process; each is held for one command.
+_CONNECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Connects on first use, so that an application can be made before Redis is there."""
+
+    settings: Settings
+    store: JobStore
+    #: Where messages go, or None where records and messages are on one server.
+    broker: redis.Redis | None
+    #: For readiness: less patient than the others.
+    probe: redis.Redis
+    liveness: Liveness
+    result_room: ResultRoom
+    waiting: Waiting
+    revocations: Revocations
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, settings: Settings) -> Backend:
+        client = _connect(settings, settings.result_backend, _ANSWER_TIMEOUT)
+        one_server = server.same_server(settings.broker_url, settings.result_backend)
+        store = JobStore(client, settings.queue, result_ttl=settings.result_ttl)
+        liveness = Liveness(client, settings.queue)
+        waiting = Waiting(client)
+        return cls(
+            settings=settings,
+            store=store,
+            broker=(
+                None if one_server else _connect(settings, settings.broker_url, _ANSWER_TIMEOUT)
+            ),
+            probe=_connect(settings, settings.result_backend, _PROBE_TIMEOUT),
+            liveness=liveness,
+            result_room=ResultRoom(client, settings),
+            waiting=waiting,
+            revocations=Revocations(settings),
+            metrics=Metrics(store, liveness, waiting),
+        )
+
+    def close(self) -> None:
+        """End the threads and the connections.
+
+        For tests and programs that embed the application; a server's process may just end.
+        """
+        self.waiting.close()
+        self.revocations.close()
+        for client in (self.store.client, self.probe, self.broker):
+            if client is not None:
+                client.close()
+
+
+def backend() -> Backend:
+    """The backend of the current application."""
+    found: Backend = current_app.extensions[EXTENSION]
+    return found
+
+
+def _connect(settings: Settings, url: str, timeout: float) -> redis.Redis:
+    client = server.connect(
+        url,
+        sentinel_master=settings.sentinel_master,
+        socket_connect_timeout=_CONNECT_TIMEOUT,
+        socket_timeout=timeout,
+        # One more try for a pooled connection that died unseen; none for a server that hangs.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    )
+    return server.share(client, _CONNECTIONS, patience=timeout)

@@ -1,0 +1,108 @@
+"""Request bodies: read within bounds, inflated within bounds, parsed."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NoReturn
+
+import orjson
+from flask import Request
+
+from api.errors import Problem
+
+_CHUNK = 64 * 1024
+#: zlib's way to ask for a gzip header and trailer.
+_GZIP = zlib.MAX_WBITS | 16
+
+
+def read_json(request: Request, limit: int) -> Any:
+    """The JSON value of a body of at most `limit` bytes, before and after inflation.
+
+    Raises Problem with `unsupported_media_type`, `too_large` or `malformed_body`.
+    """
+    _check_media_type(request)
+    return parse_json(read_body(request, limit))
+
+
+def read_body(request: Request, limit: int) -> bytes:
+    """A body, inflated if it is gzip. No more than `limit` bytes are held at any time."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip"):
+        raise Problem(
+            "unsupported_media_type",
+            f"Content-Encoding {encoding!r} is not supported; gzip is",
+            headers={"Accept-Encoding": "gzip"},
+        )
+    if request.content_length is not None and request.content_length > limit:
+        raise _too_large(limit)
+    chunks = _chunks(request.stream)
+    if encoding != "identity":
+        chunks = _inflate(_bounded(chunks, limit))
+    return b"".join(_bounded(chunks, limit))
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse strictly, but take lone surrogates: such a text fails alone, in the worker."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"\\u" not in body:
+            raise Problem("malformed_body", f"the body is not JSON: {error}") from error
+    try:
+        return json.loads(body.decode(), parse_constant=_reject)
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed_body", "the body is not JSON") from error
+
+
+def _check_media_type(request: Request) -> None:
+    if request.mimetype != "application/json":
+        given = request.mimetype or "none"
+        raise Problem(
+            "unsupported_media_type",
+            f"Content-Type is {given!r}, not application/json",
+            headers={"Accept": "application/json"},
+        )
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Problem("unsupported_media_type", f"charset is {charset!r}; JSON is UTF-8")
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK):
+        yield chunk
+
+
+def _bounded(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
+def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Inflate in steps of bounded size; several gzip members may follow each other (RFC 1952)."""
+    member = zlib.decompressobj(_GZIP)
+    for chunk in chunks:
+        data = chunk
+        while data:
+            if member.eof:
+                member = zlib.decompressobj(_GZIP)
+            try:
+                yield member.decompress(data, _CHUNK)
+            except zlib.error as error:
+                raise Problem("malformed_body", "the body is not gzip") from error
+            data = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        raise Problem("malformed_body", "the gzip body ends before its end")
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("too_large", f"the body is larger than {limit:,} bytes (EMBEDQ_MAX_JOB_BYTES)")
+
+
+def _reject(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

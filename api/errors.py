@@ -1,0 +1,138 @@
+"""What went wrong, as `application/problem+json` (RFC 9457); one table from code to status."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import redis
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from api.answers import json_body
+from worker.contract.errors import EmbedqError, InvalidJob
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+#: Every code that a request can be answered with. A job's own error keeps its own code, under 409.
+STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
+    "bad_request": HTTPStatus.BAD_REQUEST,
+    "malformed_body": HTTPStatus.BAD_REQUEST,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
+    "not_ended": HTTPStatus.CONFLICT,
+    "cancelled": HTTPStatus.CONFLICT,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "model_not_found": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_dimensions": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_prompt": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "no_worker": HTTPStatus.SERVICE_UNAVAILABLE,
+    "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
+    "results_full": HTTPStatus.SERVICE_UNAVAILABLE,
+    "redis_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+#: What Flask and Werkzeug raise by themselves.
+_CODE_OF_STATUS: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
+#: Seconds after which a server that was away is worth another try.
+_REDIS_RETRY_AFTER = 2
+#: Characters of a message: it may quote a name that the caller made up.
+_LONGEST_DETAIL = 500
+
+
+class Problem(EmbedqError):
+    """A request that cannot be answered as asked.
+
+    `status` is given only for a code that is not in the table: that of a job's own failure.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        status: HTTPStatus | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.field = field
+        self.status = status or STATUS_OF[code]
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+
+def install(app: Flask) -> None:
+    """Answer every error of `app` with a problem document."""
+    app.register_error_handler(Problem, problem_response)
+    app.register_error_handler(InvalidJob, _invalid_job)
+    app.register_error_handler(redis.RedisError, _redis_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _bug)
+
+
+def problem_response(problem: Problem) -> Response:
+    """`type`, `title`, `status`, `detail`, `code`, and `field` where there is one."""
+    body = {
+        # The title says no more than the status; programs go by the code.
+        "type": "about:blank",
+        "title": problem.status.phrase,
+        "status": problem.status.value,
+        "detail": problem.message[:_LONGEST_DETAIL],
+        "code": problem.code,
+    }
+    if problem.field is not None:
+        body["field"] = problem.field[:_LONGEST_DETAIL]
+    response = Response(json_body(body), problem.status, content_type=MEDIA_TYPE)
+    response.headers.update(problem.headers)
+    return response
+
+
+def _invalid_job(error: InvalidJob) -> Response:
+    code = error.code if error.code in STATUS_OF else InvalidJob.code
+    return problem_response(Problem(code, error.message, field=error.field))
+
+
+def _redis_error(error: redis.RedisError) -> Response:
+    if isinstance(error, redis.OutOfMemoryError):
+        full = Problem("results_full", "Redis is out of memory", retry_after=_REDIS_RETRY_AFTER)
+        return problem_response(full)
+    logger.warning("Redis did not answer: %s: %s", type(error).__name__, error)
+    detail = "Redis does not answer; nothing that was accepted is lost"
+    return problem_response(Problem("redis_unavailable", detail, retry_after=_REDIS_RETRY_AFTER))
+
+
+def _http_error(error: HTTPException) -> Response | HTTPException:
+    status = HTTPStatus(error.code or 500)
+    if status < HTTPStatus.BAD_REQUEST:
+        return error
+    headers = {}
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    code = _CODE_OF_STATUS.get(status.value, "internal_error" if status >= 500 else "bad_request")
+    detail = error.description or status.description
+    return problem_response(Problem(code, detail, status=status, headers=headers))
+
+
+def _bug(error: Exception) -> Response:
+    logger.error("A request failed", exc_info=error)
+    detail = "the request failed; the server's log says why"
+    return problem_response(Problem("internal_error", detail))

@@ -1,0 +1,63 @@
+"""A job's progress as server-sent events (html.spec.whatwg.org, 9.2)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import redis
+from flask import Request, Response, stream_with_context
+
+from api.answers import json_body
+from api.backend import Backend
+from api.errors import Problem
+from api.schemas import Job
+from api.waits import LONGEST_BLOCKING_WAIT, find
+from worker.contract.store import JobRecord
+
+#: Seconds between two signs of life, so that proxies keep the connection and a gone client shows.
+_HEARTBEAT = 15.0
+#: Seconds after which the stream ends; the client's `EventSource` connects again by itself.
+_LONGEST = 600.0
+#: Milliseconds after which it does.
+_RECONNECT = 1000
+
+
+def response(backend: Backend, job_id: str, request: Request) -> Response:
+    """`progress` at once and with every batch, `done` with the job, comments in between."""
+    longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
+    stream = stream_with_context(_events(backend, job_id, request.script_root, longest))
+    answer = Response(stream, content_type="text/event-stream")
+    # Or a proxy would collect the events.
+    answer.headers["X-Accel-Buffering"] = "no"
+    return answer
+
+
+def _events(backend: Backend, job_id: str, root: str, longest: float) -> Iterator[bytes]:
+    deadline = time.monotonic() + longest
+    yield b"retry: %d\n\n" % _RECONNECT
+    shown = None
+    try:
+        with backend.waiting.watch(job_id, progress=True) as watch:
+            record = find(backend, job_id)
+            while not record.status.ended and (left := deadline - time.monotonic()) > 0:
+                if (progress := _progress(record)) != shown:
+                    shown = progress
+                    yield _event("progress", progress)
+                if not watch.wait(min(left, _HEARTBEAT)):
+                    yield b": waiting\n\n"
+                record = find(backend, job_id)
+    except (redis.RedisError, Problem):
+        # The status line is sent; the client connects again and is told there.
+        return
+    if record.status.ended:
+        yield _event("progress", _progress(record))
+        yield _event("done", Job.of(record, root).model_dump())
+
+
+def _progress(record: JobRecord) -> dict[str, object]:
+    return {"status": record.status, "done": record.done, "total": record.total}
+
+
+def _event(name: str, data: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), json_body(data))

@@ -1,0 +1,155 @@
+"""Routes of native jobs: parse, do, answer."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import redis
+from flask import Blueprint, Response, request
+
+from api import bodies, callers, events, results
+from api.answers import json_response
+from api.backend import Backend, backend
+from api.errors import Problem
+from api.schemas import Job
+from api.submission import submit
+from api.waits import Wait, await_accepted, await_end, find
+from worker.contract.jobs import Status
+from worker.contract.store import JobRecord
+
+logger = logging.getLogger(__name__)
+
+blueprint = Blueprint("jobs", __name__)
+
+MOST_JOBS_A_PAGE = 100
+_JOBS_A_PAGE = 20
+#: Seconds that a job can still be read after its caller waited for it: the answer may get lost.
+KEPT_AFTER_ANSWER = 60
+#: Seconds after which a job that has not ended is worth another look.
+_LOOK_AGAIN = 1
+
+
+@blueprint.post("/jobs")
+def submit_job() -> Response:
+    """Accept a job; with a wait, answer with its result if it ends in time."""
+    wait = Wait(request)
+    body = bodies.read_json(request, backend().settings.max_job_bytes)
+    key = request.headers.get("Idempotency-Key")
+    accepted = submit(backend(), body, owner=callers.owner(), idempotency_key=key)
+    record = await_accepted(backend(), accepted.id, wait.seconds)
+    if record is None:
+        record = JobRecord(accepted.id, Status.QUEUED, owner=callers.owner())
+    if wait.asked and record.status.ended:
+        response = _answer_ended(backend(), record)
+    else:
+        response = json_response(_body(record), HTTPStatus.ACCEPTED)
+        response.headers["Retry-After"] = str(accepted.retry_after)
+    response.headers["Location"] = Job.of(record, request.script_root).links.self
+    if accepted.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    wait.confirm(response)
+    return response
+
+
+@blueprint.get("/jobs/<job_id>")
+def read_job(job_id: str) -> Response:
+    """A job, at once or when it ends."""
+    wait = Wait(request)
+    record = await_end(backend(), job_id, wait.seconds)
+    response = json_response(_body(record))
+    if not record.status.ended:
+        response.headers["Retry-After"] = str(_LOOK_AGAIN)
+    wait.confirm(response)
+    return response
+
+
+@blueprint.get("/jobs/<job_id>/result")
+def read_result(job_id: str) -> Response:
+    """The vectors of a job that succeeded."""
+    media, form = results.media_type(request), results.encoding_format(request)
+    record = find(backend(), job_id)
+    if not record.status.ended:
+        raise Problem("not_ended", f"the job is {record.status}", retry_after=_LOOK_AGAIN)
+    meta = backend().store.raw_outcome(job_id)
+    if meta is None:
+        raise Problem("not_found", "the job's result was not stored, or its time has passed")
+    response = results.response(meta, media, form)
+    response.vary.add("Accept")
+    return response
+
+
+@blueprint.get("/jobs")
+def list_jobs() -> Response:
+    """The caller's jobs, newest first."""
+    records, has_more = backend().store.page(
+        callers.owner(),
+        limit=_limit(request.args.get("limit")),
+        after=request.args.get("after"),
+        status=_status(request.args.get("status")),
+    )
+    return json_response({"data": [_body(record) for record in records], "has_more": has_more})
+
+
+@blueprint.delete("/jobs/<job_id>")
+@blueprint.post("/jobs/<job_id>/cancel")
+def cancel_job(job_id: str) -> Response:
+    """End a job unless it has ended; the body, if there is one, is ignored."""
+    find(backend(), job_id)
+    if backend().store.cancel(job_id):
+        backend().revocations.send(job_id)
+    return json_response(_body(find(backend(), job_id)))
+
+
+@blueprint.get("/jobs/<job_id>/events")
+def follow_job(job_id: str) -> Response:
+    """Server-sent events: `progress`, then `done`."""
+    find(backend(), job_id)
+    return events.response(backend(), job_id, request)
+
+
+def _answer_ended(backend: Backend, record: JobRecord) -> Response:
+    """The job with its result inside, which then need not be kept long."""
+    body = _body(record) | {"result": None}
+    if record.status is Status.SUCCEEDED:
+        body["result"] = results.fragment(backend.store.raw_outcome(record.id))
+    response = json_response(body)
+    if body["result"] is not None:
+        response.call_on_close(lambda: _release(backend, record.id))
+    return response
+
+
+def _release(backend: Backend, job_id: str) -> None:
+    try:
+        backend.store.release(job_id, KEPT_AFTER_ANSWER)
+    except redis.RedisError as error:
+        logger.warning("Job %s is kept for its full time: %s", job_id, type(error).__name__)
+
+
+def _body(record: JobRecord) -> dict[str, Any]:
+    return Job.of(record, request.script_root).model_dump()
+
+
+def _limit(value: str | None) -> int:
+    if value is None:
+        return _JOBS_A_PAGE
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_JOBS_A_PAGE):
+        raise Problem(
+            "invalid_request",
+            f"limit is {value!r}; 1 to {MOST_JOBS_A_PAGE} are allowed",
+            field="limit",
+        )
+    return int(value)
+
+
+def _status(value: str | None) -> Status | None:
+    if value is None:
+        return None
+    try:
+        return Status(value)
+    except ValueError as error:
+        allowed = ", ".join(Status)
+        raise Problem(
+            "invalid_request", f"status is {value!r}; allowed are {allowed}", field="status"
+        ) from error

@@ -1,0 +1,81 @@
+"""The workers that live, the models they serve, and how fast they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+import orjson
+import redis
+
+from worker.contract import keys
+from worker.contract.models import ModelInfo
+
+#: Seconds without progress after which a worker no longer counts.
+SILENCE = 30.0
+#: Seconds that what was read is used again.
+_FRESH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The live workers of a queue at one moment."""
+
+    count: int = 0
+    #: What they serve, the default model first.
+    models: Mapping[str, ModelInfo] = field(default_factory=dict)
+    tokens_per_second: float = 0.0
+
+
+class Liveness:
+    """Reads the workers' own words, at most once a second. Safe to share between threads.
+
+    While one thread reads anew, the others use what was read before.
+    """
+
+    def __init__(self, client: redis.Redis, queue: str) -> None:
+        self._client = client
+        self._key = keys.workers(queue)
+        self._workers: Workers | None = None
+        self._stale_at = 0.0
+
+    def workers(self) -> Workers:
+        """The live workers, as of a second ago at most. Raises redis.RedisError."""
+        now = time.monotonic()
+        if self._workers is not None and now < self._stale_at:
+            return self._workers
+        self._stale_at = now + _FRESH
+        try:
+            self._workers = self.read()
+        except redis.RedisError:
+            self._workers = None
+            raise
+        return self._workers
+
+    def read(self, client: redis.Redis | None = None) -> Workers:
+        """The live workers as of now. Raises redis.RedisError."""
+        values = cast("dict[bytes, bytes]", (client or self._client).hgetall(self._key))
+        return live_workers(values, time.time())
+
+
+def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
+    """Who lives, from JSON by node name; `now` in seconds since the epoch. Pure."""
+    live = [
+        presence
+        for _, raw in sorted(presences.items())
+        if now - (presence := orjson.loads(raw))["at"] <= SILENCE
+    ]
+    models: dict[str, ModelInfo] = {}
+    for presence in live:
+        for values in presence["models"]:
+            models.setdefault(values["name"], _model_info(values))
+    rate = sum(float(presence["tokens_per_second"] or 0) for presence in live)
+    return Workers(len(live), models, rate)
+
+
+def _model_info(values: Mapping[str, Any]) -> ModelInfo:
+    # A newer worker may say more than this API knows.
+    known = {one.name: values[one.name] for one in fields(ModelInfo) if one.name in values}
+    return ModelInfo(**known | {"matryoshka": tuple(known.get("matryoshka", ()))})

@@ -1,0 +1,111 @@
+"""Figures for Prometheus, prefix `embedq_`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import redis
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from api.liveness import Liveness
+from api.waiting import Waiting
+from worker.contract.store import JobStore
+
+#: Seconds: from an answer out of memory to the longest wait.
+_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counts of this process; what Redis knows is read when somebody asks.
+
+    Where `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
+    """
+
+    def __init__(self, store: JobStore, liveness: Liveness, waiting: Waiting) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "embedq_http_requests",
+            "Requests answered.",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "embedq_http_request_seconds",
+            "Time to answer, time that the caller asked to wait included.",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._accepted = Counter(
+            "embedq_jobs_accepted", "Jobs accepted over REST.", registry=self._registry
+        )
+        self._texts = Counter(
+            "embedq_texts_accepted", "Texts of jobs accepted over REST.", registry=self._registry
+        )
+        self._refused = Counter(
+            "embedq_jobs_refused",
+            "Jobs refused although valid.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._state = _State(store, liveness, waiting)
+        self._registry.register(self._state)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request; `route` is a pattern, not a path."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def accepted(self, texts: int) -> None:
+        """Count a job."""
+        self._accepted.inc()
+        self._texts.inc(texts)
+
+    def refused(self, reason: str) -> None:
+        """Count a job that there was no room or no worker for."""
+        self._refused.labels(reason).inc()
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        registry = self._registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(self._state)
+        return generate_latest(registry)
+
+
+class _State(Collector):
+    """Gauges that are read at the moment of asking."""
+
+    def __init__(self, store: JobStore, liveness: Liveness, waiting: Waiting) -> None:
+        self._store = store
+        self._liveness = liveness
+        self._waiting = waiting
+
+    def describe(self) -> Iterator[Metric]:
+        """None by name: registering must not ask Redis."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        waiting = self._waiting.count()
+        yield _gauge("waiting_clients", "Clients of this process that wait for a job.", waiting)
+        try:
+            workers = self._liveness.workers()
+            queued = self._store.queued_tokens()
+        except redis.RedisError:
+            yield _gauge("redis_up", "Whether Redis answers.", 0)
+            return
+        yield _gauge("redis_up", "Whether Redis answers.", 1)
+        yield _gauge("queued_tokens", "Tokens of jobs that have not ended, estimated.", queued)
+        yield _gauge("workers", "Workers with a loaded model that make progress.", workers.count)
+        rate = workers.tokens_per_second
+        yield _gauge("tokens_per_second", "Rate of all workers while they are busy.", rate)
+
+
+def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"embedq_{name}", documentation, value=value)

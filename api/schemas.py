@@ -1,0 +1,139 @@
+"""What the API answers with, as models: they make the answers and the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field
+
+from worker.contract.jobs import Status
+from worker.contract.store import JobRecord
+
+
+class Progress(BaseModel):
+    """Texts of a job that are encoded, of all it has; null where nobody knows yet."""
+
+    done: int
+    total: int | None
+
+
+class Usage(BaseModel):
+    """Tokens that the model read, special tokens and prompts included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class JobError(BaseModel):
+    """Why a job has no vectors."""
+
+    code: str
+    message: str
+
+
+class Links(BaseModel):
+    """Where to go on, as paths on this server."""
+
+    self: str
+    result: str
+    cancel: str
+
+
+class Job(BaseModel):
+    """A job; its id is its Celery task id."""
+
+    id: str
+    status: Status
+    created_at: datetime | None = Field(description="RFC 3339, UTC, as all times here.")
+    started_at: datetime | None
+    finished_at: datetime | None
+    model: str | None
+    progress: Progress
+    usage: Usage | None
+    error: JobError | None
+    links: Links
+
+    @classmethod
+    def of(cls, record: JobRecord, root: str) -> Job:
+        """`root` is the path under which this application is mounted."""
+        path = f"{root}/jobs/{quote(record.id, safe='')}"
+        tokens = record.prompt_tokens
+        failed = record.status is Status.FAILED
+        return cls(
+            id=record.id,
+            status=record.status,
+            created_at=_time(record.created_at),
+            started_at=_time(record.started_at),
+            finished_at=_time(record.finished_at),
+            model=record.model,
+            progress=Progress(done=record.done, total=record.total),
+            usage=None if tokens is None else Usage(prompt_tokens=tokens, total_tokens=tokens),
+            error=_error(record) if failed else None,
+            links=Links(self=path, result=f"{path}/result", cancel=f"{path}/cancel"),
+        )
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first; the next one begins `after` the last id of this one."""
+
+    data: list[Job]
+    has_more: bool
+
+
+class TextFailure(BaseModel):
+    """Why one text has no vector."""
+
+    index: int
+    code: str
+    message: str
+
+
+class Blob(BaseModel):
+    """All vectors of a job as one matrix; the rows of failed texts are zero."""
+
+    dtype: str = Field(description="Always `<f4`: float32, little-endian.")
+    shape: tuple[int, int] = Field(description="Texts and dimensions.")
+    data: str = Field(description="Base64 of the rows, one after the other.")
+
+
+class Result(BaseModel):
+    """The vectors of a job that succeeded."""
+
+    model: str
+    dimensions: int
+    embeddings: list[list[float] | None] | Blob = Field(
+        description="In the order of the input; null for a text that failed."
+    )
+    usage: Usage
+    truncated: list[int] = Field(description="Indices of texts that were cut.")
+    errors: list[TextFailure]
+
+
+class FinishedJob(Job):
+    """A job that its caller waited for."""
+
+    result: Result | None = Field(
+        default=None, description="Only in the answer of a `POST` that waited until it succeeded."
+    )
+
+
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable, for programs.")
+    field: str | None = Field(default=None, description="The part of the request at fault.")
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _error(record: JobRecord) -> JobError:
+    return JobError(
+        code=record.code or "internal_error", message=record.message or "the job failed"
+    )

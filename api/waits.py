@@ -1,0 +1,98 @@
+"""How long a caller wants to wait (RFC 7240), and the wait itself."""
+
+from __future__ import annotations
+
+import time
+
+import redis
+from flask import Request, Response
+
+from api import callers
+from api.backend import Backend
+from api.errors import Problem
+from worker.contract.jobs import Status
+from worker.contract.store import JobRecord
+
+LONGEST_WAIT = 60
+#: Seconds under a server that runs one request at a time: gunicorn kills its sync workers after 30.
+LONGEST_BLOCKING_WAIT = 25
+#: Characters of a job id; Celery takes any string.
+_LONGEST_ID = 255
+
+
+class Wait:
+    """What a request says about waiting: `?wait=N`, else `Prefer: wait=N`, else not at all.
+
+    Raises Problem naming the one that is not 0 to 60 whole seconds.
+    """
+
+    def __init__(self, request: Request) -> None:
+        asked = request.args.get("wait")
+        self._preferred = asked is None
+        if asked is None:
+            asked = _preference(request.headers.get("Prefer", ""))
+        field = "Prefer" if self._preferred else "wait"
+        self.asked = asked is not None
+        longest = LONGEST_WAIT if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
+        self.seconds = min(_seconds(asked, field), longest) if asked is not None else 0
+
+    def confirm(self, response: Response) -> None:
+        """Say that the preference was honoured, and with what value."""
+        if self.asked and self._preferred:
+            response.headers["Preference-Applied"] = f"wait={self.seconds}"
+
+
+def find(backend: Backend, job_id: str) -> JobRecord:
+    """A job that the caller may see. Raises Problem with `not_found`."""
+    record = backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None
+    if record is None or not callers.may_see(record) or _of_other_task(record):
+        raise Problem("not_found", "there is no such job, or its time has passed")
+    return record
+
+
+def await_end(backend: Backend, job_id: str, seconds: float) -> JobRecord:
+    """A job as it stands when it ends, or when `seconds` have passed. Raises Problem."""
+    if not seconds:
+        return find(backend, job_id)
+    deadline = time.monotonic() + seconds
+    with backend.waiting.watch(job_id) as watch:
+        record = find(backend, job_id)
+        while not record.status.ended and (left := deadline - time.monotonic()) > 0:
+            watch.wait(left)
+            record = find(backend, job_id)
+    return record
+
+
+def await_accepted(backend: Backend, job_id: str, seconds: float) -> JobRecord | None:
+    """As `await_end` for a job just accepted; None where Redis fell away meanwhile.
+
+    The caller must get the job's id all the same.
+    """
+    try:
+        return await_end(backend, job_id, seconds)
+    except redis.RedisError:
+        return None
+
+
+def _of_other_task(record: JobRecord) -> bool:
+    """Whether there is only an outcome, and one without vectors: users have tasks of their own."""
+    return record.status is Status.SUCCEEDED and record.total is None
+
+
+def _preference(header: str) -> str | None:
+    """The value of `wait` among the preferences of a header."""
+    for preference in header.split(","):
+        name, _, value = preference.split(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            return value.strip().strip('"')
+    return None
+
+
+def _seconds(value: str, field: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value[:9]) <= LONGEST_WAIT):
+        raise Problem(
+            "invalid_request",
+            f"wait is {value!r}; 0 to {LONGEST_WAIT} whole seconds are allowed",
+            field=field,
+        )
+    return int(value)
