@@ -9,6 +9,9 @@ EVENTS = "embedq:events"
 #: Hash of one job, see `store`.
 JOB_PREFIX = "embedq:job:"
 
+#: Sorted sets of jobs, by owner.
+JOBS_PREFIX = "embedq:jobs:"
+
 #: Celery's own prefix of a stored result, which is also its channel.
 RESULT_PREFIX = "celery-task-meta-"
 
@@ -25,7 +28,7 @@ def result(job_id: str) -> str:
 
 def jobs(owner: str) -> str:
     """Sorted set: ids of an owner's jobs by their time of acceptance."""
-    return f"embedq:jobs:{owner}"
+    return JOBS_PREFIX + owner
 
 
 def idempotency(owner: str, key: str) -> str:

@@ -18,6 +18,10 @@ from worker.contract.jobs import EncodingFormat, TextError
 
 Matrix = NDArray[np.float32]
 
+#: What stands around the result in a success as `_meta` writes it.
+_SUCCESS_HEAD = b'{"status":"SUCCESS","result":'
+_RESULT_TAIL = b',"traceback":null,"children":[],"date_done":"'
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -113,6 +117,18 @@ def revoked_meta(job_id: str) -> bytes:
         "exc_module": "celery.exceptions",
     }
     return _meta(job_id, states.REVOKED, exception, {})
+
+
+def success_text(meta: bytes) -> bytes | None:
+    """The result inside a stored success as JSON text, its vectors unparsed.
+
+    None where the outcome is no success, or was not written by `success_meta`.
+    """
+    if not meta.startswith(_SUCCESS_HEAD):
+        return None
+    # Inside a string its quotes would be escaped, so the last one ends the result.
+    end = meta.rfind(_RESULT_TAIL)
+    return None if end < 0 else meta[len(_SUCCESS_HEAD) : end]
 
 
 def failure_of(result: Any) -> JobFailed:

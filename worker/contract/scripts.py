@@ -31,7 +31,8 @@ end
 
 #: KEYS job, listing, ledger, queue, idempotency or ''. ARGV id, now, owner, model, total, tokens,
 #: bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, idempotency ttl, result
-#: ttl, message or ''. Answers {verdict, id, level}.
+#: ttl, message or '', encoding format or ''. Answers {verdict, id, level}. May be repeated after an
+#: error.
 ACCEPT = f"""
 local job, listing, ledger, queue, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, now = ARGV[1], tonumber(ARGV[2])
@@ -40,9 +41,12 @@ local max_tokens, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
 if once ~= '' then
   local seen = redis.call('HMGET', once, 'id', 'fingerprint')
   if seen[1] and redis.call('EXISTS', '{keys.JOB_PREFIX}' .. seen[1]) == 1 then
+    if seen[1] == id then return {{'accepted', id, 0}} end
     return {{seen[2] == ARGV[12] and 'replayed' or 'conflict', seen[1], 0}}
   end
 end
+-- The client sends a call again whose answer it lost; the time tells it from another submission.
+if redis.call('HGET', job, 'created') == ARGV[2] then return {{'accepted', id, 0}} end
 if max_tokens > 0 then
   local queued = tonumber(redis.call('HGET', ledger, 'tokens') or '0')
   if queued > 0 and queued + tokens > max_tokens then return {{'full', id, queued}} end
@@ -62,18 +66,43 @@ if max_bytes > 0 then
 end
 redis.call('HSET', job, 'status', 'queued', 'created', ARGV[2], 'owner', ARGV[3],
   'model', ARGV[4], 'total', ARGV[5], 'tokens', tokens, 'bytes', bytes)
+if (ARGV[16] or '') ~= '' then redis.call('HSET', job, 'format', ARGV[16]) end
 redis.call('EXPIRE', job, ARGV[10])
 redis.call('ZADD', listing, now, id)
 redis.call('EXPIRE', listing, ARGV[10])
 redis.call('ZREMRANGEBYRANK', listing, 0, -1 - tonumber(ARGV[11]))
-redis.call('HINCRBY', ledger, 'tokens', tokens)
+local level = redis.call('HINCRBY', ledger, 'tokens', tokens)
 redis.call('HINCRBY', ledger, 'expected', bytes)
 if once ~= '' then
   redis.call('HSET', once, 'id', id, 'fingerprint', ARGV[12])
   redis.call('EXPIRE', once, ARGV[13])
 end
 if ARGV[15] ~= '' then redis.call('LPUSH', queue, ARGV[15]) end
-return {{'accepted', id, 0}}
+return {{'accepted', id, level}}
+"""
+
+#: KEYS job, listing, ledger. ARGV id. Undoes an acceptance whose message was not sent.
+WITHDRAW = f"""
+{_SETTLE}
+settle(KEYS[1], KEYS[3])
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+"""
+
+#: KEYS job, result, ledger. ARGV seconds. Leaves an ended job and its result no longer than that,
+#: and takes its bytes off the ledger, once.
+RELEASE = """
+local held = redis.call('HMGET', KEYS[1], 'stored', 'finished')
+if held[1] and held[2] then
+  local minute = math.floor(tonumber(held[2]) / 60)
+  redis.call('HINCRBY', KEYS[3], 'stored:' .. minute, -tonumber(held[1]))
+  redis.call('HDEL', KEYS[1], 'stored')
+end
+for at = 1, 2 do
+  if redis.call('TTL', KEYS[at]) > tonumber(ARGV[1]) then
+    redis.call('EXPIRE', KEYS[at], ARGV[1])
+  end
+end
 """
 
 #: KEYS job, result, ledger. ARGV id, now, meta, ttl, events channel. Answers 1 if it was this call.
@@ -106,18 +135,19 @@ local closed, stored = {{}}, 0
 for at = 5, #ARGV, 9 do
   local id, tag, meta, status = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local key, job = prefix .. id, '{keys.JOB_PREFIX}' .. id
-  local first = true
+  local first, size = true, 0
   if meta ~= '' then
     first = redis.call('SET', key, meta, 'NX', 'EX', ttl)
     if not first and not ended(key) then first = redis.call('SET', key, meta, 'EX', ttl) end
     if first then
       redis.call('PUBLISH', key, meta)
-      stored = stored + #meta
+      size = #meta
+      stored = stored + size
     end
   end
   if first and redis.call('EXISTS', job) == 1 then
     settle(job, ledger)
-    redis.call('HSET', job, 'status', status, 'finished', now)
+    redis.call('HSET', job, 'status', status, 'finished', now, 'stored', size)
     if ARGV[at + 8] ~= '' then redis.call('HSET', job, 'started', ARGV[at + 8]) end
     if status == 'succeeded' then
       redis.call('HSET', job, 'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5],

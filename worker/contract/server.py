@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -44,6 +45,19 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
             **options,
         )
     return redis.Redis.from_url(url, **options)
+
+
+def share(client: redis.Redis, connections: int, *, patience: float) -> redis.Redis:
+    """Bound a client's connections: callers past them wait up to `patience` seconds for one."""
+    pool = client.connection_pool
+    if type(pool) is ConnectionPool:
+        client.connection_pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
+            connections, patience, pool.connection_class, **pool.connection_kwargs
+        )
+    else:
+        # Sentinel's pool cannot wait; it keeps the bound as an error.
+        pool.max_connections = max(pool.max_connections, 20 * connections)
+    return client
 
 
 def same_server(first: str, second: str) -> bool:

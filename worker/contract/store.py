@@ -2,8 +2,8 @@
 
 A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
 epoch), `owner`, `model`, `total` and `done` texts, `tokens` and `bytes` (estimates that the ledger
-holds for it), `prompt_tokens`, `code` and `message`. The outcome itself is Celery's result key;
-where the two differ, the outcome is right.
+holds for it), `stored` (bytes of its result in the ledger), `prompt_tokens`, `code` and `message`.
+The outcome itself is Celery's result key; where the two differ, the outcome is right.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Acceptance(NamedTuple):
     """How a submission ended.
 
     `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is the earlier job), `full`
-    (tokens) or `results_full` (bytes of results); `level` is the ledger's count where it is full.
+    (tokens) or `results_full` (bytes of results). `level` is what the ledger holds then: tokens,
+    or bytes where those are full; 0 where it was not asked.
     """
 
     verdict: str
@@ -102,6 +103,8 @@ class JobStore:
         self._accept = client.register_script(scripts.ACCEPT)
         self._finish = client.register_script(scripts.FINISH)
         self._cancel = client.register_script(scripts.CANCEL)
+        self._withdraw = client.register_script(scripts.WITHDRAW)
+        self._release = client.register_script(scripts.RELEASE)
 
     def accept(
         self,
@@ -149,11 +152,16 @@ class JobStore:
 
     def withdraw(self, job_id: str) -> None:
         """Forget a job whose message could not be sent."""
-        owner = self.client.hget(keys.job(job_id), "owner") or b""
-        with self.client.pipeline() as pipe:
-            pipe.delete(keys.job(job_id))
-            pipe.zrem(keys.jobs(cast(bytes, owner).decode()), job_id)
-            pipe.execute()
+        owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
+        self._withdraw(keys=[keys.job(job_id), keys.jobs(owner), self._ledger], args=[job_id])
+
+    def release(self, job_id: str, seconds: int) -> None:
+        """Keep an ended job for `seconds` at most: its caller has the result."""
+        self._release(keys=[keys.job(job_id), keys.result(job_id), self._ledger], args=[seconds])
+
+    def queued_tokens(self) -> int:
+        """Tokens accepted and not ended, estimated at acceptance."""
+        return int(cast("bytes", self.client.hget(self._ledger, "tokens") or b"0"))
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
@@ -210,8 +218,12 @@ class JobStore:
 
     def outcome(self, job_id: str) -> dict[str, Any] | None:
         """The stored outcome in Celery's format, or None while there is none."""
-        raw = cast("bytes | None", self.client.get(keys.result(job_id)))
+        raw = self.raw_outcome(job_id)
         return None if raw is None else cast("dict[str, Any]", orjson.loads(raw))
+
+    def raw_outcome(self, job_id: str) -> bytes | None:
+        """The stored outcome as JSON text, or None while there is none."""
+        return cast("bytes | None", self.client.get(keys.result(job_id)))
 
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled unless it has ended. Returns whether it was this call."""
