@@ -61,10 +61,8 @@ def test_help_needs_no_valid_settings() -> None:
 
 @pytest.mark.parametrize("command", ["up", "verify", "health"])
 def test_a_wrong_setting_is_one_line_and_exit_code_2(command: str, tmp_path: Path) -> None:
-    data = {"XDG_DATA_HOME": str(tmp_path)}
-    run = embedq(
-        command, *(["--port", "0"] if command == "up" else []), EMBEDQ_DEVICE="hal", **data
-    )
+    arguments = ["--port", "0", "--data-dir", str(tmp_path)] if command == "up" else []
+    run = embedq(command, *arguments, EMBEDQ_DEVICE="hal")
     assert run.returncode == 2
     last = run.stderr.strip().splitlines()[-1]
     assert last == "Error: EMBEDQ_DEVICE='hal' is not one of auto, cpu, cuda, cuda:N, mps"

@@ -143,6 +143,7 @@ class Supervisor:
         for program in reversed(self._programs):
             if program.name in self._runs:
                 hurry = self._end(program, hurry)
+        self.say("Stopped")
 
     def _end(self, program: Program, hurry: bool) -> bool:
         """End one program and wait until it is gone; whether the user is in haste by then."""
