@@ -24,7 +24,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from api import errors, jobs, operations
+from api import errors, jobs, openapi, operations
 from api.backend import EXTENSION, Backend
 from worker.contract.settings import Settings
 
@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.install(app)
     app.register_blueprint(jobs.blueprint)
     app.register_blueprint(operations.blueprint)
+    app.register_blueprint(openapi.blueprint)
     _observe(app, backend)
     return app
 

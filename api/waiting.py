@@ -114,7 +114,8 @@ class Waiting:
                 try:
                     with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                         pubsub.subscribe(keys.EVENTS)
-                        self._pubsub = pubsub
+                        with self._lock:
+                            self._pubsub = pubsub
                         pause = _FIRST_PAUSE
                         self._listen(pubsub)
                 except redis.RedisError as error:
@@ -123,12 +124,11 @@ class Waiting:
                     pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
             # Nobody is left asleep, also where this thread dies; the next watch starts another.
-            self._pubsub = None
             self._wake_all()
 
     def _listen(self, pubsub: PubSub) -> None:
         silent = False
-        while pubsub.subscribed:
+        while pubsub.subscribed and not self._closing.is_set():
             message = pubsub.get_message(timeout=_SILENCE)
             if message is None:
                 if silent:
@@ -145,8 +145,8 @@ class Waiting:
     def _deliver(self, data: bytes) -> None:
         try:
             notice = orjson.loads(data)
-            ended = list(notice.get("ended", ()))
-            advanced = list(notice.get("progress", ()))
+            ended = [str(job_id) for job_id in notice.get("ended", ())]
+            advanced = [str(job_id) for job_id in notice.get("progress", ())]
         except (ValueError, TypeError, AttributeError):
             logger.warning("A notice of %d bytes on %s was not understood", len(data), keys.EVENTS)
             return

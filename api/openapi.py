@@ -1,0 +1,212 @@
+"""The OpenAPI 3.1 document, from the models that make the answers and from `JobRequest`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flask import Blueprint, Response
+from pydantic.json_schema import models_json_schema
+
+from api import results
+from api.answers import json_response
+from api.errors import MEDIA_TYPE, STATUS_OF
+from api.jobs import MOST_JOBS_A_PAGE
+from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
+from api.submission import LONGEST_IDEMPOTENCY_KEY
+from api.waits import LONGEST_WAIT
+from worker.contract.jobs import JobRequest, Status
+
+blueprint = Blueprint("openapi", __name__)
+
+JsonObject = dict[str, Any]
+
+_ABOUT = """Text embeddings as jobs: submit texts, wait or poll, read vectors.
+A job's id is its Celery task id; a job submitted either way can be read either way."""
+
+
+@blueprint.get("/openapi.json")
+def read_document() -> Response:
+    """The document itself."""
+    return json_response(document())
+
+
+@cache
+def document() -> JsonObject:
+    """What the native interface takes and answers. The same object each time: do not change it."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
+        "paths": {
+            "/jobs": {"post": _submit(), "get": _list()},
+            "/jobs/{id}": {"get": _read(), "delete": _cancel()},
+            "/jobs/{id}/result": {"get": _result()},
+            "/jobs/{id}/cancel": {"post": _cancel()},
+            "/jobs/{id}/events": {"get": _events()},
+            **_operations(),
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _submit() -> JsonObject:
+    links = {"Location": _header("The job's path.")}
+    return {
+        "summary": "Submit a job, and wait for it if asked to",
+        "parameters": [
+            *_waiting(),
+            _parameter(
+                "Idempotency-Key",
+                "The same key and body stand for the same job for 24 hours.",
+                {"type": "string", "minLength": 1, "maxLength": LONGEST_IDEMPOTENCY_KEY},
+                place="header",
+            ),
+        ],
+        "requestBody": {"required": True, "content": {"application/json": _ref("JobRequest")}},
+        "responses": {
+            "200": _answer("It ended while the caller waited.", "FinishedJob", headers=links),
+            "202": _answer(
+                "It is accepted and will end, whatever is killed or restarted.",
+                "Job",
+                headers=links | _retry_after(),
+            ),
+            **_problems(400, 413, 415, 422, 503),
+        },
+    }
+
+
+def _list() -> JsonObject:
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_JOBS_A_PAGE, "default": 20}
+    return {
+        "summary": "The caller's jobs, newest first",
+        "parameters": [
+            _parameter("limit", "Jobs of one page.", limit),
+            _parameter("after", "The last id of the page before.", {"type": "string"}),
+            _parameter("status", "Only jobs that stand so.", {"enum": list(Status)}),
+        ],
+        "responses": {"200": _answer("One page.", "JobList"), **_problems(422, 503)},
+    }
+
+
+def _read() -> JsonObject:
+    return {
+        "summary": "A job, at once or when it ends",
+        "parameters": [_id(), *_waiting()],
+        "responses": {
+            "200": _answer("The job.", "Job", headers=_retry_after()),
+            **_problems(404, 422, 503),
+        },
+    }
+
+
+def _cancel() -> JsonObject:
+    return {
+        "summary": "End a job unless it has ended",
+        "parameters": [_id()],
+        "responses": {"200": _answer("The job as it stands now.", "Job"), **_problems(404, 503)},
+    }
+
+
+def _result() -> JsonObject:
+    form = {"enum": list(results.FORMS), "default": "float"}
+    answer = _answer("The vectors.", "Result")
+    answer["content"][results.NPY] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "summary": "The vectors of a job that succeeded",
+        "description": "409 while it has not ended, and with the job's own code if it failed.",
+        "parameters": [_id(), _parameter("encoding_format", "The form in JSON.", form)],
+        "responses": {"200": answer, **_problems(404, 406, 409, 422, 503)},
+    }
+
+
+def _events() -> JsonObject:
+    stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    return {
+        "summary": "Server-sent events: progress, then done with the job",
+        "parameters": [_id()],
+        "responses": {"200": {"description": "The stream.", **stream}, **_problems(404, 503)},
+    }
+
+
+def _operations() -> JsonObject:
+    any_json = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    def get(summary: str, content: JsonObject, *problems: int) -> JsonObject:
+        answers = {"200": {"description": "It does.", **content}, **_problems(*problems)}
+        return {"get": {"summary": summary, "responses": answers}}
+
+    return {
+        "/healthz": get("Whether this process answers", any_json),
+        "/readyz": get("Whether Redis answers and a worker makes progress", any_json, 503),
+        "/metrics": get("Figures for Prometheus", text),
+        "/openapi.json": get("This document", any_json),
+    }
+
+
+def _schemas() -> JsonObject:
+    answers = (Job, FinishedJob, JobList, Result, ProblemDocument)
+    _, schema = models_json_schema(
+        [(JobRequest, "validation"), *((model, "serialization") for model in answers)],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: JsonObject = schema["$defs"]
+    return schemas
+
+
+def _waiting() -> list[JsonObject]:
+    seconds = {"type": "integer", "minimum": 0, "maximum": LONGEST_WAIT}
+    return [
+        _parameter("wait", "Seconds to wait for the job's end.", seconds),
+        _parameter(
+            "Prefer", "`wait=N` (RFC 7240), the same as a header.", {"type": "string"}, "header"
+        ),
+    ]
+
+
+def _id() -> JsonObject:
+    return _parameter("id", "The job's id.", {"type": "string"}, "path")
+
+
+def _parameter(name: str, about: str, schema: JsonObject, place: str = "query") -> JsonObject:
+    return {
+        "name": name,
+        "in": place,
+        "description": about,
+        "required": place == "path",
+        "schema": schema,
+    }
+
+
+def _answer(about: str, model: str, headers: JsonObject | None = None) -> JsonObject:
+    answer: JsonObject = {"description": about, "content": {"application/json": _ref(model)}}
+    return answer | ({"headers": headers} if headers else {})
+
+
+def _problems(*statuses: int) -> JsonObject:
+    def problem(status: int) -> JsonObject:
+        codes = ", ".join(f"`{code}`" for code, value in STATUS_OF.items() if value == status)
+        headers = {"headers": _retry_after()} if status == 503 else {}
+        return {"description": codes, "content": {MEDIA_TYPE: _ref("ProblemDocument")}, **headers}
+
+    return {str(status): problem(status) for status in statuses}
+
+
+def _retry_after() -> JsonObject:
+    return {"Retry-After": _header("Seconds after which to ask again.", "integer")}
+
+
+def _header(about: str, kind: str = "string") -> JsonObject:
+    return {"description": about, "schema": {"type": kind}}
+
+
+def _ref(model: str) -> JsonObject:
+    return {"schema": {"$ref": f"#/components/schemas/{model}"}}
+
+
+def _version() -> str:
+    try:
+        return version("embedq")
+    except PackageNotFoundError:
+        return "0"

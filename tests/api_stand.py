@@ -1,0 +1,153 @@
+"""The API under Flask's test client on a real Valkey, and a worker's part played by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+from numpy.typing import NDArray
+from werkzeug.test import TestResponse
+
+from api import create_app
+from api.backend import EXTENSION, Backend
+from worker.contract import keys
+from worker.contract.errors import JobFailed
+from worker.contract.jobs import Status, TextError
+from worker.contract.models import ModelInfo
+from worker.contract.results import Outcome, failure_meta, payload, success_meta
+from worker.contract.settings import Settings
+from worker.contract.store import Ending, JobStore
+from worker.presence import Presence
+
+MODEL = ModelInfo(
+    name="tiny",
+    dimensions=4,
+    max_tokens=256,
+    device="cpu",
+    backend="torch",
+    dtype="float32",
+    packed=True,
+    batch_tokens=1024,
+    prompts={"query": "query: "},
+    matryoshka=(2,),
+)
+
+
+@dataclass
+class ApiStand:
+    """`client` asks, `store` ends jobs as a worker does, `redis` looks inside."""
+
+    settings: Settings
+    app: Flask
+    client: FlaskClient
+    redis: redis.Redis
+    store: JobStore
+
+    @property
+    def backend(self) -> Backend:
+        backend: Backend = self.app.extensions[EXTENSION]
+        return backend
+
+    def submit(self, input: Any = "a text", *, query: str = "", **options: Any) -> TestResponse:
+        """`POST /jobs`; `headers` go to the request, other options into the body."""
+        headers = options.pop("headers", None)
+        return self.client.post("/jobs" + query, json={"input": input, **options}, headers=headers)
+
+    def submitted(self, input: Any = "a text", **options: Any) -> str:
+        """The id of a job that was accepted."""
+        response = self.submit(input, **options)
+        assert response.status_code == 202, response.json
+        assert response.json is not None
+        job_id: str = response.json["id"]
+        return job_id
+
+    def worker(self, *models: ModelInfo, rate: float = 1000.0, silent: float = 0.0) -> None:
+        """Be seen as a worker that made progress `silent` seconds ago."""
+        engine: Any = SimpleNamespace(
+            beat=time.monotonic() - silent,
+            budgets={},
+            tokens_per_second=lambda: rate,
+            waiting_tokens=0,
+            batches=0,
+            texts=0,
+            tokens=0,
+            splits=0,
+        )
+        served = {model.name: model for model in models or (MODEL,)}
+        presence = Presence(
+            engine, self.redis, self.settings.queue, served, node="w1@here", forward_seconds=60
+        )
+        presence._write()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What is queued, oldest first."""
+        raw: Any = self.redis.lrange(self.settings.queue, 0, -1)
+        return [orjson.loads(one) for one in reversed(raw)]
+
+    def succeed(
+        self,
+        job_id: str,
+        vectors: NDArray[np.float32],
+        *,
+        encoding_format: Any = "float",
+        errors: tuple[TextError, ...] = (),
+        tokens: int = 7,
+    ) -> None:
+        """End a job as the worker's bulk finish does."""
+        outcome = Outcome(MODEL.name, vectors, tokens, errors)
+        meta = success_meta(job_id, payload(outcome, encoding_format), {})
+        self.store.finish(
+            [
+                Ending(
+                    job_id,
+                    Status.SUCCEEDED,
+                    meta=meta,
+                    prompt_tokens=tokens,
+                    texts=len(vectors),
+                    started=time.time(),
+                )
+            ]
+        )
+
+    def fail(self, job_id: str, code: str, message: str) -> None:
+        """End a job without vectors."""
+        meta = failure_meta(job_id, JobFailed(code, message), {})
+        self.store.finish([Ending(job_id, Status.FAILED, meta=meta, code=code, message=message)])
+
+    def ledger(self) -> Mapping[str, int]:
+        """What the queue's ledger holds."""
+        raw: Any = self.redis.hgetall(keys.ledger(self.settings.queue))
+        return {name.decode(): int(value) for name, value in raw.items()}
+
+
+@contextmanager
+def api_stand(redis_url: str, **settings: Any) -> Iterator[ApiStand]:
+    """An application on `redis_url` with a live worker; `settings` differ from the defaults."""
+    chosen = replace(Settings(broker_url=redis_url, result_backend=redis_url), **settings)
+    app = create_app(chosen)
+    with redis.Redis.from_url(chosen.result_backend) as client:
+        store = JobStore(client, chosen.queue, result_ttl=chosen.result_ttl)
+        stand = ApiStand(chosen, app, app.test_client(), client, store)
+        stand.worker()
+        try:
+            yield stand
+        finally:
+            stand.backend.close()
+
+
+def problem(response: TestResponse) -> dict[str, Any]:
+    """The problem document of an answer, checked for its form."""
+    assert response.content_type == "application/problem+json", response.data
+    body: dict[str, Any] = orjson.loads(response.data)
+    assert body["status"] == response.status_code
+    assert {"type", "title", "detail", "code"} <= body.keys()
+    return body
