@@ -305,8 +305,8 @@ def _with_outcome(record: JobRecord, outcome: dict[str, Any]) -> JobRecord:
     if status is Status.FAILED:
         failure = failure_of(result)
         changes |= {"code": failure.code, "message": failure.message}
-    elif status is Status.SUCCEEDED and isinstance(result, dict):
-        embeddings = result.get("embeddings", ())
+    elif status is Status.SUCCEEDED and isinstance(result, dict) and "embeddings" in result:
+        embeddings = result["embeddings"]
         total = embeddings["shape"][0] if isinstance(embeddings, dict) else len(embeddings)
         changes |= {
             "model": result.get("model"),
