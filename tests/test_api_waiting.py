@@ -16,6 +16,8 @@ from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
 
+#: What was acknowledged right before a SIGKILL is there after it.
+SYNCED = ("--appendfsync", "always")
 VECTOR = np.array([[0.5, 0.5, 0.5, 0.5]], dtype=np.float32)
 
 
@@ -147,7 +149,7 @@ def test_an_end_while_the_subscription_is_down_is_seen_after_it(
 def test_waiting_goes_on_over_a_restart_of_redis(
     valkey_server: Callable[..., ValkeyServer], background: ThreadPoolExecutor
 ) -> None:
-    server = valkey_server()
+    server = valkey_server(*SYNCED)
     with api_stand(server.url) as api:
         job_id = api.submitted()
         subscribe(api)
@@ -234,7 +236,7 @@ def test_a_waited_submission_whose_time_is_over_is_202(api: ApiStand) -> None:
 def test_a_submission_keeps_its_id_when_redis_falls_away_while_it_waits(
     valkey_server: Callable[..., ValkeyServer], background: ThreadPoolExecutor
 ) -> None:
-    server = valkey_server()
+    server = valkey_server(*SYNCED)
     with api_stand(server.url) as api:
         answer = background.submit(api.submit, query="?wait=2")
         waiting(api, 1)
