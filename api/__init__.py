@@ -30,6 +30,14 @@ from worker.contract.settings import Settings
 
 __all__ = ["create_app"]
 
+#: Of every answer that has not its own: answers are data for their caller, never a page.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """A WSGI application; its settings are those of the environment unless given.
@@ -57,8 +65,8 @@ def _observe(app: Flask, backend: Backend) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers["X-Content-Type-Options"] = "nosniff"
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         seconds = time.perf_counter() - g.began
         backend.metrics.answered(request.method, route, response.status_code, seconds)

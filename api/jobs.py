@@ -13,7 +13,7 @@ from api import bodies, callers, events, results
 from api.answers import json_response
 from api.backend import Backend, backend
 from api.errors import Problem
-from api.schemas import Job
+from api.schemas import Job, JobList
 from api.submission import submit
 from api.waits import Wait, await_accepted, await_end, find
 from worker.contract.jobs import Status
@@ -83,13 +83,17 @@ def read_result(job_id: str) -> Response:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """The caller's jobs, newest first."""
-    records, has_more = backend().store.page(
-        callers.owner(),
-        limit=_limit(request.args.get("limit")),
-        after=request.args.get("after"),
-        status=_status(request.args.get("status")),
-    )
-    return json_response({"data": [_body(record) for record in records], "has_more": has_more})
+    limit, status = _limit(request.args.get("limit")), _status(request.args.get("status"))
+    after = request.args.get("after")
+    try:
+        records, following = backend().store.page(
+            callers.owner(), limit=limit, after=after, status=status
+        )
+    except KeyError as error:
+        raise Problem(
+            "invalid_request", "after is no job of a page before", field="after"
+        ) from error
+    return json_response(JobList.of(records, following, request).model_dump())
 
 
 @blueprint.delete("/jobs/<job_id>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,8 @@ import redis
 
 from worker.contract import keys
 from worker.contract.models import ModelInfo
+
+logger = logging.getLogger(__name__)
 
 #: Seconds without progress after which a worker no longer counts.
 SILENCE = 30.0
@@ -62,17 +65,25 @@ class Liveness:
 
 def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
     """Who lives, from JSON by node name; `now` in seconds since the epoch. Pure."""
-    live = [
-        presence
-        for _, raw in sorted(presences.items())
-        if now - (presence := orjson.loads(raw))["at"] <= SILENCE
-    ]
+    count, rate = 0, 0.0
     models: dict[str, ModelInfo] = {}
-    for presence in live:
-        for values in presence["models"]:
-            models.setdefault(values["name"], _model_info(values))
-    rate = sum(float(presence["tokens_per_second"] or 0) for presence in live)
-    return Workers(len(live), models, rate)
+    for node, raw in sorted(presences.items()):
+        try:
+            presence = orjson.loads(raw)
+            served = [_model_info(values) for values in presence["models"]]
+            lives = now - presence["at"] <= SILENCE
+            speed = float(presence["tokens_per_second"] or 0)
+        except (ValueError, TypeError, KeyError) as error:
+            # One worker of another version must not take the API down.
+            reason = type(error).__name__
+            logger.warning("What worker %r says of itself is not understood: %s", node, reason)
+            continue
+        if lives:
+            count += 1
+            rate += speed
+            for model in served:
+                models.setdefault(model.name, model)
+    return Workers(count, models, rate)
 
 
 def _model_info(values: Mapping[str, Any]) -> ModelInfo:

@@ -82,7 +82,7 @@ def _list() -> JsonObject:
         "summary": "The caller's jobs, newest first",
         "parameters": [
             _parameter("limit", "Jobs of one page.", limit),
-            _parameter("after", "The last id of the page before.", {"type": "string"}),
+            _parameter("after", "A job; the page begins after it.", {"type": "string"}),
             _parameter("status", "Only jobs that stand so.", {"enum": list(Status)}),
         ],
         "responses": {"200": _answer("One page.", "JobList"), **_problems(422, 503)},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+from flask import Request
 from pydantic import BaseModel, Field
 
 from worker.contract.jobs import Status
@@ -75,10 +77,23 @@ class Job(BaseModel):
 
 
 class JobList(BaseModel):
-    """One page of jobs, newest first; the next one begins `after` the last id of this one."""
+    """One page of jobs, newest first."""
 
     data: list[Job]
     has_more: bool
+    next: str | None = Field(
+        description="Path of the next page; a page of one status may be short and still have one."
+    )
+
+    @classmethod
+    def of(cls, records: Sequence[JobRecord], after: str | None, request: Request) -> JobList:
+        """`after` is where the page after this one begins, None where this is the last."""
+        path = None
+        if after is not None:
+            query = urlencode({**request.args, "after": after})
+            path = f"{request.script_root}/jobs?{query}"
+        jobs = [Job.of(record, request.script_root) for record in records]
+        return cls(data=jobs, has_more=path is not None, next=path)
 
 
 class TextFailure(BaseModel):

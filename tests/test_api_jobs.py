@@ -244,7 +244,7 @@ def test_a_job_past_its_time_is_gone_from_everywhere(api: ApiStand) -> None:
     assert 0 < api.redis.ttl(keys.job(job_id)) <= api.settings.result_ttl
     api.redis.delete(keys.job(job_id), keys.result(job_id))
     assert problem(api.client.get(f"/jobs/{job_id}"))["code"] == "not_found"
-    assert api.client.get("/jobs").get_json() == {"data": [], "has_more": False}
+    assert api.client.get("/jobs").get_json() == {"data": [], "has_more": False, "next": None}
 
 
 def test_two_servers_for_messages_and_results_get_one_part_each(redis_url: str) -> None:

@@ -235,26 +235,33 @@ class JobStore:
 
     def page(
         self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
-    ) -> tuple[list[JobRecord], bool]:
-        """Up to `limit` jobs of an owner, newest first, and whether there are more.
+    ) -> tuple[list[JobRecord], str | None]:
+        """Up to `limit` jobs of an owner, newest first, and the `after` of the next page.
 
-        `after` is the id of the last job of the page before; an unknown one starts over.
+        None where there are no more. A page of one status may hold fewer than `limit`, even none,
+        and still have a next one. Raises KeyError where `after` is not in the owner's listing.
         """
         listing = keys.jobs(owner)
-        rank = self.client.zrevrank(listing, after) if after else None
-        start = 0 if rank is None else cast(int, rank) + 1
+        start = 0
+        if after is not None:
+            rank = cast("int | None", self.client.zrevrank(listing, after))
+            if rank is None:
+                raise KeyError(after)
+            start = rank + 1
         found: list[JobRecord] = []
-        for offset in range(start, start + _SCANNED, limit + 1):
-            ids = cast("list[bytes]", self.client.zrevrange(listing, offset, offset + limit))
-            for record in self.read_many([raw.decode() for raw in ids]) if ids else ():
-                if record is None or (status is not None and record.status is not status):
-                    continue
-                if len(found) == limit:
-                    return found, True
-                found.append(record)
-            if len(ids) <= limit:
-                return found, False
-        return found, True
+        last = after
+        for offset in range(start, start + _SCANNED, limit):
+            raw = cast("list[bytes]", self.client.zrevrange(listing, offset, offset + limit - 1))
+            ids = [job_id.decode() for job_id in raw]
+            for job_id, record in zip(ids, self.read_many(ids), strict=True):
+                if record is not None and status in (None, record.status):
+                    if len(found) == limit:
+                        return found, last
+                    found.append(record)
+                last = job_id
+            if len(ids) < limit:
+                return found, None
+        return found, last
 
     def _record(
         self, job_id: str, fields: dict[bytes, bytes], has_result: bool
