@@ -1,0 +1,138 @@
+"""Health, readiness, metrics, the headers of every answer, and the document of it all."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api.errors import STATUS_OF
+from api.liveness import SILENCE
+from tests.api_stand import MODEL, ApiStand, api_stand, problem
+from tests.processes import clean_environment
+from worker.contract import keys
+from worker.contract.jobs import JobRequest
+
+
+@pytest.fixture
+def api(redis_url: str) -> Iterator[ApiStand]:
+    with api_stand(redis_url) as stand:
+        yield stand
+
+
+def test_importing_the_api_loads_no_torch_and_connects_nowhere() -> None:
+    program = (
+        "import sys, api; api.create_app(); "
+        "print([name for name in sys.modules if name in "
+        "('torch', 'transformers', 'sentence_transformers', 'worker.tasks')])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        env=clean_environment(),
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+def test_ready_means_a_worker_that_makes_progress(api: ApiStand) -> None:
+    response = api.client.get("/readyz")
+    assert response.status_code == 200
+    assert response.get_json() == {"status": "ready", "workers": 1, "models": [MODEL.name]}
+    api.worker(silent=SILENCE + 1)
+    response = api.client.get("/readyz")
+    assert response.status_code == 503
+    assert problem(response)["code"] == "no_worker"
+    api.redis.delete(keys.workers(api.settings.queue))
+    assert api.client.get("/readyz").status_code == 503
+    assert api.client.get("/healthz").status_code == 200
+
+
+def test_metrics_count_requests_by_pattern_and_tell_what_waits(api: ApiStand) -> None:
+    job_id = api.submitted(["a", "b"])
+    api.client.get(f"/jobs/{job_id}")
+    api.client.get("/nothing")
+    text = api.client.get("/metrics").text
+    assert 'embedq_http_requests_total{method="POST",route="/jobs",status="202"} 1.0' in text
+    assert 'route="/jobs/<job_id>",status="200"' in text
+    assert 'route="unknown",status="404"' in text
+    assert job_id not in text
+    assert "embedq_jobs_accepted_total 1.0" in text
+    assert "embedq_texts_accepted_total 2.0" in text
+    assert "embedq_workers 1.0" in text
+    assert "embedq_redis_up 1.0" in text
+    assert f"embedq_queued_tokens {api.ledger()['tokens']}.0" in text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/jobs", "/jobs/x", "/nothing", "/metrics"])
+def test_no_answer_is_sniffed_or_cached(api: ApiStand, path: str) -> None:
+    headers = api.client.get(path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.fixture
+def document(api: ApiStand) -> dict[str, Any]:
+    response = api.client.get("/openapi.json")
+    assert response.status_code == 200
+    found: dict[str, Any] = response.get_json()
+    return found
+
+
+def test_the_document_has_every_route_and_no_other(api: ApiStand, document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    served = {
+        (re.sub(r"<\w+>", "{id}", rule.rule), method.lower())
+        for rule in api.app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS")
+    }
+    documented = {
+        (path, method) for path, methods in document["paths"].items() for method in methods
+    }
+    assert documented == served
+
+
+def test_the_document_has_every_option_and_every_code(document: dict[str, Any]) -> None:
+    request = document["components"]["schemas"]["JobRequest"]
+    assert request["properties"].keys() == JobRequest.model_fields.keys()
+    assert request["required"] == ["input"]
+    assert request["additionalProperties"] is False
+    described = str(document["paths"])
+    # What Flask answers by itself on any path is in no operation's list.
+    general = {"method_not_allowed", "internal_error"}
+    for code in STATUS_OF.keys() - general:
+        assert f"`{code}`" in described, code
+
+
+def test_every_reference_of_the_document_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                yield node["$ref"]
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    found = set(references(document))
+    assert found
+    for reference in found:
+        node: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+
+
+def test_an_answer_has_the_fields_of_its_schema(api: ApiStand, document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    job = api.submit().get_json()
+    assert job.keys() == schemas["Job"]["properties"].keys()
+    assert job["links"].keys() == schemas["Links"]["properties"].keys()
+    found = problem(api.client.get("/nothing"))
+    assert found.keys() <= schemas["ProblemDocument"]["properties"].keys()
