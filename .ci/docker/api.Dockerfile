@@ -14,6 +14,9 @@ RUN pip install --constraint .ci/constraints.txt '.[api]'
 
 USER embedq
 WORKDIR /home/embedq
+# Two processes add up their metrics in here.
+ENV PROMETHEUS_MULTIPROC_DIR=/home/embedq/metrics
+RUN mkdir metrics
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]

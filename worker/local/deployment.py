@@ -112,13 +112,19 @@ def workers(options: Options, settings: Settings, env: Mapping[str, str]) -> lis
     ]
 
 
-def api(listener: socket.socket, env: Mapping[str, str]) -> Program:
-    """The API under gunicorn: greenlets, so that waiting clients cost little."""
+def api(listener: socket.socket, env: Mapping[str, str], counts: Path) -> Program:
+    """The API under gunicorn: greenlets, so that waiting clients cost little.
+
+    Its processes add up their metrics in files in the folder `counts`.
+    """
+    processes = api_processes(cores())
+    if processes > 1:
+        env = {"PROMETHEUS_MULTIPROC_DIR": str(counts), **env}
     return Program(
         "api",
         [
             *(sys.executable, "-m", "gunicorn", "-k", "gevent"),
-            *("-b", f"fd://{listener.fileno()}", "-w", str(api_processes(cores()))),
+            *("-b", f"fd://{listener.fileno()}", "-w", str(processes)),
             *("--graceful-timeout", str(API_GRACE_S), "--log-level", "warning"),
             "--no-control-socket",
             "api:create_app()",

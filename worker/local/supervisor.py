@@ -21,7 +21,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
 #: Seconds after which a program counts as sound, so that its next end costs the first pause.
 SOUND_S = 60.0
 #: Seconds between two looks at whether a program that gives no sign of its own is ready.
-READY_INTERVAL_S = 0.1
+READY_INTERVAL_S = 0.2
 
 
 class StartFailed(EmbedqError):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import redis
 
@@ -49,6 +50,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
         settings = Settings.from_env(env)
         deployment.check_open(options.host, settings)
 
+        counts = Path(stack.enter_context(TemporaryDirectory(prefix="embedq-metrics-")))
         supervisor = Supervisor(stack.enter_context(Children()), say)
         supervisor.catch_signals()
         if with_parent:
@@ -61,7 +63,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
                 say(f"Valkey is up, its data in {data}")
             for program in deployment.workers(options, settings, env):
                 supervisor.start(program)
-            supervisor.start(deployment.api(listener, env))
+            supervisor.start(deployment.api(listener, env, counts))
             names = ", ".join(model.name for model in settings.models)
             say(f"Starting the API and {options.workers} worker(s), which load {names} …")
             supervisor.wait_ready(lambda: _api_ready(options), _patience(say))
