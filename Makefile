@@ -7,6 +7,7 @@ CONSTRAINTS := .ci/constraints.txt
 ARGS ?=
 # The interpreter that .venv is made with; empty: the first that is new enough.
 PYTHON ?=
+PYTHONS = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format bench soak constraints clean
@@ -58,7 +59,7 @@ $(VENV)/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@ $(VENV)/run.stamp
 
 $(BIN)/python:
-	@for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14); do \
+	@for python in $(PYTHONS); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "Making $(VENV) with $$($$python --version)"; \
 	    "$$python" -m venv $(VENV) && exit 0; \
@@ -67,6 +68,6 @@ $(BIN)/python:
 	    exit 1; \
 	  fi; \
 	done; \
-	echo "embedq needs Python 3.11 or newer; found: $$(python3 --version 2>&1)." >&2; \
+	echo "embedq needs Python 3.11 or newer; none of these is: $(PYTHONS)" >&2; \
 	echo "Name another one with make PYTHON=/path/to/python3.12" >&2; \
 	exit 1
