@@ -2,6 +2,7 @@
 
 In reading order:
 
+- `application`  the routes put together
 - `jobs`         routes of native jobs
 - `submission`   from a request body to an accepted job
 - `waits`        how long a caller wants to wait
@@ -15,28 +16,20 @@ In reading order:
 - `errors`       what went wrong, and its status
 - `callers`      who asks, and whose jobs they see
 - `backend`      what the routes share
+- `serving`      gunicorn's configuration
 - `liveness`, `limits`, `revocations`, `metrics`, `answers`   its parts
 """
 
 from __future__ import annotations
 
-import time
+from typing import TYPE_CHECKING
 
-from flask import Flask, Response, g, request
+if TYPE_CHECKING:
+    from flask import Flask
 
-from api import errors, jobs, openapi, operations
-from api.backend import EXTENSION, Backend
-from worker.contract.settings import Settings
+    from worker.contract.settings import Settings
 
 __all__ = ["create_app"]
-
-#: Of every answer that has not its own: answers are data for their caller, never a page.
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -45,29 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises SettingsError. Nothing is connected yet, and no thread runs: both come with the first
     request, in the process that serves it. `app.extensions["embedq"].close()` ends them.
     """
-    app = Flask(__name__, static_folder=None)
-    backend = Backend.of(settings or Settings.from_env())
-    app.extensions[EXTENSION] = backend
-    errors.install(app)
-    app.register_blueprint(jobs.blueprint)
-    app.register_blueprint(operations.blueprint)
-    app.register_blueprint(openapi.blueprint)
-    _observe(app, backend)
-    return app
+    # Not before: gunicorn reads `api.serving` before gevent has patched what Flask imports.
+    from api.application import make_app
 
-
-def _observe(app: Flask, backend: Backend) -> None:
-    """Count and time every request, and set the headers that every answer has."""
-
-    @app.before_request
-    def begin() -> None:
-        g.began = time.perf_counter()
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        route = request.url_rule.rule if request.url_rule is not None else "unknown"
-        seconds = time.perf_counter() - g.began
-        backend.metrics.answered(request.method, route, response.status_code, seconds)
-        return response
+    return make_app(settings)

@@ -40,7 +40,10 @@ def _events(backend: Backend, job_id: str, root: str, longest: float) -> Iterato
     try:
         with backend.waiting.watch(job_id, progress=True) as watch:
             record = find(backend, job_id)
-            while not record.status.ended and (left := deadline - time.monotonic()) > 0:
+            while not (record.status.ended or backend.waiting.released):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
                 if (progress := _progress(record)) != shown:
                     shown = progress
                     yield _event("progress", progress)

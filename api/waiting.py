@@ -63,6 +63,8 @@ class Waiting:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._pubsub: PubSub | None = None
+        #: Whether waits end early, because this process is about to.
+        self.released = False
 
     @contextmanager
     def watch(self, job_id: str, *, progress: bool = False) -> Iterator[Watch]:
@@ -84,6 +86,11 @@ class Waiting:
         """Clients that wait now."""
         with self._lock:
             return sum(map(len, self._watches.values()))
+
+    def release(self) -> None:
+        """Let nobody wait from now on: they answer with their jobs as they stand."""
+        self.released = True
+        self._wake_all()
 
     def close(self) -> None:
         """End the thread; whoever waits looks at its job once more."""

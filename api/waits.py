@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import redis
 from flask import Request, Response
@@ -10,6 +11,7 @@ from flask import Request, Response
 from api import callers
 from api.backend import Backend
 from api.errors import Problem
+from api.waiting import Watch
 from worker.contract.jobs import Status
 from worker.contract.store import JobRecord
 
@@ -44,10 +46,7 @@ class Wait:
 
 def find(backend: Backend, job_id: str) -> JobRecord:
     """A job that the caller may see. Raises Problem with `not_found`."""
-    record = backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None
-    if record is None or not callers.may_see(record) or _of_other_task(record):
-        raise Problem("not_found", "there is no such job, or its time has passed")
-    return record
+    return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None)
 
 
 def await_end(backend: Backend, job_id: str, seconds: float) -> JobRecord:
@@ -57,21 +56,40 @@ def await_end(backend: Backend, job_id: str, seconds: float) -> JobRecord:
     deadline = time.monotonic() + seconds
     with backend.waiting.watch(job_id) as watch:
         record = find(backend, job_id)
-        while not record.status.ended and (left := deadline - time.monotonic()) > 0:
+        while not (record.status.ended or backend.waiting.released):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
             watch.wait(left)
             record = find(backend, job_id)
     return record
 
 
-def await_accepted(backend: Backend, job_id: str, seconds: float) -> JobRecord | None:
-    """As `await_end` for a job just accepted; None where Redis fell away meanwhile.
+def await_accepted(
+    backend: Backend, record: JobRecord, watch: Watch, seconds: float
+) -> tuple[JobRecord, bytes | None]:
+    """A job just accepted, as it stands when it ends or after `seconds`, and its stored outcome.
 
-    The caller must get the job's id all the same.
+    `watch` is older than the job, so there is nothing to read before it wakes. Where Redis falls
+    away meanwhile the job is answered as it was last seen: its caller must get the id.
     """
-    try:
-        return await_end(backend, job_id, seconds)
-    except redis.RedisError:
-        return None
+    deadline = time.monotonic() + seconds
+    meta = None
+    while not (record.status.ended or backend.waiting.released):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        watch.wait(left)
+        with suppress(redis.RedisError):
+            found, meta = backend.store.read_with_outcome(record.id)
+            record = _visible(found)
+    return record, meta
+
+
+def _visible(record: JobRecord | None) -> JobRecord:
+    if record is None or not callers.may_see(record) or _of_other_task(record):
+        raise Problem("not_found", "there is no such job, or its time has passed")
+    return record
 
 
 def _of_other_task(record: JobRecord) -> bool:

@@ -1,0 +1,49 @@
+"""The Flask application: its routes, and what every answer has."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Flask, Response, g, request
+
+from api import errors, jobs, openapi, operations
+from api.backend import EXTENSION, Backend
+from worker.contract.settings import Settings
+
+#: Of every answer that has not its own: answers are data for their caller, never a page.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(settings: Settings | None) -> Flask:
+    """See `api.create_app`."""
+    app = Flask("api", static_folder=None)
+    backend = Backend.of(settings or Settings.from_env())
+    app.extensions[EXTENSION] = backend
+    errors.install(app)
+    app.register_blueprint(jobs.blueprint)
+    app.register_blueprint(operations.blueprint)
+    app.register_blueprint(openapi.blueprint)
+    _observe(app, backend)
+    return app
+
+
+def _observe(app: Flask, backend: Backend) -> None:
+    """Count and time every request, and set the headers that every answer has."""
+
+    @app.before_request
+    def begin() -> None:
+        g.began = time.perf_counter()
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        route = request.url_rule.rule if request.url_rule is not None else "unknown"
+        seconds = time.perf_counter() - g.began
+        backend.metrics.answered(request.method, route, response.status_code, seconds)
+        return response

@@ -1,0 +1,37 @@
+"""gunicorn's configuration: `gunicorn -c python:api.serving 'api:create_app()'`.
+
+Any of it can be overridden on gunicorn's command line; `gunicorn 'api:create_app()'` works, too.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+from types import FrameType
+from typing import Any
+
+#: A greenlet for each request, so that whoever waits costs no thread.
+worker_class = "gevent"
+#: Connections of one process. gunicorn's 1,000 would all be taken by a thousand waiting clients.
+worker_connections = 4_000
+#: Seconds that open requests and idle connections have when the server is to end.
+graceful_timeout = 5
+control_socket_disable = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """In a worker with its application: SIGTERM also ends all waits, with the jobs as they stand.
+
+    Otherwise a stop would take as long as the longest wait, and then cut it off.
+    """
+    waiting = worker.wsgi.extensions["embedq"].waiting
+    end = signal.getsignal(signal.SIGTERM)
+
+    def release_and_end(number: int, frame: FrameType | None) -> None:
+        # Elsewhere, since it takes a lock that the interrupted code may hold. A Thread would wait
+        # for its own start, which the greenlet that runs signal handlers must not.
+        _thread.start_new_thread(waiting.release, ())
+        if callable(end):
+            end(number, frame)
+
+    signal.signal(signal.SIGTERM, release_and_end)
