@@ -17,6 +17,7 @@ from worker.contract.errors import EmbedqError, SettingsError
 COMMANDS = {
     "up": "Run a whole embedq on this machine: Valkey, workers and the API.",
     "health": "Tell whether a worker on this machine makes progress.",
+    "dead-letters": "Look at messages that no worker could run; run or drop them.",
     "verify": "Compare vectors with sentence-transformers' on this machine.",
 }
 
@@ -30,7 +31,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"worker.cli.{cmd_name}").command
+        command: click.Command = import_module(f"worker.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

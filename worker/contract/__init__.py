@@ -13,6 +13,7 @@ In reading order:
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
+- `dead_letters` messages that no worker could run
 - `messages`  a job as a Celery message, built without a producer
 - `app`       the Celery application and its configuration
 """
