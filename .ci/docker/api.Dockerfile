@@ -21,5 +21,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 STOPSIGNAL SIGTERM
-CMD ["gunicorn", "-k", "gevent", "-w", "2", "-b", "0.0.0.0:8000", "--graceful-timeout", "5", \
-     "--no-control-socket", "--log-level", "warning", "api:create_app()"]
+CMD ["gunicorn", "-c", "python:api.serving", "-w", "2", "-b", "0.0.0.0:8000", \
+     "--log-level", "warning", "api:create_app()"]

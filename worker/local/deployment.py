@@ -123,10 +123,9 @@ def api(listener: socket.socket, env: Mapping[str, str], counts: Path) -> Progra
     return Program(
         "api",
         [
-            *(sys.executable, "-m", "gunicorn", "-k", "gevent"),
+            *(sys.executable, "-m", "gunicorn", "-c", "python:api.serving"),
             *("-b", f"fd://{listener.fileno()}", "-w", str(processes)),
             *("--graceful-timeout", str(API_GRACE_S), "--log-level", "warning"),
-            "--no-control-socket",
             "api:create_app()",
         ],
         stop_s=API_GRACE_S + 3,
