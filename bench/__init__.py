@@ -1,0 +1,22 @@
+"""What the figures in the README come from: each part alone, `python -m bench.NAME [--quick]`.
+
+Rates are compared with `SentenceTransformer.encode` on the same texts in the same run, in turns, so
+that a machine that changes its speed changes both. Never part of the test suite.
+
+- `texts`       real English: short, mixed, long and repeated
+- `report`      options, the machine, tables and JSON
+- `measure`     contestants in turns, medians, percentiles
+- `models`      the library's model and ours, side by side in one process
+- `stage`       Valkey, workers and the API as processes of their own
+- `load`        callers, in a process of their own
+- `throughput`  texts a second: raw engine, Celery, REST, a plain Celery task, the library
+- `latency`     one short text on an idle system, and where its milliseconds go
+- `service`     the engine in one process, against callers that share a lock
+- `overhead`    jobs a second with a model that costs nothing (`costless`)
+- `waiting`     a fast request beside a thousand clients that wait
+- `idle`        what a worker and an API cost that have nothing to do
+- `gemm`        the machine's limit, and the engine's share of it
+- `soak`        everything killed under load, every job counted
+
+`python -m bench` (`make bench`) runs the set.
+"""

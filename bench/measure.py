@@ -1,0 +1,49 @@
+"""Contestants in turns, and what their figures say."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Contestant = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of each contestant, one for each round."""
+
+    seconds: Mapping[str, Sequence[float]]
+    baseline: str
+
+    def rate(self, name: str, count: int) -> float:
+        """Things a second, where each turn did `count` of them: the median of the rounds."""
+        return count / statistics.median(self.seconds[name])
+
+    def ratio(self, name: str) -> float:
+        """How many times the baseline's speed: the median of the rounds, each by itself."""
+        pairs = zip(self.seconds[name], self.seconds[self.baseline], strict=True)
+        return statistics.median(base / own for own, base in pairs)
+
+
+def race(contestants: Mapping[str, Contestant], rounds: int) -> Race:
+    """Let contestants take turns, `rounds` times; the first is the baseline.
+
+    A contestant that measures itself returns its seconds as a float; else its call is timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            began = time.perf_counter()
+            own = contestant()
+            took = own if isinstance(own, float) else time.perf_counter() - began
+            seconds[name].append(took)
+    return Race(seconds, next(iter(contestants)))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that `percent` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    rank = max(-(-len(ordered) * percent // 100), 1)
+    return ordered[int(rank) - 1]

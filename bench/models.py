@@ -1,0 +1,102 @@
+"""The library's model and ours in one process: encode, encoder alone, engine with a sink."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.jobs import DEFAULT_OPTIONS
+from worker.contract.models import ModelSpec
+from worker.contract.settings import DEFAULT_MODEL_NAME
+from worker.encoder import Encoder, load
+from worker.encoder.reference import Reference
+from worker.engine import Engine, Job
+from worker.tokens import TokenBlock
+
+Matrix = NDArray[np.float32]
+
+_SPEC = ModelSpec(DEFAULT_MODEL_NAME)
+
+
+def library() -> Reference:
+    """`SentenceTransformer` with the default model, warmed up."""
+    model = Reference(_SPEC)
+    model.encode(["warm"] * 64)
+    return model
+
+
+def encoder(*, padded: bool = False) -> Encoder:
+    """Our encoder of the same model with its default settings, warmed up."""
+    loaded = load(_SPEC, padded=padded)
+    loaded.warm_up()
+    return loaded
+
+
+def encode_in_order(model: Encoder, texts: Sequence[str]) -> Matrix:
+    """The encoder alone: tokenise all, run batches of the token budget in arrival order."""
+    block = model.tokenize(texts)
+    budget = model.info.batch_tokens
+    parts = []
+    start = 0
+    while start < len(block):
+        bound = block.offsets[start] + budget
+        stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
+        parts.append(model.forward(block.slice(start, stop)))
+        start = stop
+    return np.concatenate(parts)
+
+
+def tokens_of(model: Encoder, texts: Sequence[str]) -> TokenBlock:
+    """The texts as the model sees them."""
+    return model.tokenize(texts)
+
+
+class RawEngine:
+    """The engine with a sink that keeps vectors; one job at a time or many together."""
+
+    def __init__(self, model: Encoder) -> None:
+        self._model = model
+        self._ended = threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self.engine = Engine({model.info.name: model}, self)
+        self.engine.start()
+
+    def encode(self, texts: Sequence[str], texts_a_job: int = 1) -> Matrix:
+        """Submit everything in jobs of so many texts, in order, and wait for all of it."""
+        jobs = [
+            Job(str(at), list(texts[at : at + texts_a_job]), DEFAULT_OPTIONS, self._model.info)
+            for at in range(0, len(texts), texts_a_job)
+        ]
+        for job in jobs:
+            self.engine.submit(job)
+        for _ in jobs:
+            self._ended.acquire()
+        if self._error is not None:
+            raise RuntimeError("the engine died") from self._error
+        return np.concatenate([job.vectors for job in jobs if job.vectors is not None])
+
+    def close(self) -> None:
+        self.engine.close(10.0)
+
+    # The sink.
+
+    def admit(self, job: Job) -> bool:
+        return True
+
+    def started(self, jobs: Sequence[Job]) -> None:
+        pass
+
+    def progressed(self, jobs: Sequence[Job]) -> None:
+        pass
+
+    def finished(self, jobs: Sequence[Job]) -> None:
+        for _ in jobs:
+            self._ended.release()
+
+    def crashed(self, error: BaseException) -> None:
+        # Nobody may wait for what does not come any more.
+        self._error = error
+        self._ended.release(1_000_000)

