@@ -15,7 +15,7 @@ from api.backend import Backend, backend
 from api.errors import Problem
 from api.schemas import Job, JobList
 from api.submission import submit
-from api.waits import Wait, await_accepted, await_end, find
+from api.waits import Wait, await_end, find
 from worker.contract.jobs import Status
 from worker.contract.store import JobRecord
 
@@ -37,17 +37,15 @@ def submit_job() -> Response:
     wait = Wait(request)
     body = bodies.read_json(request, backend().settings.max_job_bytes)
     key = request.headers.get("Idempotency-Key")
-    accepted = submit(backend(), body, owner=callers.owner(), idempotency_key=key)
-    record = await_accepted(backend(), accepted.id, wait.seconds)
-    if record is None:
-        record = JobRecord(accepted.id, Status.QUEUED, owner=callers.owner())
-    if wait.asked and record.status.ended:
-        response = _answer_ended(backend(), record)
+    job = submit(backend(), body, owner=callers.owner(), idempotency_key=key, seconds=wait.seconds)
+    answer = _body(job.record)
+    if wait.asked and job.record.status.ended:
+        response = _answer_ended(backend(), answer, job.meta)
     else:
-        response = json_response(_body(record), HTTPStatus.ACCEPTED)
-        response.headers["Retry-After"] = str(accepted.retry_after)
-    response.headers["Location"] = Job.of(record, request.script_root).links.self
-    if accepted.replayed:
+        response = json_response(answer, HTTPStatus.ACCEPTED)
+        response.headers["Retry-After"] = str(job.retry_after)
+    response.headers["Location"] = answer["links"]["self"]
+    if job.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     wait.confirm(response)
     return response
@@ -113,14 +111,12 @@ def follow_job(job_id: str) -> Response:
     return events.response(backend(), job_id, request)
 
 
-def _answer_ended(backend: Backend, record: JobRecord) -> Response:
+def _answer_ended(backend: Backend, answer: dict[str, Any], meta: bytes | None) -> Response:
     """The job with its result inside, which then need not be kept long."""
-    body = _body(record) | {"result": None}
-    if record.status is Status.SUCCEEDED:
-        body["result"] = results.fragment(backend.store.raw_outcome(record.id))
-    response = json_response(body)
-    if body["result"] is not None:
-        response.call_on_close(lambda: _release(backend, record.id))
+    result = results.fragment(meta)
+    response = json_response(answer | {"result": result})
+    if result is not None:
+        response.call_on_close(lambda: _release(backend, answer["id"]))
     return response
 
 

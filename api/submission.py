@@ -11,26 +11,37 @@ import redis
 from api.backend import Backend
 from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
+from api.waits import await_accepted, await_end
 from worker.contract import estimates, jobs, messages
-from worker.contract.jobs import JobOptions
-from worker.contract.store import Acceptance, NewJob
+from worker.contract.jobs import JobOptions, Status
+from worker.contract.store import Acceptance, JobRecord, NewJob
 
 LONGEST_IDEMPOTENCY_KEY = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A job that will end. `retry_after` is when, in whole seconds, as far as can be told."""
+class Submitted:
+    """An accepted job as it stands.
 
-    id: str
+    `meta` is its stored outcome where the caller waited for it, `retry_after` when it may have
+    ended, in whole seconds, as far as can be told.
+    """
+
+    record: JobRecord
+    meta: bytes | None
     replayed: bool
     retry_after: int
 
 
 def submit(
-    backend: Backend, body: object, *, owner: str, idempotency_key: str | None = None
-) -> Accepted:
-    """Check a request against the live workers and queue it.
+    backend: Backend,
+    body: object,
+    *,
+    owner: str,
+    idempotency_key: str | None = None,
+    seconds: float = 0.0,
+) -> Submitted:
+    """Check a request against the live workers, queue it, and wait up to `seconds` for its end.
 
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full` or
     `idempotency_conflict`, and redis.RedisError.
@@ -55,16 +66,17 @@ def submit(
     )
     message = messages.envelope(job.id, texts, options, backend.settings.queue)
     fingerprint = _fingerprint(texts, options) if idempotency_key else ""
-    acceptance = _accept(backend, job, message, idempotency_key, fingerprint)
-    _check(backend, acceptance, job, workers.tokens_per_second)
-    replayed = acceptance.verdict == "replayed"
-    if not replayed:
-        backend.metrics.accepted(len(texts))
-    return Accepted(
-        acceptance.job_id,
-        replayed,
-        seconds_to_encode(acceptance.level, workers.tokens_per_second),
-    )
+    with backend.waiting.watch(job.id) as watch:
+        acceptance = _accept(backend, job, message, idempotency_key, fingerprint)
+        _check(backend, acceptance, job, workers.tokens_per_second)
+        replayed = acceptance.verdict == "replayed"
+        if replayed:
+            record, meta = _replay(backend, acceptance.job_id, seconds)
+        else:
+            backend.metrics.accepted(len(texts))
+            record, meta = await_accepted(backend, _record(job), watch, seconds)
+    retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
+    return Submitted(record, meta, replayed, retry_after)
 
 
 def _accept(
@@ -87,6 +99,24 @@ def _accept(
             backend.store.withdraw(job.id)
             raise
     return acceptance
+
+
+def _replay(backend: Backend, job_id: str, seconds: float) -> tuple[JobRecord, bytes | None]:
+    record = await_end(backend, job_id, seconds)
+    wanted = seconds and record.status.ended
+    return record, backend.store.raw_outcome(job_id) if wanted else None
+
+
+def _record(job: NewJob) -> JobRecord:
+    """What can be read of a job right after it was accepted."""
+    return JobRecord(
+        job.id,
+        Status.QUEUED,
+        owner=job.owner,
+        created_at=job.created,
+        model=job.model,
+        total=job.total,
+    )
 
 
 def _check(backend: Backend, acceptance: Acceptance, job: NewJob, tokens_per_second: float) -> None:

@@ -47,6 +47,9 @@ def waiting(api: ApiStand, count: int) -> None:
 def subscribe(api: ApiStand) -> None:
     """Until the subscription stands: nobody has to look again because it is new."""
     with api.backend.waiting.watch("nobody") as watch:
+        eventually(lambda: api.redis.pubsub_numsub(keys.EVENTS)[0][1] == 1)
+        # Comes after whatever the new subscription itself has to say.
+        api.redis.publish(keys.EVENTS, b'{"ended": ["nobody"]}')
         assert watch.wait(10)
 
 

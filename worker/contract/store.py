@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
@@ -51,7 +51,10 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job about to be accepted; `tokens` and `result_bytes` are estimates."""
+    """A job about to be accepted; `tokens` and `result_bytes` are estimates.
+
+    `created` in seconds since the epoch.
+    """
 
     id: str
     total: int
@@ -59,6 +62,7 @@ class NewJob:
     result_bytes: int
     model: str = ""
     owner: str = ""
+    created: float = field(default_factory=time.time)
 
 
 class Ending(NamedTuple):
@@ -131,7 +135,7 @@ class JobStore:
             ],
             args=[
                 job.id,
-                time.time(),
+                job.created,
                 job.owner,
                 job.model,
                 job.total,
@@ -166,6 +170,19 @@ class JobStore:
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
         return self.read_many([job_id])[0]
+
+    def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
+        """The record of a job and its stored outcome as JSON text, in one round trip."""
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.job(job_id))
+            pipe.get(keys.result(job_id))
+            fields, raw = pipe.execute()
+        if not fields and raw is None:
+            return None, None
+        record = _parse(job_id, fields)
+        if raw is not None and not record.status.ended:
+            record = _with_outcome(record, orjson.loads(raw))
+        return record, raw
 
     def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
         """Records in the order of `job_ids`, in one round trip where none has to be repaired."""
