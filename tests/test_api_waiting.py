@@ -242,7 +242,7 @@ def test_a_submission_keeps_its_id_when_redis_falls_away_while_it_waits(
     server = valkey_server(*SYNCED)
     with api_stand(server.url) as api:
         answer = background.submit(api.submit, query="?wait=2")
-        waiting(api, 1)
+        eventually(api.messages)
         server.kill()
         response = answer.result(10)
         assert response.status_code == 202
@@ -286,8 +286,7 @@ def _waited_submission(
 ) -> TestResponse:
     """Submit and wait, ending the job from outside as soon as it is queued."""
     answer: Future[TestResponse] = background.submit(api.submit, **options)
-    waiting(api, 1)
-    (message,) = api.messages()
+    (message,) = eventually(api.messages)
     job_id = message["headers"]["id"]
     if end is None:
         api.succeed(job_id, VECTOR)
