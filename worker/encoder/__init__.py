@@ -6,6 +6,7 @@ In reading order:
 `torch_encoder`  the torch backend: load, choose a forward pass by evidence
 `library`        models and their facts as sentence-transformers loads them
 `devices`        device, number format, running out of memory
+`cpu`            what makes torch faster there
 `token_rules`    how a model wants its texts tokenised …
 `tokenizer`      … and the Rust calls that do it
 `forward`        a batch packed into one sequence, padded into rectangles, or looked up

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
-from worker.encoder import devices, probe
+from worker.encoder import cpu, devices, probe
 from worker.encoder.forward import (
     GROUP_COST,
     Forward,
@@ -49,6 +49,9 @@ def load_torch(
     place = devices.choose_device(device)
     number_format = devices.choose_dtype(dtype, place)
     model = open_model(spec, place, number_format)
+    if place.type == "cpu":
+        cpu.keep_freed_memory()
+        cpu.lay_out_weights(model)
     try:
         rules, rust = token_rules(model)
         tokenizer = Tokenizer(rust, rules)
