@@ -8,6 +8,7 @@ from flask import Flask, Response, g, request
 
 from api import errors, jobs, openapi, operations
 from api.backend import EXTENSION, Backend
+from worker.contract.errors import SettingsError
 from worker.contract.settings import Settings
 
 #: Of every answer that has not its own: answers are data for their caller, never a page.
@@ -22,7 +23,14 @@ _HEADERS = {
 def make_app(settings: Settings | None) -> Flask:
     """See `api.create_app`."""
     app = Flask("api", static_folder=None)
-    backend = Backend.of(settings or Settings.from_env())
+    settings = settings or Settings.from_env()
+    if settings.api_keys_file is not None:
+        # Better no service than one that seems protected.
+        raise SettingsError(
+            f"EMBEDQ_API_KEYS_FILE={str(settings.api_keys_file)!r} is not supported: this version "
+            "checks no API keys; unset it, and put a proxy that does in front"
+        )
+    backend = Backend.of(settings)
     app.extensions[EXTENSION] = backend
     errors.install(app)
     app.register_blueprint(jobs.blueprint)

@@ -37,6 +37,11 @@ from worker.local.up import up
     show_default=True,
     help="Worker processes, each with the model; one a device is best.",
 )
+@click.option(
+    "--without-keys",
+    is_flag=True,
+    help="Let --host be open to others although no keys are checked.",
+)
 @click.option("--demo", is_flag=True, help="Submit a sample job and show its result.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="End with the parent process.")
 def command(
@@ -46,6 +51,7 @@ def command(
     model: str | None,
     device: str | None,
     workers: int,
+    without_keys: bool,
     demo: bool,
     with_parent: bool,
 ) -> None:
@@ -56,7 +62,7 @@ def command(
     being encoded, then Valkey; jobs that wait stay in the data directory. Ctrl-C again ends it
     at once.
     """
-    options = Options(host, port, data_dir, model, device, workers)
+    options = Options(host, port, data_dir, model, device, workers, without_keys)
     up(options, with_demo=demo, with_parent=with_parent, say=_say, show=_show)
 
 

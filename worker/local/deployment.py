@@ -46,6 +46,7 @@ class Options:
     model: str | None
     device: str | None
     workers: int
+    without_keys: bool = False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -146,12 +147,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_open(host: str, settings: Settings) -> None:
-    """Raise `AddressUnusable` where an API without keys would be open to other machines."""
-    if settings.api_keys_file is None and not _is_loopback(host):
+def check_open(host: str, *, without_keys: bool) -> None:
+    """Raise `AddressUnusable` where other machines could reach an API that checks no keys.
+
+    `without_keys`: somebody said that this is meant.
+    """
+    if not (without_keys or _is_loopback(host)):
         raise AddressUnusable(
-            f"without API keys the service stays on this machine, and {host} is open to others: "
-            "set EMBEDQ_API_KEYS_FILE, or use --host 127.0.0.1"
+            f"the API checks no keys, and {host} is open to other machines: add --without-keys if "
+            "whoever reaches it may use it, or use --host 127.0.0.1"
         )
 
 

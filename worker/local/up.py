@@ -48,7 +48,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
         socket_file = valkey.socket_path(data) if data else None
         env = deployment.environment(options, os.environ, socket_file)
         settings = Settings.from_env(env)
-        deployment.check_open(options.host, settings)
+        deployment.check_open(options.host, without_keys=options.without_keys)
 
         counts = Path(stack.enter_context(TemporaryDirectory(prefix="embedq-metrics-")))
         supervisor = Supervisor(stack.enter_context(Children()), say)

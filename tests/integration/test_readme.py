@@ -1,0 +1,70 @@
+"""What the README says is what happens: its examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Service
+from tests.processes import ROOT, clean_environment
+
+README = (ROOT / "README.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def shell_blocks() -> list[str]:
+    return [block for block in blocks("sh") if ADDRESS in block]
+
+
+@pytest.mark.parametrize("number", range(len(shell_blocks())))
+def test_the_rest_examples_work_as_pasted(service: Service, tmp_path: Path, number: int) -> None:
+    script = shell_blocks()[number].replace(ADDRESS, service.url)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace("curl -s", "curl -sf")],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"status":"succeeded"' in done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_python_examples_work_as_pasted(service: Service, tmp_path: Path, number: int) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(blocks("python")[number])
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        env=clean_environment(
+            CELERY_BROKER_URL=service.broker_url, CELERY_RESULT_BACKEND=service.broker_url
+        ),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "384" in done.stdout
+
+
+def test_every_setting_is_in_the_readme_and_no_other() -> None:
+    source = (ROOT / "worker" / "contract" / "settings.py").read_text()
+    known = set(re.findall(r'"(EMBEDQ_[A-Z_]+)"', source))
+    told = set(re.findall(r"`(EMBEDQ_[A-Z_]+)`", section("Configuration")))
+    assert told == known
