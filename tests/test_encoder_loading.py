@@ -24,6 +24,7 @@ from worker.contract.models import ModelSpec
 from worker.encoder import devices, forward, library, load, token_rules
 from worker.encoder.layout import Group
 from worker.encoder.reference import Reference
+from worker.tokens import TokenBlock
 
 TEXTS = ["the queue", "", "job " * 30, "one batch is full of texts"]
 
@@ -175,3 +176,20 @@ def test_matryoshka_sizes_are_read_from_the_card_of_a_model_trained_for_them(
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, worker.encoder, worker.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_warming_up_survives_a_batch_too_large_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(tiny(tiny_models.bert(tmp_path)), device="cpu")
+    sizes: list[int] = []
+
+    def forward(batch: TokenBlock) -> None:
+        sizes.append(batch.tokens)
+        if batch.tokens > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder, "forward", forward)
+    encoder.warm_up()
+    assert sizes[0] < 10
+    assert encoder.info.batch_tokens - 64 < sizes[1] <= encoder.info.batch_tokens

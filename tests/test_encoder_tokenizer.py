@@ -118,6 +118,15 @@ def test_a_panic_of_the_tokenizer_is_an_ordinary_exception(monkeypatch: pytest.M
         tokenize(["fine"])
 
 
+def test_a_text_without_tokens_is_refused_unless_the_model_takes_it() -> None:
+    rust = tiny_models.wordpiece().backend_tokenizer
+    rules = {"limit": LIMIT, "add_special_tokens": False}
+    with pytest.raises(ValueError, match="without tokens"):
+        Tokenizer(rust, TokenRules(**rules))(["the", ""])
+    block = Tokenizer(rust, TokenRules(**rules, takes_nothing=True))(["the", ""])
+    assert block.lengths.tolist() == [1, 0]
+
+
 def test_no_texts_are_no_tokens() -> None:
     block = ours(tiny_models.wordpiece())([])
     assert (len(block), block.tokens) == (0, 0)

@@ -28,6 +28,13 @@ def keep_freed_memory() -> None:
         set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
+def return_freed_memory() -> None:
+    """Give what glibc keeps back to the kernel after all."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def lay_out_weights(model: torch.nn.Module) -> None:
     """Store the float32 weights of linear layers column by column, in place.
 

@@ -16,7 +16,7 @@ _WORDS = (
     *("is", "full", "of", "them", "and", "the", "model", "runs"),
 )
 #: Words of each probe text; unequal, so that packing, padding and positions all show.
-_PROBE_WORDS = (3, 40, 1, 12, 0, 40, 7)
+_PROBE_WORDS = (3, 40, 1, 12, 2, 40, 7)
 #: The longest sliding window that is tried, in tokens.
 _LONGEST_WINDOW = 1024
 

@@ -31,6 +31,7 @@ def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
             truncation_side=own.get("direction", "right"),
             add_special_tokens=False,
             default_prompt=prompt,
+            takes_nothing=True,
         )
         return static, first.tokenizer
     tokenizer: Any = getattr(first, "tokenizer", None)

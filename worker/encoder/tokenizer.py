@@ -36,6 +36,8 @@ class TokenRules:
     pool_prompt: bool = True
     default_prompt: str | None = None
     special_ids: frozenset[int] = frozenset()
+    #: Whether a text without a single token has a vector; a transformer has none for it.
+    takes_nothing: bool = False
 
 
 class Tokenizer:
@@ -118,6 +120,8 @@ class Tokenizer:
     def _block(self, encodings: list[Encoding], skip: int) -> TokenBlock:
         rows = [encoding.ids for encoding in encodings]
         lengths = [len(row) for row in rows]
+        if not (self._rules.takes_nothing or all(lengths)):
+            raise ValueError("a text without tokens has no vector in this model")
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))

@@ -109,12 +109,18 @@ class TorchEncoder:
 
     def release_memory(self) -> None:
         devices.release_cached_memory(self._model.device)
+        cpu.return_freed_memory()
 
     def warm_up(self) -> None:
-        short = self.tokenize(["warm"])
-        texts = max(1, self._info.batch_tokens // max(1, short.tokens))
+        short, long = self.tokenize(["warm"]), self.tokenize(["warm up " * 16])
         self.forward(short)
-        self.forward(TokenBlock.join([short] * min(texts, 64)))
+        try:
+            self.forward(TokenBlock.join([long] * max(1, self._info.batch_tokens // long.tokens)))
+        except RuntimeError as error:
+            # The engine will find the size that fits.
+            if not self.is_out_of_memory(error):
+                raise
+            self.release_memory()
 
     def close(self) -> None:
         device = self._model.device
@@ -142,7 +148,7 @@ def _choose_forward(
         except Exception as error:
             if devices.is_out_of_memory(error):
                 raise
-            objection = f"{type(error).__name__}: {error}".partition("\n")[0]
+            objection = str(error).partition("\n")[0] or type(error).__name__
         if objection is None:
             return forward, expected.shape[1]
         _log.warning("model %s does not run %s: %s", spec.name, name, objection)
