@@ -74,6 +74,14 @@ def test_metrics_count_requests_by_pattern_and_tell_what_waits(api: ApiStand) ->
     assert f"embedq_queued_tokens {api.ledger()['tokens']}.0" in text
 
 
+def test_callers_cannot_make_up_series(api: ApiStand) -> None:
+    for word in ("BREW", "WHEN"):
+        api.client.open("/jobs", method=word)
+    text = api.client.get("/metrics").text
+    assert 'method="other",route="unknown",status="405"} 2.0' in text
+    assert "BREW" not in text
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/jobs", "/jobs/x", "/nothing", "/metrics"])
 def test_no_answer_is_sniffed_or_cached(api: ApiStand, path: str) -> None:
     headers = api.client.get(path).headers

@@ -79,7 +79,7 @@ def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redi
     parts = [urlsplit(part) for part in url.split(";")]
     database = int(parts[-1].path.strip("/") or 0)
     hosts = [(part.hostname or "localhost", part.port or 26379) for part in parts]
-    sentinel = Sentinel(hosts, socket_timeout=5.0)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(hosts, socket_timeout=options["socket_connect_timeout"])  # type: ignore[no-untyped-call]
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
         master, db=database, username=parts[0].username, password=parts[0].password, **options
     )
