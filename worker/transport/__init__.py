@@ -38,9 +38,9 @@ scripts RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, ZADD, ZREM, ZCARD, 
 ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
 
 Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
-does, `store` where, `wire` a connection that does not block, `upkeep` and `fetcher` when it is
-used, `qos`, `channel`, `poller` and `transport` the seams to kombu, `connection` how Celery comes
-to use it.
+does, `store` where, `message` what was fetched, `wire` a connection that does not block, `upkeep`
+and `fetcher` when it is used, `qos`, `channel`, `poller` and `transport` the seams to kombu,
+`connection` how Celery comes to use it.
 """
 
 from worker.transport.admission import Admission, admission

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import binascii
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
 from kombu.transport import redis as stock
-from kombu.utils.json import loads
 from kombu.utils.scheduling import cycle_by_name
 
 from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
 from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
+from worker.transport.message import Message, parse
 from worker.transport.qos import QoS
 from worker.transport.store import LeaseStore, Source, open_store
 from worker.transport.wire import Wire
@@ -33,6 +32,7 @@ _OPTIONS = ("lease_timeout", "restore_interval", "dead_letter_key")
 class Channel(stock.Channel):
     """A channel to one Redis or Valkey server."""
 
+    Message = Message
     QoS = QoS
     from_transport_options = (*stock.Channel.from_transport_options, *_OPTIONS)
     _sentinel_manager: Any
@@ -169,7 +169,7 @@ class Channel(stock.Channel):
     def _read(self, lease: Lease, message: bytes) -> Any:
         """The message under its lease's tag; one that nobody can read is buried."""
         try:
-            payload = _parse(message)
+            payload = parse(message)
             payload["properties"]["delivery_tag"] = lease.tag
             return self.Message(payload, channel=self)
         except _UNREADABLE as error:
@@ -243,8 +243,3 @@ class SentinelChannel(Channel, stock.SentinelChannel):
     """The same to the server that Sentinel names as primary."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, *_OPTIONS)
-
-
-def _parse(message: bytes) -> Any:
-    # kombu's decoder looks into every object for its own types, which are rare and slow.
-    return loads(message) if b'"__type__"' in message else json.loads(message)

@@ -1,0 +1,59 @@
+"""Messages are decoded as kombu decodes them, only faster."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.transport.virtual import Base64
+from kombu.utils.json import dumps
+
+from worker.transport.message import Message, parse
+
+
+class PlainChannel:
+    """As much of a channel as a message needs."""
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        return Base64().decode(body) if encoding == "base64" else body
+
+
+def message(body: Any, *, accept: Any = frozenset({"application/json"}), **fields: Any) -> Message:
+    payload = {
+        "body": body,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "properties": {"delivery_tag": "tag", "body_encoding": fields.pop("encoding", "utf-8")},
+        **fields,
+    }
+    read = Message(payload, channel=PlainChannel())
+    read.accept = accept
+    return read
+
+
+def test_a_body_is_decoded_whatever_its_envelope() -> None:
+    value = [[["naïve", 1.5, 10**30, None]], {}, {"chain": None}]
+    assert message(dumps(value)).payload == value
+    assert message(Base64().encode(dumps(value)), encoding="base64").payload == value
+
+
+def test_types_that_kombu_adds_to_json_survive() -> None:
+    value = [[uuid.uuid4()], {}, {}]
+    assert message(dumps(value)).payload == value
+    assert parse(dumps({"headers": value}).encode()) == {"headers": value}
+
+
+def test_a_body_that_is_no_json_raises_what_kombu_raises() -> None:
+    with pytest.raises(DecodeError):
+        message("[[").decode()
+    with pytest.raises(DecodeError):
+        message(Base64().encode(b"\xff"), encoding="base64").decode()
+
+
+def test_content_that_is_not_accepted_is_not_read() -> None:
+    with pytest.raises(ContentDisallowed):
+        message("[]", accept=frozenset({"application/x-yaml"})).decode()
+    with pytest.raises(ContentDisallowed):
+        message("[]", **{"content-type": "application/x-python-serialize"}).decode()
