@@ -9,18 +9,22 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import cast
 
 import orjson
 import redis
 
 from worker.contract import keys
 from worker.contract.models import ModelInfo
+from worker.contract.store import JobStore
 from worker.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at the engine.
 _INTERVAL = 2.0
+#: Seconds after which a silent worker's record is removed.
+_FORGOTTEN_AFTER = 600.0
 #: Exit status of a worker whose device hangs; its supervisor starts another.
 EX_HUNG = 75
 
@@ -36,7 +40,7 @@ class Presence:
     def __init__(
         self,
         engine: Engine,
-        client: redis.Redis,
+        store: JobStore,
         queue: str,
         models: Mapping[str, ModelInfo],
         *,
@@ -44,7 +48,8 @@ class Presence:
         forward_seconds: float,
     ) -> None:
         self._engine = engine
-        self._client = client
+        self._store = store
+        self._client = store.client
         self._key = keys.workers(queue)
         self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
         self._node = node or f"embedq@{socket.gethostname()}"
@@ -55,6 +60,7 @@ class Presence:
     def start(self) -> None:
         """Write once, so that the worker is seen as soon as it is ready, then go on."""
         self._write()
+        self._forget_the_dead()
         self._thread.start()
 
     def stop(self) -> None:
@@ -106,5 +112,18 @@ class Presence:
         }
         try:
             self._client.hset(self._key, self._node, orjson.dumps(presence))
+            if not engine.waiting_tokens:
+                self._store.reconcile()
         except redis.RedisError as error:
             logger.warning("The worker's presence was not written: %s", type(error).__name__)
+
+    def _forget_the_dead(self) -> None:
+        """Remove what workers said that have been silent for long: nobody else will."""
+        try:
+            said = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
+            before = time.time() - _FORGOTTEN_AFTER
+            dead = [node for node, value in said.items() if orjson.loads(value)["at"] < before]
+            if dead:
+                self._client.hdel(self._key, *dead)
+        except redis.RedisError as error:
+            logger.warning("Records of dead workers were not removed: %s", type(error).__name__)

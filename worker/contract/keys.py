@@ -55,6 +55,10 @@ def workers(queue: str) -> str:
     return f"embedq:workers:{queue}"
 
 
+#: Hash: messages handed out and not ended; kombu's name for it.
+LEASED = "unacked"
+
+
 def dead_letters(queue: str) -> str:
     """List: messages that no worker can run, newest first."""
     return f"embedq:dead-letters:{queue}"

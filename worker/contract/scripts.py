@@ -184,3 +184,11 @@ end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 return 1
 """
+
+#: Puts the ledger right where nothing waits and nothing runs: messages can vanish without an end,
+#: by `celery purge` or with their record. KEYS ledger, queue, leased messages.
+RECONCILE = """
+if redis.call('LLEN', KEYS[2]) == 0 and redis.call('HLEN', KEYS[3]) == 0 then
+  redis.call('HDEL', KEYS[1], 'tokens', 'expected')
+end
+"""

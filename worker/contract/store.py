@@ -106,6 +106,7 @@ class JobStore:
         self._ledger = keys.ledger(queue)
         self._accept = client.register_script(scripts.ACCEPT)
         self._finish = client.register_script(scripts.FINISH)
+        self._reconcile = client.register_script(scripts.RECONCILE)
         self._cancel = client.register_script(scripts.CANCEL)
         self._withdraw = client.register_script(scripts.WITHDRAW)
         self._release = client.register_script(scripts.RELEASE)
@@ -216,6 +217,14 @@ class JobStore:
                 end.started or "",
             )
         self._finish(keys=[self._ledger, *lease_keys], args=arguments)
+
+    def reconcile(self) -> None:
+        """Put the ledger right where nothing waits and nothing runs. Raises redis.RedisError.
+
+        A job between its record and its message may be missing from the ledger afterwards, which
+        ends with the next time.
+        """
+        self._reconcile(keys=[self._ledger, self._queue, keys.LEASED])
 
     def progress(self, jobs: Sequence[tuple[str, float, int, int]]) -> None:
         """Tell of running jobs: id, time started, texts done and total. One round trip."""

@@ -48,9 +48,9 @@ def command(
 ) -> list[str]:
     """The server's command line: durable, never evicting, reachable by its owner only.
 
-    `port` 0 means no TCP at all. With the append-only file and `everysec` a killed server loses
-    nothing that it acknowledged; a power cut may cost the last second. `log` receives warnings
-    (None: standard output).
+    `port` 0 means no TCP at all. What the server acknowledged is on disk: with `everysec` it would
+    put off writing while a sync is under way, and lose that when it is killed. Since embedq writes
+    in batches, `always` costs little. `log` receives warnings (None: standard output).
     """
     return [
         str(binary()),
@@ -62,7 +62,7 @@ def command(
         *("--daemonize", "no"),
         *("--maxmemory-policy", "noeviction"),
         *("--appendonly", "yes" if persistent else "no"),
-        *("--appendfsync", "everysec"),
+        *("--appendfsync", "always"),
         *("--save", ""),
         *("--loglevel", "warning"),
         *(("--logfile", str(log)) if log else ()),
