@@ -2,13 +2,19 @@
 
 In reading order:
 
-- `job`       a job under way: its texts, what is tokenised, what has come back
-- `schedule`  which waiting texts make the next batch; no clock, lock or device
-- `forward`   one batch through the model, whatever one of its texts does to it
-- `core`      the threads: tokenise, encode, write
+- `job`         a job under way: its texts, what is tokenised, what has come back
+- `sink`        who is told what becomes of jobs
+- `tokenising`  texts into tokens, of several jobs in turn
+- `schedule`    which waiting texts make the next batch; no clock, lock or device
+- `batch`       pieces of jobs joined for the model, and its rows given back to them
+- `forward`     one batch through the model, whatever one of its texts does to it
+- `room`        how many tokens wait, and how many more may
+- `outbox`      what the writer has to tell
+- `core`        the threads: tokenise, encode, write
 """
 
-from worker.engine.core import Engine, Sink
+from worker.engine.core import Engine
 from worker.engine.job import Job
+from worker.engine.sink import Sink
 
 __all__ = ["Engine", "Job", "Sink"]

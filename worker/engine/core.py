@@ -2,75 +2,39 @@
 
 Three threads, each blocking on a condition of one lock, and one hand-over between neighbours:
 
-    submit ─► jobs ─► tokenise ─► schedule ─► encode ─► finished jobs ─► write ─► sink
+    submit ─► intake ─► tokenise ─► schedule ─► encode ─► outbox ─► write ─► sink
 
-The lock guards the queues and every job until its last text is encoded; nothing slow runs under
-it. There is no timer: the device takes what waits the moment it is free.
+The lock guards all of these and every job, but for a job's vectors; nothing slow runs under it,
+and no call of the sink. Batches wait for nothing: the device takes what there is the moment it is
+free.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
-import numpy as np
-
-from worker.contract import estimates
-from worker.contract.jobs import TextError
-from worker.contract.results import Matrix
 from worker.encoder.protocol import Encoder
-from worker.engine.forward import Forward
+from worker.engine import batch
+from worker.engine.forward import Fault, Forward
 from worker.engine.job import Job, Piece
-from worker.engine.schedule import Schedule
-from worker.engine.tokenising import Slice, tokenise
-from worker.tokens import TokenBlock
+from worker.engine.outbox import Outbox
+from worker.engine.room import Room
+from worker.engine.schedule import Schedules
+from worker.engine.sink import Sink
+from worker.engine.tokenising import Intake, Refusal, Slice, tokenise
 
-logger = logging.getLogger(__name__)
-
-#: Texts of one call of the tokenizer, and of one job in it: a large job tokenises in parts, so
-#: that a small one behind it does not wait.
-_TOKENISED_TEXTS = 512
-_TOKENISED_A_JOB = 256
-#: Batches whose finished jobs may wait to be written before the device waits too.
-_UNWRITTEN_BATCHES = 8
 #: Seconds between two signs of life of an idle device thread.
 _IDLE_BEAT = 5.0
-#: Batches worth of tokens to hold: enough to never run dry, little enough to leave to others.
-_BATCHES_AHEAD = 8
-_LEAST_AHEAD = 16_384
-
-
-class Sink(Protocol):
-    """Who is told what becomes of jobs. What it raises takes the engine down."""
-
-    def admit(self, job: Job) -> bool:
-        """Whether a job may start; asked once, before its first text is encoded.
-
-        On the device thread, which waits for the answer.
-        """
-
-    def started(self, jobs: Sequence[Job]) -> None:
-        """The first texts of these jobs are in the batch that runs now. Device thread."""
-
-    def progressed(self, jobs: Sequence[Job]) -> None:
-        """More texts of these jobs have vectors, others do not yet. Writer thread."""
-
-    def finished(self, jobs: Sequence[Job]) -> None:
-        """Every text of these jobs has ended. Writer thread; may block, the device goes on."""
-
-    def crashed(self, error: BaseException) -> None:
-        """A thread of the engine died of `error`; nothing will be encoded any more."""
 
 
 class Engine:
     """Continuous batching over some models on one device.
 
     `submit`, `cancel`, `room` and `close` may be called from any thread and do not block, but for
-    `close`. All three threads are daemons: a hung device cannot keep the process alive.
+    `close`. All three threads are daemons: a hung device cannot keep the process alive. Where one
+    of them dies, the sink is told and the engine closes.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], sink: Sink) -> None:
@@ -83,22 +47,15 @@ class Engine:
         self._lock = threading.Lock()
         self._to_tokenise = threading.Condition(self._lock)
         self._to_encode = threading.Condition(self._lock)
-        self._to_write = threading.Condition(self._lock)
-        self._written = threading.Condition(self._lock)
+        #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
-        self._raw: deque[Job] = deque()
-        self._schedules = {name: Schedule() for name in self._encoders}
-        self._models = deque(self._encoders)
-        self._unwritten: deque[tuple[list[Job], list[Job]]] = deque()
-        #: Threads that may still hand finished jobs to the writer.
-        self._producers = 2
-        self._waiting_tokens = 0
-        #: The same with at most one batch's worth of each job.
-        self._crowd = 0
+        self._intake = Intake()
+        self._schedules = Schedules(self._encoders)
+        self._outbox = Outbox(self._lock, producers=2)
+        self._room = Room()
         self._closing = False
-        self._broken = False
         #: Monotonic time of the device thread's last sign of life, and of the forward pass that
-        #: runs now, else None. Written by the device thread, read by anyone.
+        #: runs now, else None. These and the counters are written by the device thread alone.
         self.beat = time.monotonic()
         self.busy_since: float | None = None
         self.batches = 0
@@ -108,8 +65,8 @@ class Engine:
         self._threads = [
             threading.Thread(target=self._guarded, args=(run,), name=f"embedq-{name}", daemon=True)
             for name, run in (
-                ("tokenise", self._produce_from(self._run_tokeniser)),
-                ("encode", self._produce_from(self._run_device)),
+                ("tokenise", self._feeding(self._run_tokeniser)),
+                ("encode", self._feeding(self._run_device)),
                 ("write", self._run_writer),
             )
         ]
@@ -120,36 +77,35 @@ class Engine:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Take a job over; the sink hears how it ends. Raises RuntimeError once closed."""
+        """Take a job of one text or more over; the sink hears how it ends.
+
+        Raises RuntimeError once the engine is closed.
+        """
+        estimate = Slice(job, 0, len(job.texts)).estimate
         with self._lock:
-            if self._closing or self._broken:
+            if self._closing:
                 raise RuntimeError("the engine is closed")
             self._jobs[job] = None
-            self._raw.append(job)
-            self._weigh(job, self._estimate(job, 0, len(job.texts)))
+            self._intake.add(job)
+            self._room.weigh(job, estimate)
             self._to_tokenise.notify()
 
     def cancel(self, job: Job) -> bool:
         """Forget a job; its texts in the running batch are encoded and dropped.
 
-        Returns whether it was still under way, in which case the sink hears no more of it.
+        Returns whether the sink had not been told of its end, and so will not be.
         """
         with self._lock:
             return self._forget(job)
 
     def room(self) -> int:
-        """Tokens that may still be submitted before enough wait; zero or less: not now.
-
-        Of each job only one batch's worth counts, or a small job would wait in the queue until
-        the large one before it is done.
-        """
-        ahead = sum(_BATCHES_AHEAD * forward.budget for forward in self._forwards.values())
-        return max(ahead, _LEAST_AHEAD) - self._crowd
+        """Tokens that may still be submitted before enough wait; zero or less: not now."""
+        return self._room.left(self.budgets.values())
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens submitted and in no batch yet, those not tokenised estimated."""
-        return self._waiting_tokens
+        return self._room.waiting
 
     @property
     def budgets(self) -> dict[str, int]:
@@ -166,17 +122,14 @@ class Engine:
         return self.tokens / self.busy_seconds if self.busy_seconds else 0.0
 
     def close(self, seconds: float) -> list[Job]:
-        """Finish the running batch, write what has ended, and return the jobs that have not.
+        """Finish the running batch, tell the sink of what has ended, return the other jobs.
 
-        Takes at most `seconds`. Idempotent.
+        Takes at most `seconds`; where those do not suffice, jobs that wait to be written are among
+        the ones returned. Idempotent: a job is returned once. May be called by the sink.
         """
         deadline = time.monotonic() + seconds
         with self._lock:
-            self._closing = True
-            self._to_tokenise.notify_all()
-            self._to_encode.notify_all()
-            self._to_write.notify_all()
-            self._written.notify_all()
+            self._shut()
         current = threading.current_thread()
         for thread in self._threads:
             if thread is not current and thread.ident is not None:
@@ -188,172 +141,136 @@ class Engine:
     # -- tokenise ---------------------------------------------------------------------------
 
     def _run_tokeniser(self) -> None:
-        while True:
-            with self._lock:
-                while not self._raw and not self._closing:
-                    self._to_tokenise.wait()
-                if self._closing:
-                    return
-                slices = self._next_slices()
-            if not slices:
-                continue
+        while slices := self._next_slices():
             first = slices[0].job
             encoder = self._encoders[first.info.name]
             pieces, refusals, cut = tokenise(encoder, slices, first.prompt)
+            estimates = [part.estimate for part in slices]
             with self._lock:
-                for job, start, stop in slices:
-                    if not job.cancelled:
-                        self._weigh(job, -self._estimate(job, start, stop))
-                ended = []
-                for piece in pieces:
-                    if not piece.job.cancelled:
-                        self._weigh(piece.job, piece.tokens)
-                        piece.job.chunks.append(piece)
-                        self._schedules[piece.job.info.name].add(piece.job)
+                for part, estimate in zip(slices, estimates, strict=True):
+                    if not part.job.cancelled:
+                        self._room.weigh(part.job, -estimate)
                 for job, index in cut:
                     job.truncated.append(index)
-                for job, index, code, message in refusals:
-                    job.fail(index, code, message)
-                    if job.ended and self._leave(job):
-                        ended.append(job)
-                if ended:
-                    self._unwritten.append((ended, []))
-                    self._to_write.notify()
-                self._to_encode.notify()
+                self._line_up(pieces)
+                self._refuse(refusals)
 
     def _next_slices(self) -> list[Slice]:
-        """Texts for one call of the tokenizer: of one model and prompt, of several jobs in turn."""
-        slices: list[Slice] = []
-        left = _TOKENISED_TEXTS
-        first = self._raw[0]
-        while self._raw and left:
-            job = self._raw[0]
-            if (job.info.name, job.prompt) != (first.info.name, first.prompt):
-                break
-            self._raw.popleft()
-            if job.cancelled:
-                continue
-            start = job.tokenised
-            stop = min(start + min(left, _TOKENISED_A_JOB), len(job.texts))
-            job.tokenised = stop
-            left -= stop - start
-            slices.append(Slice(job, start, stop))
-            if stop < len(job.texts):
-                self._raw.append(job)
-                if self._raw[0] is job:
-                    break
-        return slices
+        """Wait for texts; none when the engine closes."""
+        with self._lock:
+            while not self._closing:
+                slices = self._intake.next()
+                if slices:
+                    return slices
+                self._to_tokenise.wait()
+            return []
 
-    def _estimate(self, job: Job, start: int, stop: int) -> int:
-        return estimates.tokens(job.texts[start:stop], job.info.max_tokens)
+    def _line_up(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            job = piece.job
+            if not job.cancelled:
+                self._room.weigh(job, piece.tokens)
+                job.chunks.append(piece)
+                self._schedules.add(job)
+        self._to_encode.notify()
+
+    def _refuse(self, refusals: Sequence[Refusal]) -> None:
+        ended = []
+        for job, index, code, message in refusals:
+            job.fail(index, code, message)
+            if job.ended and not job.cancelled:
+                ended.append(job)
+        self._outbox.put(ended)
 
     # -- encode -----------------------------------------------------------------------------
 
     def _run_device(self) -> None:
-        while True:
-            with self._lock:
-                pieces = self._next_batch()
-            if pieces is None:
-                return
+        while (pieces := self._next_batch()) is not None:
             pieces = self._admitted(pieces)
             if not pieces:
                 continue
-            forward = self._forwards[pieces[0].job.info.name]
-            block = _joined(pieces)
+            block = batch.joined(pieces)
             self.busy_since = begun = time.monotonic()
-            vectors, faults = forward.run(block)
+            vectors, faults = self._forwards[pieces[0].job.info.name].run(block)
             self.beat = time.monotonic()
             self.busy_since = None
             self.busy_seconds += self.beat - begun
             self.batches += 1
             self.texts += len(block)
             self.tokens += block.tokens
-            unit = _unit(vectors) if any(p.job.options.normalize for p in pieces) else vectors
+            batch.hand_out(pieces, vectors)
             with self._lock:
-                self._deliver(pieces, vectors, unit, faults)
+                self._arrive(pieces, faults)
 
     def _next_batch(self) -> list[Piece] | None:
         """Wait for texts and cut a batch of one model; None when the engine closes."""
-        while not self._closing:
-            if len(self._unwritten) >= _UNWRITTEN_BATCHES:
-                self.beat = time.monotonic()
-                self._written.wait(_IDLE_BEAT)
-                continue
-            for _ in range(len(self._models)):
-                name = self._models[0]
-                self._models.rotate(-1)
-                if self._schedules[name]:
-                    pieces = self._schedules[name].cut(self._forwards[name].budget)
-                    for piece in pieces:
-                        self._weigh(piece.job, -piece.tokens)
+        with self._lock:
+            while not self._closing:
+                if self._outbox.full:
+                    self.beat = time.monotonic()
+                    self._outbox.wait_until_emptied(_IDLE_BEAT)
+                    continue
+                pieces = self._schedules.cut(self.budgets)
+                for piece in pieces:
+                    self._room.weigh(piece.job, -piece.tokens)
+                if pieces:
                     return pieces
-            self.beat = time.monotonic()
-            self._to_encode.wait(_IDLE_BEAT)
-        return None
+                self.beat = time.monotonic()
+                self._to_encode.wait(_IDLE_BEAT)
+            return None
 
     def _admitted(self, pieces: list[Piece]) -> list[Piece]:
         """Ask for the jobs that start with this batch; drop those that may not, or are gone."""
-        starting = {id(p.job): p.job for p in pieces if p.job.started_at is None}
-        refused = [job for job in starting.values() if not self._sink.admit(job)]
-        if refused:
-            with self._lock:
-                for job in refused:
-                    self._forget(job)
-        pieces = [piece for piece in pieces if not piece.job.cancelled]
+        starting = dict.fromkeys(piece.job for piece in pieces if piece.job.started_at is None)
+        refused = [job for job in starting if not self._sink.admit(job)]
+        with self._lock:
+            for job in refused:
+                self._forget(job)
+            pieces = [piece for piece in pieces if not piece.job.cancelled]
+            started = [job for job in starting if not job.cancelled]
         now = time.time()
-        started = [job for job in starting.values() if not job.cancelled]
         for job in started:
             job.started_at = now
         if started:
             self._sink.started(started)
         return pieces
 
-    def _deliver(
-        self,
-        pieces: list[Piece],
-        vectors: Matrix,
-        unit: Matrix,
-        faults: Mapping[int, tuple[str, str]],
-    ) -> None:
-        """Hand the rows of a batch to their jobs, and the jobs that ended to the writer."""
-        ended, going = [], []
-        row = 0
+    def _arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
+        """Count a batch in its jobs, whose vectors are there, and tell the writer."""
+        for job, error in batch.errors_of(pieces, faults):
+            job.errors.append(error)
         for piece in pieces:
-            job = piece.job
-            count = piece.stop - piece.start
-            rows = unit if job.options.normalize else vectors
-            job.receive(piece, rows[row : row + count])
-            for at in [at for at in faults if row <= at < row + count] if faults else ():
-                job.errors.append(TextError(piece.first + at - row, *faults[at]))
-            row += count
-            if job.ended:
-                if self._leave(job):
-                    ended.append(job)
-            elif not job.cancelled:
-                going.append(job)
-        if ended or going:
-            self._unwritten.append((ended, going))
-            self._to_write.notify()
+            piece.job.arrive(piece)
+        jobs = [job for job in dict.fromkeys(p.job for p in pieces) if not job.cancelled]
+        ended = [job for job in jobs if job.ended]
+        self._outbox.put(ended, [job for job in jobs if not job.ended])
 
     # -- write ------------------------------------------------------------------------------
 
     def _run_writer(self) -> None:
         while True:
             with self._lock:
-                while not self._unwritten:
-                    if not self._producers:
-                        return
-                    self._to_write.wait()
-                batches, self._unwritten = self._unwritten, deque()
-                self._written.notify_all()
-            ended = [job for jobs, _ in batches for job in jobs]
-            going = {id(job): job for _, jobs in batches for job in jobs if not job.ended}
+                news = self._outbox.take()
+                if not news:
+                    return
+                ended = [job for told in news for job in told.ended if self._leave(job)]
+                going = dict.fromkeys(job for told in news for job in told.going)
+                going_on = [job for job in going if not (job.ended or job.cancelled)]
             if ended:
-                for job in ended:
-                    _cut_dimensions(job)
-                self._sink.finished(ended)
-            if going:
-                self._sink.progressed(list(going.values()))
+                self._tell(ended)
+            if going_on:
+                self._sink.progressed(going_on)
+
+    def _tell(self, ended: Sequence[Job]) -> None:
+        for job in ended:
+            batch.cut_dimensions(job)
+        try:
+            self._sink.finished(ended)
+        except BaseException:
+            # Which of them it took is not known here: whoever closes the engine answers for all.
+            with self._lock:
+                self._jobs |= dict.fromkeys(ended)
+            raise
 
     # -- all --------------------------------------------------------------------------------
 
@@ -361,73 +278,44 @@ class Engine:
         """Drop a job from every queue. The lock is held."""
         if not self._leave(job):
             return False
-        self._weigh(job, -job.waiting_tokens)
+        self._room.weigh(job, -job.waiting_tokens)
         job.cancelled = True
         job.chunks.clear()
-        self._schedules[job.info.name].discard(job)
+        self._schedules.discard(job)
         return True
 
-    def _weigh(self, job: Job, tokens: int) -> None:
-        """So many tokens of a job wait more, or fewer. The lock is held."""
-        most = job.info.batch_tokens
-        before, after = job.waiting_tokens, job.waiting_tokens + tokens
-        job.waiting_tokens = after
-        self._waiting_tokens += tokens
-        self._crowd += min(after, most) - min(before, most)
-
     def _leave(self, job: Job) -> bool:
-        """Whether a job was still under way; it is no longer. The lock is held."""
+        """Whether the sink was still to hear of a job; it is not any more. The lock is held."""
         if job not in self._jobs:
             return False
         del self._jobs[job]
         return True
 
-    def _produce_from(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run a thread that feeds the writer, and let the writer know when it is over."""
+    def _shut(self) -> None:
+        """Let every thread come to its end. The lock is held."""
+        self._closing = True
+        self._to_tokenise.notify_all()
+        self._to_encode.notify_all()
+        self._outbox.wake()
 
-        def producer() -> None:
-            run()
-            with self._lock:
-                self._producers -= 1
-                self._to_write.notify()
+    def _feeding(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A thread that puts news in the outbox, and says when it does no more."""
 
-        return producer
+        def feed() -> None:
+            try:
+                run()
+            finally:
+                with self._lock:
+                    self._outbox.leave()
+
+        return feed
 
     def _guarded(self, run: Callable[[], None]) -> None:
+        """Run a thread; where it dies, the others end and the sink is told."""
         try:
             run()
         except BaseException as error:
             with self._lock:
-                self._broken = True
+                self._shut()
             self._sink.crashed(error)
             raise
-
-
-def _joined(pieces: Sequence[Piece]) -> TokenBlock:
-    """The tokens of a batch; neighbours in a block, as one-text jobs mostly are, as one slice."""
-    parts: list[TokenBlock] = []
-    block, start, stop = pieces[0].block, pieces[0].start, pieces[0].stop
-    for piece in pieces[1:]:
-        if piece.block is block and piece.start == stop:
-            stop = piece.stop
-            continue
-        parts.append(block.slice(start, stop))
-        block, start, stop = piece.block, piece.start, piece.stop
-    parts.append(block.slice(start, stop))
-    return TokenBlock.join(parts)
-
-
-def _unit(vectors: Matrix) -> Matrix:
-    """Rows scaled to unit length as torch's `normalize` does it; zero rows stay zero."""
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    unit: Matrix = vectors / np.maximum(norms, 1e-12)[:, None]
-    return unit
-
-
-def _cut_dimensions(job: Job) -> None:
-    """Matryoshka: the first dimensions, normalised again. Only models trained for it get here."""
-    size = job.options.dimensions
-    if size is None or job.vectors is None or size == job.vectors.shape[1]:
-        return
-    vectors = np.ascontiguousarray(job.vectors[:, :size])
-    job.vectors = _unit(vectors) if job.options.normalize else vectors

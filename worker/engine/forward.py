@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +22,11 @@ class Fault(NamedTuple):
     message: str
 
 
+OUT_OF_MEMORY = "out_of_memory"
+NO_MEMORY = Fault(OUT_OF_MEMORY, "the text does not fit into the memory of the device")
+NON_FINITE = Fault("non_finite_vector", "the model gave no finite vector")
+
+
 class DeviceLost(RuntimeError):
     """The device fails on a text it encoded before: no later batch can succeed either."""
 
@@ -38,69 +42,63 @@ class Forward:
     encoder: Encoder
     #: Tokens of one forward pass, at most.
     budget: int
-    #: A text that the model is known to take, tried when everything fails.
+    #: A text that the model is known to take, tried when others fail.
     probe: TokenBlock
     #: Batches that were cut because they raised or ran out of memory.
     splits: int = field(default=0)
 
-    def run(self, block: TokenBlock) -> tuple[Matrix, Mapping[int, Fault]]:
+    def run(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
 
         Raises DeviceLost.
         """
-        try:
-            vectors = self.encoder.forward(block)
-            faults: dict[int, Fault] = {}
-        except Exception as error:  # noqa: BLE001 - the texts answer for it, one by one
-            self._note(error, block)
-            vectors, faults = self._halved(block, error)
-            if len(faults) == len(block):
-                self._check_device()
+        vectors, faults = self._halving(block)
         # A sum is finite only if every summand is, and far cheaper than looking at each.
-        if not np.isfinite(vectors.sum()):
-            for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-                faults[row] = Fault("non_finite_vector", "the model gave no finite vector")
-                vectors[row] = 0.0
+        with np.errstate(all="ignore"):
+            suspect = not np.isfinite(vectors.sum())
+        if suspect:
+            wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+            # The encoder's own array may be read-only.
+            vectors = vectors.copy()
+            vectors[wrong] = 0.0
+            faults |= dict.fromkeys(wrong.tolist(), NON_FINITE)
         return vectors, faults
 
-    def _halved(self, block: TokenBlock, error: Exception) -> tuple[Matrix, dict[int, Fault]]:
+    def _halving(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
+        budget = self.budget
+        vectors = self._attempt(block)
+        if not isinstance(vectors, Fault):
+            return vectors, {}
         if len(block) == 1:
+            # A lost device fails on every text; then this one may be innocent.
+            if isinstance(self._attempt(self.probe), Fault):
+                raise DeviceLost("the device fails on a text that it took before")
             empty = np.zeros((1, self.encoder.info.dimensions), dtype=np.float32)
-            return empty, {0: self._fault(error)}
+            return empty, {0: vectors}
         self.splits += 1
-        middle = len(block) // 2
-        vectors: list[Matrix] = []
-        faults: dict[int, Fault] = {}
-        for start, stop in ((0, middle), (middle, len(block))):
-            half = block.slice(start, stop)
-            try:
-                rows, found = self.encoder.forward(half), dict[int, Fault]()
-            except Exception as inner:  # noqa: BLE001 - as above
-                self._note(inner, half)
-                rows, found = self._halved(half, inner)
-            vectors.append(rows)
-            faults |= {start + row: fault for row, fault in found.items()}
-        return np.concatenate(vectors), faults
-
-    def _note(self, error: Exception, block: TokenBlock) -> None:
-        if not self.encoder.is_out_of_memory(error):
-            logger.warning("A batch of %d texts raised %s", len(block), type(error).__name__)
-            return
-        self.encoder.release_memory()
-        if len(block) > 1:
+        if vectors.code == OUT_OF_MEMORY:
             self.budget = max(min(self.budget, block.tokens) // 2, 1)
+        middle = len(block) // 2
+        first, faults = self._halving(block.slice(0, middle))
+        second, more = self._halving(block.slice(middle, len(block)))
+        faults |= {middle + row: fault for row, fault in more.items()}
+        if any(fault.code == OUT_OF_MEMORY for fault in faults.values()):
+            # A text that does not fit even alone is to blame, not the size of its batch.
+            self.budget = budget
+        elif self.budget < budget:
             logger.warning(
                 "Out of memory at %d tokens; the token budget is now %d", block.tokens, self.budget
             )
+        return np.concatenate([first, second]), faults
 
-    def _fault(self, error: Exception) -> Fault:
-        if self.encoder.is_out_of_memory(error):
-            return Fault("out_of_memory", "the text does not fit into the memory of the device")
-        # The message of the exception may hold the text.
-        return Fault("encode_failed", f"the model raised {type(error).__name__}")
-
-    def _check_device(self) -> None:
+    def _attempt(self, block: TokenBlock) -> Matrix | Fault:
         try:
-            self.encoder.forward(self.probe)
-        except Exception as error:
-            raise DeviceLost(f"the device fails on every text: {type(error).__name__}") from error
+            return self.encoder.forward(block)
+        except Exception as error:  # noqa: BLE001 - the texts answer for it, one by one
+            logger.warning("A batch of %d texts raised %s", len(block), type(error).__name__)
+            if not self.encoder.is_out_of_memory(error):
+                # The message of the exception may hold the text.
+                return Fault("encode_failed", f"the model raised {type(error).__name__}")
+        # Only here: until the exception is gone, its frames hold what the failed pass allocated.
+        self.encoder.release_memory()
+        return NO_MEMORY

@@ -30,6 +30,10 @@ class Piece(NamedTuple):
     first: int
 
     @property
+    def texts(self) -> int:
+        return self.stop - self.start
+
+    @property
     def tokens(self) -> int:
         return self.ends[self.stop] - self.ends[self.start]
 
@@ -37,7 +41,8 @@ class Piece(NamedTuple):
 class Job:
     """One job inside the engine.
 
-    Guarded by the engine's lock until its last text is encoded; then the writer owns it.
+    The engine's lock guards what changes, but for `vectors` and `started_at`, which are the device
+    thread's. Once every text has ended, all of it is the writer's.
     """
 
     __slots__ = (
@@ -121,16 +126,21 @@ class Job:
         self.chunks[0] = head._replace(start=stop, first=head.first + stop - start)
         return head._replace(stop=stop)
 
-    def receive(self, piece: Piece, rows: Matrix) -> None:
-        """Keep the vectors of a piece, float32 (texts, d). Rows of failed texts are ignored."""
-        count = piece.stop - piece.start
-        if count == len(self.texts):
+    def keep(self, piece: Piece, rows: Matrix) -> None:
+        """Keep the vectors of a piece, float32 (texts, d); those of failed texts are zeros.
+
+        On the device thread, before `arrive`.
+        """
+        if piece.texts == len(self.texts):
             self.vectors = rows
-        else:
-            if self.vectors is None:
-                self.vectors = np.zeros((len(self.texts), rows.shape[1]), dtype=np.float32)
-            self.vectors[piece.first : piece.first + count] = rows
-        self.done += count
+            return
+        if self.vectors is None:
+            self.vectors = np.zeros((len(self.texts), rows.shape[1]), dtype=np.float32)
+        self.vectors[piece.first : piece.first + piece.texts] = rows
+
+    def arrive(self, piece: Piece) -> None:
+        """Count a piece whose vectors are kept."""
+        self.done += piece.texts
         self.prompt_tokens += piece.tokens
 
     def outcome(self) -> Outcome | JobFailed:
@@ -139,7 +149,6 @@ class Job:
         if len(errors) == len(self.texts):
             first = errors[0]
             return JobFailed(first.code, f"input[{first.index}]: {first.message}")
+        # Rows of failed texts are zeros: nothing was written there, or the forward pass wrote them.
         vectors = cast("Matrix", self.vectors)
-        for error in errors:
-            vectors[error.index] = 0.0
         return Outcome(self.info.name, vectors, self.prompt_tokens, errors, sorted(self.truncated))

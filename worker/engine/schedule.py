@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from worker.engine.job import Job, Piece
@@ -13,13 +14,40 @@ _FEWEST_TOKENS = 2
 _MISSES = 8
 
 
+class Schedules:
+    """The waiting texts of all models; each model gets a batch in turn."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        self._schedules = {name: Schedule() for name in models}
+        self._turns = deque(self._schedules)
+
+    def add(self, job: Job) -> None:
+        """A job has texts waiting; again whenever more of it is tokenised."""
+        self._schedules[job.info.name].add(job)
+
+    def discard(self, job: Job) -> None:
+        """Forget a job, waiting or not."""
+        self._schedules[job.info.name].discard(job)
+
+    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """The next batch of one model, within the budget of that one. Empty if none wait."""
+        for _ in range(len(self._turns)):
+            name = self._turns[0]
+            self._turns.rotate(-1)
+            pieces = self._schedules[name].cut(budgets[name])
+            if pieces:
+                return pieces
+        return []
+
+
 class Schedule:
     """The jobs of one model that have tokenised texts waiting.
 
     The unit is a text. A batch is cut in turns: every waiting job gets an equal share of the
     room, at least one text, until the budget is full; who got something goes to the end of the
-    line. The job that has waited longest is in every batch, so nothing starves, and a small job
-    behind a large one is in the next.
+    line. The oldest job and the one at the front of the line lead every batch, taking turns at
+    being first: where their texts fit together both are in it, where they do not each is in every
+    other one. So nothing starves, and a small job behind a large one is in one of the next two.
     """
 
     def __init__(self) -> None:
@@ -27,9 +55,7 @@ class Schedule:
         self._turns: OrderedDict[Job, None] = OrderedDict()
         self._alone: deque[Job] = deque()
         self._alone_next = True
-
-    def __bool__(self) -> bool:
-        return bool(self._turns or self._alone)
+        self._oldest_first = True
 
     def add(self, job: Job) -> None:
         """A job has texts waiting; again whenever more of it is tokenised."""
@@ -83,12 +109,14 @@ class Schedule:
         return _merged(pieces)
 
     def _line(self, budget: int) -> list[Job]:
-        """The oldest job, then those whose turn it is, as many as a batch can hold."""
-        oldest = next(iter(self._arrivals), None)
-        if oldest is None:
+        """The two leaders, then those whose turn it is, as many as a batch can hold."""
+        if not self._turns:
             return []
+        oldest, front = next(iter(self._arrivals)), next(iter(self._turns))
+        leaders = (oldest, front) if self._oldest_first else (front, oldest)
+        self._oldest_first = leaders[0] is not oldest
         line = islice(self._turns, budget // _FEWEST_TOKENS + 1)
-        return [oldest, *(job for job in line if job is not oldest)]
+        return list(dict.fromkeys((*leaders, *line)))
 
     def _after(self, job: Job) -> None:
         if job.chunks:

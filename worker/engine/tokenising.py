@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from worker.contract import estimates
 from worker.encoder.protocol import Encoder
 from worker.engine.job import Job, Piece
 from worker.tokens import TokenBlock
+
+#: Texts of one call of the tokenizer, and of one job in it: a large job is tokenised in parts, so
+#: that a small one behind it does not wait.
+_TEXTS_A_CALL = 512
+_TEXTS_A_JOB = 256
 
 
 class Slice(NamedTuple):
@@ -16,6 +23,49 @@ class Slice(NamedTuple):
     job: Job
     start: int
     stop: int
+
+    @property
+    def estimate(self) -> int:
+        """Tokens that they may have."""
+        texts = self.job.texts[self.start : self.stop]
+        return estimates.tokens(texts, self.job.info.max_tokens)
+
+
+class Intake:
+    """Jobs with texts that are not tokenised yet, in turns. The engine's lock guards it."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def add(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def next(self) -> list[Slice]:
+        """Texts for one call of the tokenizer: of one model and prompt, of each job some.
+
+        Jobs that were cancelled drop out; where only such wait, there are none.
+        """
+        slices: list[Slice] = []
+        left = _TEXTS_A_CALL
+        unfinished: list[Job] = []
+        while self._jobs and left:
+            job = self._jobs[0]
+            if slices and not _alike(job, slices[0].job):
+                break
+            self._jobs.popleft()
+            if job.cancelled:
+                continue
+            start = job.tokenised
+            job.tokenised = stop = min(start + min(left, _TEXTS_A_JOB), len(job.texts))
+            left -= stop - start
+            slices.append(Slice(job, start, stop))
+            if stop < len(job.texts):
+                unfinished.append(job)
+        self._jobs.extend(unfinished)
+        return slices
 
 
 class Refusal(NamedTuple):
@@ -56,6 +106,11 @@ def tokenise(
         refused = _too_long(encoder, block, good[start:stop], refusals, cut)
         pieces += _pieces(block, good[start:stop], refused)
     return pieces, refusals, cut
+
+
+def _alike(job: Job, other: Job) -> bool:
+    """Whether one call of the tokenizer can take texts of both."""
+    return job.info.name == other.info.name and job.prompt == other.prompt
 
 
 def _blocks(

@@ -1,0 +1,65 @@
+"""What the writer has to tell: jobs that ended and jobs that got on, batch by batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from worker.engine.job import Job
+
+#: Batches that may wait to be written before the device waits, too.
+MOST_BATCHES = 8
+
+
+class News(NamedTuple):
+    """What became of the jobs of a batch: those that ended with it, and those that go on."""
+
+    ended: Sequence[Job]
+    going: Sequence[Job]
+
+
+class Outbox:
+    """The hand-over to the writer. Its lock is the engine's; the caller of any method holds it.
+
+    `producers` threads put news in; `take` ends once each of them has called `leave`.
+    """
+
+    def __init__(self, lock: threading.Lock, producers: int) -> None:
+        self._filled = threading.Condition(lock)
+        self._emptied = threading.Condition(lock)
+        self._news: deque[News] = deque()
+        self._producers = producers
+
+    @property
+    def full(self) -> bool:
+        """Whether the device should wait for the writer."""
+        return len(self._news) >= MOST_BATCHES
+
+    def put(self, ended: Sequence[Job], going: Sequence[Job] = ()) -> None:
+        """Tell the writer. Never waits, so that the tokenizer goes on while the device waits."""
+        if ended or going:
+            self._news.append(News(ended, going))
+            self._filled.notify()
+
+    def wait_until_emptied(self, seconds: float) -> None:
+        """Wait until the writer has taken what there is, `wake` is called, or so long."""
+        self._emptied.wait(seconds)
+
+    def wake(self) -> None:
+        """Let whoever waits look around: the engine closes."""
+        self._emptied.notify_all()
+
+    def leave(self) -> None:
+        """A producer puts nothing in any more."""
+        self._producers -= 1
+        self._filled.notify()
+
+    def take(self) -> deque[News]:
+        """Wait for news and take all there are; empty once every producer has left."""
+        while not self._news and self._producers:
+            self._filled.wait()
+        news, self._news = self._news, deque()
+        self._emptied.notify_all()
+        return news

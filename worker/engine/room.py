@@ -1,0 +1,37 @@
+"""How many tokens wait, and how many more may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from worker.engine.job import Job
+
+#: Batches worth of tokens to hold: enough to never run dry, little enough to leave to others.
+_BATCHES_AHEAD = 8
+_LEAST_AHEAD = 16_384
+
+
+class Room:
+    """The tokens of jobs that are in no batch yet. The engine's lock guards every change."""
+
+    def __init__(self) -> None:
+        #: Tokens of all jobs; those of texts not tokenised yet are estimates.
+        self.waiting = 0
+        #: The same with at most one batch's worth of each job.
+        self._crowd = 0
+
+    def weigh(self, job: Job, tokens: int) -> None:
+        """So many tokens of a job wait more, or fewer."""
+        most = job.info.batch_tokens
+        before, after = job.waiting_tokens, job.waiting_tokens + tokens
+        job.waiting_tokens = after
+        self.waiting += tokens
+        self._crowd += min(after, most) - min(before, most)
+
+    def left(self, budgets: Iterable[int]) -> int:
+        """Tokens that may still come, given the budgets of all models; zero or less: none now.
+
+        Of each job only one batch's worth counts, or a small job would wait in the queue until
+        the large one before it is done.
+        """
+        return max(_BATCHES_AHEAD * sum(budgets), _LEAST_AHEAD) - self._crowd

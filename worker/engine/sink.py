@@ -1,0 +1,40 @@
+"""Who is told what becomes of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from worker.engine.job import Job
+
+
+class Sink(Protocol):
+    """What a user of the engine listens with.
+
+    Of a job that was cancelled it hears no more, but for a call that was under way already. What
+    it raises takes the engine down.
+    """
+
+    def admit(self, job: Job) -> bool:
+        """Whether a job may start; asked once, before its first text is encoded.
+
+        On the device thread, which waits for the answer. One that may not is forgotten.
+        """
+
+    def started(self, jobs: Sequence[Job]) -> None:
+        """The first texts of these jobs are in the batch that runs now. Device thread."""
+
+    def progressed(self, jobs: Sequence[Job]) -> None:
+        """More texts of these jobs have vectors, others do not yet. Writer thread."""
+
+    def finished(self, jobs: Sequence[Job]) -> None:
+        """Every text of these jobs has ended. Writer thread; may block, the device goes on.
+
+        A job whose texts all failed in the tokenizer was never started.
+        """
+
+    def crashed(self, error: BaseException) -> None:
+        """A thread of the engine died of `error`, and this is it; nothing will be encoded any more.
+
+        `Engine.close` returns the jobs that will never end. May be called once a thread.
+        """
