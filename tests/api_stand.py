@@ -84,7 +84,7 @@ class ApiStand:
         )
         served = {model.name: model for model in models or (MODEL,)}
         presence = Presence(
-            engine, self.redis, self.settings.queue, served, node="w1@here", forward_seconds=60
+            engine, self.store, self.settings.queue, served, node="w1@here", forward_seconds=60
         )
         presence._write()
 
