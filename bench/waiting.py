@@ -2,29 +2,28 @@
 
 `python -m bench.waiting` starts a Valkey and the API under `gunicorn -k gevent`, measures
 `GET /healthz` and `GET /jobs/{id}` one after another on one connection, first with nobody else
-there, then while CLIENTS connections wait in `GET /jobs/{id}?wait=60`, each for a job of its own.
+there, then while a thousand connections wait in `GET /jobs/{id}?wait=60`, each for its own job.
 Then all those jobs end in one step, as a batch ends them, and every client must get its answer.
 No worker and no model take part: the client and the API share the machine's cores with nobody.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
-from tests.processes import Processes, ValkeyServer, free_port, start_api
+from bench.measure import percentile
+from bench.report import Options, Table, run
+from bench.stage import stage
+from tests.processes import start_api
 from worker.contract import messages
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome, payload, success_meta
@@ -66,51 +65,40 @@ class Connection:
         self._writer.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.waiting")
-    parser.add_argument("--clients", type=int, default=1000, help="that wait at the same time")
-    parser.add_argument("--processes", type=int, default=1, help="of gunicorn")
-    parser.add_argument("--requests", type=int, default=2000, help="timed, of each kind")
-    options = parser.parse_args(arguments)
+def main(options: Options) -> list[Table]:
+    clients, requests = (200, 500) if options.quick else (1000, 2000)
     # A socket each, and a few.
-    need = 2 * options.clients + 256
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard), hard))
-    with running(options.processes, options.clients) as place:
-        asyncio.run(measure(place, options.clients, options.requests))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * clients + 256, hard), hard))
+    table = Table(
+        f"A request beside {clients:,} clients that wait, milliseconds",
+        ["request", "clients waiting", "p50", "p99", "longest"],
+    )
+    with running(clients) as place:
+        asyncio.run(measure(place, clients, requests, table))
+    return [table]
 
 
 @contextmanager
-def running(api_processes: int, clients: int) -> Iterator[Place]:
-    folder = Path(tempfile.mkdtemp(prefix="embedq-waiting-"))
-    processes = Processes(folder)
-    try:
-        valkey = ValkeyServer(processes, folder / "data", free_port(), persistent=False)
-        valkey.start()
+def running(clients: int) -> Iterator[Place]:
+    with stage(persistent=False) as processes, processes.valkey.client() as client:
         room = str(clients + 100)
-        api = start_api(
-            processes, valkey.url, "-w", str(api_processes), "--worker-connections", room
-        )
+        api = start_api(processes.processes, processes.url, "--worker-connections", room)
         parts = urlsplit(api.url)
-        with valkey.client() as client:
-            store = JobStore(client, QUEUE, result_ttl=3600)
-            yield Place(parts.hostname or "", parts.port or 0, store)
-    finally:
-        processes.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        store = JobStore(client, QUEUE, result_ttl=3600)
+        yield Place(parts.hostname or "", parts.port or 0, store)
 
 
-async def measure(place: Place, clients: int, requests: int) -> None:
+async def measure(place: Place, clients: int, requests: int, table: Table) -> None:
     ids = [messages.new_id() for _ in range(clients)]
     for job_id in ids:
         place.store.accept(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
     paths = {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{ids[0]}"}
-    print(f"{'':<16}{'waiting':>10}{'p50':>12}{'p99':>12}{'longest':>12}")
     for name, path in paths.items():
-        await _row(name, 0, place, path, requests)
+        table.add(name, 0, *await _times(place, path, requests))
     waiting = await _wait_for_all(place, ids)
     for name, path in paths.items():
-        await _row(name, clients, place, path, requests)
+        table.add(name, clients, *await _times(place, path, requests))
     assert not any(task.done() for task in waiting), "somebody was answered before the job ended"
 
     began = time.perf_counter()
@@ -118,8 +106,10 @@ async def measure(place: Place, clients: int, requests: int) -> None:
     statuses = [orjson.loads(body)["status"] for body in await asyncio.gather(*waiting)]
     seconds = time.perf_counter() - began
     assert statuses == ["succeeded"] * clients, statuses
-    print(f"all {clients} jobs ended at once; the last of their clients had its answer", end=" ")
-    print(f"{1000 * seconds:.0f} ms later")
+    table.notes.append(
+        f"all {clients:,} jobs ended at once; the last of their clients had its answer "
+        f"{1000 * seconds:.0f} ms later"
+    )
 
 
 async def _wait_for_all(place: Place, ids: Sequence[str]) -> list[asyncio.Task[bytes]]:
@@ -136,7 +126,7 @@ async def _wait_for_all(place: Place, ids: Sequence[str]) -> list[asyncio.Task[b
     return waiting
 
 
-async def _row(name: str, waiting: int, place: Place, path: str, requests: int) -> None:
+async def _times(place: Place, path: str, requests: int) -> tuple[float, float, float]:
     # Its own: gunicorn closes a connection that was idle for two seconds.
     connection = await Connection.open(place)
     taken = []
@@ -145,8 +135,7 @@ async def _row(name: str, waiting: int, place: Place, path: str, requests: int) 
         await connection.get(path)
         taken.append(1000 * (time.perf_counter() - began))
     connection.close()
-    p50, p99 = np.percentile(taken, (50, 99))
-    print(f"{name:<16}{waiting:>10}{p50:>9.2f} ms{p99:>9.2f} ms{max(taken):>9.2f} ms", flush=True)
+    return percentile(taken, 50), percentile(taken, 99), max(taken)
 
 
 def _ending(job_id: str) -> Ending:
@@ -158,4 +147,4 @@ def _ending(job_id: str) -> Ending:
 
 
 if __name__ == "__main__":
-    main()
+    run("waiting", main)
