@@ -22,7 +22,7 @@ from worker.tokens import TokenBlock
 #: An attention group costs as much as this many tokens on top of its cells.
 GROUP_COST = GroupCost(fixed=48.0)
 #: A padded batch costs as much as this many tokens on top of its cells.
-PADDED_COST = GroupCost(fixed=128.0, knee=512.0)
+PADDED_COST = GroupCost(fixed=96.0, knee=512.0)
 
 
 class Forward(Protocol):
