@@ -77,7 +77,7 @@ class Forward:
             return empty, {0: vectors}
         self.splits += 1
         if vectors.code == OUT_OF_MEMORY:
-            self.budget = max(min(self.budget, block.tokens) // 2, 1)
+            self.budget = min(self.budget, max(block.tokens // 2, 1))
         middle = len(block) // 2
         first, faults = self._halving(block.slice(0, middle))
         second, more = self._halving(block.slice(middle, len(block)))

@@ -149,6 +149,8 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
             and last.job is piece.job
             and last.block is piece.block
             and last.stop == piece.start
+            # A text between them may have been refused.
+            and last.first + last.texts == piece.first
         ):
             merged[-1] = last._replace(stop=piece.stop)
         else:

@@ -135,6 +135,14 @@ def test_pieces_of_a_job_are_joined_where_they_follow_one_another() -> None:
     assert texts_of(pieces) == {"a": 19, "b": 1}
 
 
+def test_pieces_around_a_text_that_was_refused_keep_their_places() -> None:
+    job = job_of([""] * 5)
+    block = block_of([1] * 4)
+    ends = block.offsets.tolist()
+    job.chunks += [Piece(job, block, ends, 0, 3, 0), Piece(job, block, ends, 3, 4, 4)]
+    assert [(p.first, p.texts) for p in schedule_of(job).cut(100)] == [(0, 3), (4, 1)]
+
+
 def test_a_batch_goes_over_the_chunks_of_a_job() -> None:
     job = waiting("a", [1] * 10, chunk=4)
     pieces = schedule_of(job).cut(8)

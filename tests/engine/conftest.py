@@ -1,0 +1,36 @@
+"""A fake model, a sink that remembers, and engines that end with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.engine.stand import Start
+from tests.fakes import DEADLINE, FakeEncoder, RecordingSink
+from worker.engine import Engine
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def sink() -> RecordingSink:
+    return RecordingSink()
+
+
+@pytest.fixture
+def start(sink: RecordingSink) -> Iterator[Start]:
+    """Starts engines that end with the test."""
+    with ExitStack() as stack:
+
+        def make(*encoders: FakeEncoder, sink: RecordingSink = sink) -> Engine:
+            engine = Engine({encoder.info.name: encoder for encoder in encoders}, sink)
+            engine.start()
+            stack.callback(engine.close, DEADLINE)
+            return engine
+
+        yield make

@@ -1,0 +1,69 @@
+"""An engine on a fake model, held wherever a test wants to look at it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.fakes import DEADLINE, FakeEncoder, RecordingSink, job_of, vector_of
+from tests.processes import eventually
+from worker.engine import Engine, Job
+
+#: An engine's thread that dies says so, which pytest takes for a failure.
+crashes = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+#: Starts an engine that ends with the test.
+Start = Callable[..., Engine]
+
+
+@contextmanager
+def busy(engine: Engine, encoder: FakeEncoder) -> Iterator[None]:
+    """The device inside a batch of its own, so that what is submitted makes the next ones."""
+    with encoder.held():
+        engine.submit(job_of(["busy"], "busy", info=encoder.info))
+        encoder.wait_until_busy()
+        yield
+
+
+@contextmanager
+def blocked(sink: RecordingSink, event: str) -> Iterator[Callable[[], None]]:
+    """The sink blocks at its next `event` until the block ends; yields a wait for that."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(heard: str) -> None:
+        if heard == event:
+            entered.set()
+            assert leave.wait(DEADLINE)
+
+    sink.before = wait
+
+    def entry() -> None:
+        assert entered.wait(DEADLINE)
+
+    try:
+        yield entry
+    finally:
+        leave.set()
+
+
+def texts(count: int, first: int = 0) -> list[str]:
+    return [f"text {number} of some" for number in range(first, first + count)]
+
+
+def wait_until_tokenised(*jobs: Job) -> None:
+    eventually(lambda: all(sum(p.texts for p in job.chunks) == len(job.texts) for job in jobs))
+
+
+def assert_vectors(
+    found: np.ndarray, given: list[str], *, but: tuple[int, ...] = (), **how: object
+) -> None:
+    for row, text in enumerate(given):
+        if row in but:
+            assert not found[row].any()
+        else:
+            expected = vector_of(text, **how)  # type: ignore[arg-type]
+            np.testing.assert_allclose(found[row], expected, rtol=1e-6)

@@ -1,0 +1,149 @@
+"""What the sink hears, on which thread, and what it can hold up."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.engine.stand import Start, blocked, busy, crashes, texts, wait_until_tokenised
+from tests.fakes import (
+    DEADLINE,
+    FakeEncoder,
+    RecordingSink,
+    job_of,
+)
+from tests.processes import eventually
+from worker.engine.outbox import MOST_BATCHES
+
+
+def test_the_sink_is_told_in_order_and_on_the_threads_it_was_promised(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    start(encoder).submit(job_of(texts(100), "a"))
+    sink.outcome("a")
+    events = [event for event, _, _ in sink.heard]
+    assert events[:2] == ["admit", "started"]
+    assert events[-1] == "finished"
+    assert set(events[2:-1]) == {"progressed"}
+    assert sink.threads_of("admit") == sink.threads_of("started") == {"embedq-encode"}
+    assert sink.threads_of("progressed") == sink.threads_of("finished") == {"embedq-write"}
+
+
+def test_a_sink_that_blocks_holds_the_device_back_and_loses_nothing(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    with blocked(sink, "finished") as entered:
+        engine.submit(job_of(["first"], "first"))
+        entered()
+        for number in range(30):
+            job = job_of(["word " * 32], f"{number}")
+            engine.submit(job)
+        eventually(lambda: len(encoder.batches) == 1 + MOST_BATCHES)
+        # It would be in its next batch at once, and not much later.
+        assert not threading.Event().wait(0.05)
+        assert len(encoder.batches) == 1 + MOST_BATCHES
+        assert engine.busy_since is None
+    for number in range(30):
+        sink.outcome(f"{number}")
+    assert len(encoder.batches) == 31
+
+
+def test_a_sink_that_blocks_does_not_hold_back_batches_before_the_bound(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    with blocked(sink, "finished") as entered:
+        engine.submit(job_of(["first"], "first"))
+        entered()
+        second = job_of(["second"], "second")
+        engine.submit(second)
+        eventually(lambda: second.ended)
+
+
+@crashes
+@pytest.mark.parametrize("event", ["admit", "started", "progressed", "finished"])
+def test_a_sink_that_raises_takes_the_engine_down_and_no_job_is_forgotten(
+    start: Start, encoder: FakeEncoder, event: str
+) -> None:
+    class Broken(RecordingSink):
+        def _hear(self, heard: str, jobs: object) -> None:
+            if heard == event:
+                raise LookupError(event)
+
+    sink = Broken()
+    engine = start(encoder, sink=sink)
+    engine.submit(job_of(texts(1000), "large"))
+    if event == "finished":
+        engine.submit(job_of(["small"], "small"))
+    assert isinstance(sink.wait_for_crash(), LookupError)
+    left = {job.id for job in engine.close(DEADLINE)}
+    assert left == ({"large", "small"} if event == "finished" else {"large"})
+
+
+def test_a_job_cancelled_while_it_waits_is_never_encoded(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    gone, other = job_of(["gone"], "gone"), job_of(["other"], "other")
+    with busy(engine, encoder):
+        engine.submit(gone)
+        engine.submit(other)
+        wait_until_tokenised(gone, other)
+        assert engine.cancel(gone)
+        assert not engine.cancel(gone)
+    sink.outcome("other")
+    assert "gone" not in encoder.seen
+    assert "gone" not in {job_id for _, job_id, _ in sink.heard}
+
+
+def test_a_running_job_that_is_cancelled_takes_no_further_batch(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    large = job_of(texts(1000), "large")
+    with encoder.held():
+        engine.submit(large)
+        encoder.wait_until_busy()
+        assert engine.cancel(large)
+        engine.submit(job_of(["after"], "after"))
+    sink.outcome("after")
+    assert len(encoder.batches) == 2
+    assert "large" not in sink.outcomes
+    assert sink.of("progressed") == []
+
+
+def test_a_job_that_ended_but_is_not_written_can_be_cancelled(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    first, second = job_of(["first"], "first"), job_of(["second"], "second")
+    with blocked(sink, "finished") as entered:
+        engine.submit(first)
+        entered()
+        engine.submit(second)
+        eventually(lambda: second.ended)
+        assert engine.cancel(second)
+        assert not engine.cancel(first), "the sink has it"
+        engine.submit(job_of(["third"], "third"))
+    sink.outcome("third")
+    assert set(sink.outcomes) == {"first", "third"}
+
+
+def test_a_job_that_may_not_start_is_forgotten(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    sink.refused = {"no"}
+    engine = start(encoder)
+    no, yes = job_of(texts(300), "no"), job_of(["yes"], "yes")
+    with busy(engine, encoder):
+        engine.submit(no)
+        engine.submit(yes)
+        eventually(lambda: no.chunks and yes.chunks)
+    sink.outcome("yes")
+    eventually(lambda: engine.waiting_tokens == 0)
+    assert sink.of("admit").count("no") == 1
+    assert sink.of("started") == ["busy", "yes"]
+    assert "text 0 of some" not in encoder.seen
+    assert not engine.cancel(no)
