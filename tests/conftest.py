@@ -164,11 +164,11 @@ def pytest_runtest_makereport(
     if item.get_closest_marker("integration"):
         item.config.stash[PROCESSES_KEY].add(item.nodeid)
     if report.failed:
-        for value in getattr(item, "funcargs", {}).values():
-            processes = getattr(value, "processes", value)
+        values = getattr(item, "funcargs", {}).values()
+        found = {id(p): p for p in (getattr(value, "processes", value) for value in values)}
+        for processes in found.values():
             if isinstance(processes, Processes):
                 report.sections.append(("Logs of the processes", processes.logs()))
-                break
     return report
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 from celery import Celery, states
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
@@ -91,7 +92,11 @@ def _ending(job_id: str, state: str, value: Any) -> Ending:
         prompt_tokens = value.get("usage", {}).get("prompt_tokens", 0)
         return Ending(job_id, Status.SUCCEEDED, texts=texts, prompt_tokens=prompt_tokens)
     if state == states.FAILURE:
-        code = value.code if isinstance(value, JobFailed) else "internal_error"
-        message = value.message if isinstance(value, JobFailed) else type(value).__name__
+        if isinstance(value, JobFailed):
+            code, message = value.code, value.message
+        elif isinstance(value, TimeLimitExceeded | SoftTimeLimitExceeded):
+            code, message = "time_limit", "the job ran longer than its time limit"
+        else:
+            code, message = "internal_error", type(value).__name__
         return Ending(job_id, Status.FAILED, code=code, message=message)
     return Ending(job_id, Status.of_celery(state))

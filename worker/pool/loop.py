@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -13,39 +16,46 @@ logger = logging.getLogger(__name__)
 class LoopCalls:
     """Calls that wait for the loop, in the order they were made.
 
-    Any thread calls `call`; the loop's thread runs them, woken by the hub. Once the loop has
-    stopped, whoever stopped it runs the rest with `run`. A deque is the only state shared, its
-    operations are atomic.
+    Any thread calls `call`; the loop's thread runs them. Once the loop has stopped, whoever
+    stopped it runs the rest with `run`. The lock guards `_woken`.
+
+    The loop is woken through a pipe, not by `Hub.call_soon`: what such a callback in turn tells
+    the hub to do soon, as Celery's acknowledgements do, waits for the next poll to end.
     """
 
     def __init__(self) -> None:
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._hub: Any = None
+        self._lock = threading.Lock()
+        #: Whether there is a byte in the pipe, so that many calls wake the loop once.
+        self._woken = False
+        self._readable, self._writable = os.pipe()
+        os.set_blocking(self._readable, False)
 
     def attach(self, hub: Any) -> None:
-        """Use this hub from now on; after a reconnect it has forgotten what it was to call."""
-        self._hub = hub
-        hub.call_soon(self.run)
-
-    def detach(self) -> None:
-        """The loop turns no more."""
-        self._hub = None
+        """Run on this hub from now on; a connection that is lost takes all its readers along."""
+        hub.add_reader(self._readable, self._on_readable)
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Run `function(*args)` on the loop's thread soon."""
         self._calls.append((function, args))
-        hub = self._hub
-        if hub is not None and len(self._calls) == 1:
-            hub.call_soon(self.run)
+        with self._lock:
+            if self._woken:
+                return
+            self._woken = True
+        os.write(self._writable, b"\0")
 
     def run(self) -> None:
         """Run what waits. A call that raises is logged; the others run all the same."""
         while self._calls:
-            # Removed after it has run, so that `call` wakes the hub once for many.
-            function, args = self._calls[0]
+            function, args = self._calls.popleft()
             try:
                 function(*args)
             except Exception:
                 logger.exception("A callback of the worker's pool raised")
-            finally:
-                self._calls.popleft()
+
+    def _on_readable(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._readable, 1)
+        with self._lock:
+            self._woken = False
+        self.run()

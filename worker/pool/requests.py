@@ -1,4 +1,4 @@
-"""One request of `embedq.embed` in the hands of the pool."""
+"""Requests of `embedq.embed`: what Celery hands over, and what the pool keeps of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from celery import signals
+from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
+from worker.contract import keys
+from worker.contract.errors import JobFailed
 from worker.contract.messages import shown_args
 from worker.engine import Job
-from worker.transport import Lease, lease_of
+from worker.transport import Lease, lease_of, leases
 
 #: Signals that Celery's tracer sends around a task. With nobody listening it need not run.
 _TRACER_SIGNALS = (
@@ -25,16 +28,28 @@ _TRACER_SIGNALS = (
 
 
 class EmbedRequest(Request):
-    """A request whose texts show neither in events, nor in logs, nor in `inspect`."""
+    """A request whose texts show neither in events, nor in logs, nor in `inspect`.
 
-    @property
-    def argsrepr(self) -> str:
-        value = self._args[0] if self._args else (self._kwargs or {}).get("input")
-        return shown_args(len(value) if isinstance(value, list) else 1)
+    A message that Celery could not handle without failing itself is refused here: it is moved to
+    the dead letters, and its job fails with `invalid_request`.
+    """
 
-    @property
-    def kwargsrepr(self) -> str:
-        return "{}"
+    def __init__(self, message: Any, **options: Any) -> None:
+        try:
+            super().__init__(message, **options)
+            fault = _fault(self)
+        except InvalidTaskError as error:
+            fault = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever a body can do to its reader
+            fault = f"the message cannot be read ({type(error).__name__})"
+        if fault:
+            _refuse(message, fault, options["app"])
+            raise InvalidTaskError(fault)
+        value = self._args[0] if self._args else self._kwargs.get("input")
+        self._argsrepr = shown_args(len(value) if isinstance(value, list) else 1)
+        self._kwargsrepr = "{}"
+        # Read by Celery's own log of failures.
+        self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": self._kwargsrepr}
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         # Even where somebody asks for the arguments themselves.
@@ -42,52 +57,129 @@ class EmbedRequest(Request):
         return info
 
 
+def _fault(request: Request) -> str:
+    """What is wrong with the form of a message; '' where nothing is."""
+    payload = request._payload  # noqa: SLF001
+    limits = request.time_limits
+    if not isinstance(request.id, str):
+        return "the id is no string"
+    if not (isinstance(payload, list | tuple) and len(payload) == 3):
+        return "the body is not [args, kwargs, embed]"
+    args, kwargs, embed = payload
+    if not (isinstance(args, list | tuple) and isinstance(kwargs, dict)):
+        return "args or kwargs have the wrong type"
+    if not (embed is None or isinstance(embed, dict)):
+        return "callbacks and errbacks have the wrong type"
+    if not (
+        isinstance(limits, list | tuple)
+        and len(limits) == 2
+        and all(limit is None or isinstance(limit, int | float) for limit in limits)
+    ):
+        return "the time limits are no numbers"
+    return ""
+
+
+def _refuse(message: Any, fault: str, app: Any) -> None:
+    lease = lease_of(message)
+    if lease is not None:
+        leases.bury(lease.tag, fault, keys.dead_letters(app.conf.task_default_queue))
+    # Celery logs the body of what it rejects.
+    message.body = ""
+    job_id = message.headers.get("id")
+    if isinstance(job_id, str):
+        app.backend.mark_as_failure(job_id, JobFailed("invalid_request", fault))
+
+
+def overdue(request: Request) -> bool:
+    """Whether it was revoked or has expired, so that it should not start any more."""
+    expires = request.expires
+    if expires and datetime.now(UTC if expires.tzinfo else None) > expires:
+        return True
+    return request.id in state.revoked
+
+
+class Limits(NamedTuple):
+    """Celery's time limits in seconds, counted from the moment that the task runs."""
+
+    hard: float | None
+    soft: float | None
+
+
+class Burial(NamedTuple):
+    """Why a message goes to a dead-letter list, and the list's key."""
+
+    reason: str
+    key: str
+
+
+class Owner(Protocol):
+    """The pool, as a ticket sees it. All on the loop's thread."""
+
+    def abort(self, ticket: Ticket) -> None:
+        """Somebody wants the job ended although it may be running."""
+
+    def watch(self, ticket: Ticket, limits: Limits) -> list[Any]:
+        """Start timers for the limits of a job that runs now."""
+
+
 class Ticket:
     """What the pool keeps of a request until it has ended.
 
-    Celery holds it weakly as the request's result and calls `terminate` on it.
+    It is open until Celery has been told how it ended, which happens once. Celery holds it weakly
+    as the request's result and calls `terminate` on it. All methods belong to the loop's thread;
+    other threads read what never changes.
     """
 
     __slots__ = (
         "__weakref__",
         "_accept",
-        "_on_terminate",
+        "_open",
+        "_owner",
         "_succeed",
+        "_timers",
         "accepted",
         "args",
+        "burial",
         "id",
         "job",
         "lease",
+        "limits",
         "request",
         "started",
         "target",
         "time_out",
-        "timers",
     )
 
     def __init__(
         self,
+        owner: Owner,
+        open_tickets: dict[Ticket, None],
         target: Callable[..., Any],
         args: tuple[Any, ...],
         callback: Callable[..., Any],
         accept_callback: Callable[..., Any],
         timeout_callback: Callable[..., Any],
-        on_terminate: Callable[[Ticket], None],
+        limits: Limits,
     ) -> None:
         # Celery offers the request itself only behind its bound method.
         self.request: EmbedRequest = callback.__self__  # type: ignore[attr-defined]
         self.id: str = args[1]
         self.target = target
         self.args = args
+        self.limits = limits
+        #: Celery: the task ran into a time limit; takes whether it is the soft one, and seconds.
+        self.time_out = timeout_callback
+        self._owner = owner
+        self._open = open_tickets
         self._succeed = callback
         self._accept = accept_callback
-        self.time_out = timeout_callback
-        self._on_terminate = on_terminate
+        self._timers: list[Any] = []
         self.lease: Lease | None = lease_of(self.request.message)
         self.job: Job | None = None
         self.accepted = False
+        self.burial: Burial | None = None
         self.started = time.monotonic()
-        self.timers: list[Any] = []
+        self._open[self] = None
 
     @property
     def tag(self) -> str:
@@ -102,7 +194,7 @@ class Ticket:
     @property
     def embed(self) -> Mapping[str, Any]:
         """Callbacks, errbacks, chain and chord of the message."""
-        embed: Mapping[str, Any] = self.request._payload[2] or {}
+        embed: Mapping[str, Any] = self.request._payload[2] or {}  # noqa: SLF001
         return embed
 
     def is_plain(self, conf: Any) -> bool:
@@ -134,29 +226,44 @@ class Ticket:
             extra["parent_id"] = request_dict["parent_id"]
         return extra
 
-    def overdue(self) -> bool:
-        """Whether it was revoked or has expired, so that it should not start any more."""
-        expires = self.request.expires
-        if expires and datetime.now(UTC if expires.tzinfo else None) > expires:
-            return True
-        return self.id in state.revoked
-
-    # On the thread of the loop, as Celery expects of its callbacks.
-
     def accept(self) -> None:
         """Celery: the task runs now."""
-        if not self.accepted:
-            self.accepted = True
-            self.started = time.monotonic()
-            self._accept(os.getpid(), self.started)
+        if self.accepted or self not in self._open:
+            return
+        self.accepted = True
+        self.started = time.monotonic()
+        self._accept(os.getpid(), self.started)
+        # Told that it runs, Celery may have ended it at once.
+        if any(self.limits) and self in self._open:
+            self._timers = self._owner.watch(self, self.limits)
 
     def end(self, answer: tuple[int, Any, float]) -> None:
         """Celery: the task is over; `answer` as its tracer gives it."""
-        for timer in self.timers:
-            timer.cancel()
         self.accept()
-        self._succeed(answer)
+        if self.close():
+            if self.burial is not None and self.tag:
+                leases.bury(self.tag, *self.burial)
+            self._succeed(answer)
+
+    def revoke(self) -> None:
+        """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""
+        if self.close():
+            self.request.revoked()
+
+    def put_back(self) -> None:
+        """Its outcome could not be stored: somebody else is to run it."""
+        if self.close():
+            self.request.reject(requeue=True)
 
     def terminate(self, signal: Any = None) -> None:
-        """Celery: `revoke(terminate=True)` while it runs."""
-        self._on_terminate(self)
+        """Celery: `revoke(terminate=True)`, or a cold shutdown."""
+        self._owner.abort(self)
+
+    def close(self) -> bool:
+        """Whether it was open; Celery hears no more of it."""
+        if self not in self._open:
+            return False
+        del self._open[self]
+        for timer in self._timers:
+            timer.cancel()
+        return True

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
+import redis
 from celery import signals
 from celery.concurrency.base import BasePool
-from celery.exceptions import SoftTimeLimitExceeded
-from celery.worker.state import task_reserved
+from celery.exceptions import SoftTimeLimitExceeded, WorkerTerminate
+from celery.utils import log as celery_log
+from celery.worker import state
 
 from worker import loading
 from worker.contract import server
@@ -19,10 +22,11 @@ from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
+from worker.pool.admission import StockAdmission
 from worker.pool.loop import LoopCalls
+from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
-from worker.pool.requests import Ticket
-from worker.pool.threads import TaskThreads
+from worker.pool.requests import Limits, Ticket
 from worker.presence import Presence
 from worker.transport import admission, leases
 
@@ -30,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 #: Exit status for a model, device or setting that is not there: starting again does not help.
 EX_CONFIG = 78
+#: Seconds that a cold shutdown may take.
+_COLD_SECONDS = 1.0
 
 
 class TaskPool(BasePool):
@@ -42,8 +48,17 @@ class TaskPool(BasePool):
     signal_safe = False
     body_can_be_buffer = True
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.app.steps["consumer"].add(StockAdmission)
+        #: Requests of `embed` handed over and not ended; owned by the loop's thread.
+        self._open: dict[Ticket, None] = {}
+        self._stopping = False
+
     def on_start(self) -> None:
         """Load the models, before the first message is taken. Ends the process where it cannot."""
+        # At debug level Celery would log the arguments of every task, and so texts.
+        self._does_debug = False
         try:
             settings = Settings.from_env()
             encoders = loading.load_encoders(settings)
@@ -54,24 +69,23 @@ class TaskPool(BasePool):
         if store is None:
             logger.critical("embedq keeps results on Redis; the result backend is another")
             raise SystemExit(EX_CONFIG)
-        self._shutdown_seconds = settings.shutdown_seconds
+        self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
         self._loop = LoopCalls()
-        self._threads = TaskThreads(settings.task_threads, self._loop)
+        self._others = OtherTasks(settings.task_threads, self._loop)
+        conf = self.app.conf
         self._outcomes = Outcomes(
             self.app,
             store,
             self._loop,
-            atomic=server.same_server(
-                self.app.conf.broker_url or "", self.app.conf.result_backend or ""
-            ),
+            atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
             max_attempts=settings.max_attempts,
         )
         self._engine = Engine(encoders, self._outcomes)
         self._engine.start()
         self._presence = Presence(
             self._engine,
-            store.client,
+            store,
             settings.queue,
             self._infos,
             node=str((self.options.get("initargs") or (None, ""))[1]),
@@ -88,11 +102,13 @@ class TaskPool(BasePool):
 
     def room(self) -> int:
         """Tokens that may still be fetched."""
-        return self._engine.room() if self._threads.has_room() else 0
+        if not (self._others.has_room() and self._outcomes.tracer.has_room()):
+            return 0
+        return self._engine.room()
 
     def on_apply(
         self,
-        target: Any,
+        target: Callable[..., Any],
         args: Any = None,
         kwargs: Any = None,
         callback: Any = None,
@@ -104,19 +120,20 @@ class TaskPool(BasePool):
     ) -> Ticket | None:
         """Take a request over. Never waits."""
         if args[0] != TASK_NAME:
-            self._threads.submit(target, args, callback, accept_callback)
+            self._others.submit(OtherTask(target, args, callback, accept_callback))
             return None
-        ticket = Ticket(target, args, callback, accept_callback, timeout_callback, self._terminate)
-        self._outcomes.open[ticket] = None
+        limits = Limits(timeout, soft_timeout)
+        ticket = Ticket(
+            self, self._open, target, args, callback, accept_callback, timeout_callback, limits
+        )
         if ticket.lease is not None:
             leases.keep([ticket.tag])
         try:
             ticket.job = self._job(ticket)
         except InvalidJob as error:
-            self._outcomes.fail(ticket, JobFailed(error.code, error.message))
-            return ticket
-        self._set_timers(ticket, timeout, soft_timeout)
-        self._engine.submit(ticket.job)
+            self._outcomes.tracer.end(ticket, JobFailed(error.code, error.message))
+        else:
+            self._engine.submit(ticket.job)
         return ticket
 
     def flush(self) -> None:
@@ -125,48 +142,108 @@ class TaskPool(BasePool):
         Leased ones go on and are shown again. Without leases (stock transport) the broker hands
         them out again, so those that have not begun are dropped.
         """
-        for ticket in list(self._outcomes.open):
+        self._others.flush()
+        for ticket in list(self._open):
             if ticket.lease is not None or ticket.accepted:
-                task_reserved(ticket.request)
+                state.task_reserved(ticket.request)
             elif ticket.job is not None and self._engine.cancel(ticket.job):
-                del self._outcomes.open[ticket]
+                ticket.close()
+
+    # -- ending early -----------------------------------------------------------------------
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Celery: `revoke(terminate=True)`. Jobs of `embed` are ended through their ticket."""
-        if pid != os.getpid():
+        # In a handler it is a cold shutdown, which gives back whatever runs.
+        if pid != os.getpid() and not _in_signal_handler():
             raise NotImplementedError("a task on a thread cannot be terminated")
+
+    def abort(self, ticket: Ticket) -> None:
+        """`revoke(terminate=True)` of a job that waits or runs."""
+        # In a handler it is a cold shutdown, as above.
+        if _in_signal_handler() or ticket.job is None:
+            return
+        self._engine.cancel(ticket.job)
+        if ticket.accepted:
+            # Celery has announced it.
+            ticket.close()
+        else:
+            ticket.revoke()
+
+    def watch(self, ticket: Ticket, limits: Limits) -> list[Any]:
+        """Celery's time limits, counted from here on."""
+        call_after = self._hub.timer.call_after
+        timers = []
+        if limits.hard:
+            timers.append(call_after(limits.hard, self._time_out, (ticket, limits.hard)))
+        if limits.soft:
+            timers.append(call_after(limits.soft, self._time_out_softly, (ticket, limits.soft)))
+        return timers
+
+    def _time_out(self, ticket: Ticket, seconds: float) -> None:
+        if ticket.job is not None and self._engine.cancel(ticket.job) and ticket.close():
+            ticket.time_out(False, seconds)
+
+    def _time_out_softly(self, ticket: Ticket, seconds: float) -> None:
+        if ticket.job is not None and self._engine.cancel(ticket.job):
+            ticket.time_out(True, seconds)
+            self._outcomes.tracer.end(ticket, SoftTimeLimitExceeded())
+
+    def _on_revoked(self, request: Any = None, **_: Any) -> None:
+        """Celery ends revoked and expired jobs by itself, most before they get here."""
+        if request is not None and request.task == TASK_NAME:
+            self._outcomes.close_revoked(request.id)
+
+    # -- stopping ---------------------------------------------------------------------------
 
     def on_stop(self) -> None:
         """Warm shutdown: finish what is encoding, give the rest back, within the time set."""
-        self._stop(self._shutdown_seconds)
+        if not _in_signal_handler():
+            self._stop(self._settings.shutdown_seconds if hasattr(self, "_settings") else 0.0)
+        elif self._stopping:
+            # The second Ctrl-C, in the middle of a warm shutdown on this very thread.
+            raise WorkerTerminate(1)
+        # Else SIGQUIT: any lock may be held right here. Celery terminates the pool next.
 
     def on_terminate(self) -> None:
         """Cold shutdown: give everything back at once."""
-        self._stop(1.0)
+        self._stop(_COLD_SECONDS)
 
     def _stop(self, seconds: float) -> None:
-        if not hasattr(self, "_engine"):
+        if self._stopping or not hasattr(self, "_presence"):
             return
-        deadline = time.monotonic() + seconds
+        self._stopping = True
         admission.room = lambda: 0
-        self._loop.detach()
-        self._presence.stop()
-        left = self._engine.close(seconds)
-        self._outcomes.close(max(deadline - time.monotonic(), 0.1))
+        try:
+            self._drain(time.monotonic() + seconds)
+        except WorkerTerminate:
+            logger.warning("The rest is given back at once")
         self._loop.run()
-        self._give_back([job.owner for job in left])
-        if not self._threads.close(max(deadline - time.monotonic(), 0.0)):
-            logger.warning("Tasks that still run are given up; their messages come back")
-        self._loop.run()
-        leases.flush()
+        left = list(self._open)
+        self._outcomes.give_back(left)
+        if left:
+            logger.info("%d jobs are given back to the queue", len(left))
+        self._others.close()
+        try:
+            leases.flush()
+        except redis.RedisError as error:
+            logger.warning(
+                "Redis could not be told what is given back (%s); it comes back by lease",
+                type(error).__name__,
+            )
 
-    def _give_back(self, tickets: list[Ticket]) -> None:
-        leases.release([ticket.tag for ticket in tickets if ticket.tag])
-        for ticket in tickets:
-            if not ticket.tag:
-                ticket.request.reject(requeue=True)
-        if tickets:
-            logger.info("%d jobs are given back to the queue", len(tickets))
+    def _drain(self, deadline: float) -> None:
+        """Finish the running batch, the endings under way and the tasks that run."""
+
+        def left() -> float:
+            return max(deadline - time.monotonic(), 0.0)
+
+        self._others.withdraw()
+        self._presence.stop()
+        self._engine.close(left())
+        self._outcomes.close(left())
+        self._others.wait(left())
+
+    # -- Celery's questions -----------------------------------------------------------------
 
     def _job(self, ticket: Ticket) -> Job:
         """Raises InvalidJob."""
@@ -181,36 +258,6 @@ class TaskPool(BasePool):
             owner=ticket,
             alone=ticket.redelivered,
         )
-
-    def _on_revoked(self, request: Any = None, **_: Any) -> None:
-        """Celery ends revoked and expired jobs by itself, most before they get here."""
-        if request is not None and request.task == TASK_NAME:
-            self._outcomes.close_revoked(request.id)
-
-    def _terminate(self, ticket: Ticket) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job):
-            self._outcomes.open.pop(ticket, None)
-
-    def _set_timers(self, ticket: Ticket, hard: float | None, soft: float | None) -> None:
-        """Celery's time limits, counted from here on."""
-        if hard:
-            ticket.timers.append(self._hub.timer.call_after(hard, self._time_out, (ticket, hard)))
-        if soft:
-            ticket.timers.append(
-                self._hub.timer.call_after(soft, self._time_out_softly, (ticket, soft))
-            )
-
-    def _time_out(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job):
-            ticket.accept()
-            ticket.time_out(False, seconds)
-            self._outcomes.close_failed(ticket, "time_limit", f"took more than {seconds} s")
-
-    def _time_out_softly(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job):
-            ticket.accept()
-            ticket.time_out(True, seconds)
-            self._outcomes.fail(ticket, SoftTimeLimitExceeded(seconds))
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
@@ -235,3 +282,8 @@ class TaskPool(BasePool):
                 "leases": leases.stats(),
             },
         }
+
+
+def _in_signal_handler() -> bool:
+    """Whether the main thread stands in one of Celery's, and so may hold any lock."""
+    return bool(celery_log._in_sighandler)  # noqa: SLF001

@@ -1,81 +1,91 @@
-"""Tasks other than `embed`, each on a thread as in Celery's own thread pool."""
+"""Daemon threads for whatever may block: tasks other than `embed`, and Celery's tracer."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
-
-from celery.concurrency.base import apply_target
-from celery.exceptions import WorkerShutdown, WorkerTerminate
-from celery.worker import state
-
-from worker.pool.loop import LoopCalls
 
 logger = logging.getLogger(__name__)
 
-#: Tasks that may wait for a thread before no more messages are fetched.
-_BACKLOG = 256
+#: Exit status of a worker that cannot go on; its supervisor starts another.
+EX_SOFTWARE = 70
 
 
-class TaskThreads:
-    """Runs tasks by Celery's tracer, so that they neither block encoding nor wait for it.
+class DaemonThreads:
+    """Runs a function on one thing after another, on threads that do not keep the process alive.
 
-    `submit` and `close` belong to the loop's thread; Celery's callbacks go back to it.
+    `concurrent.futures` joins its threads when the interpreter ends, so a task that hangs would
+    hold up a shutdown for ever. Any thread may call; the lock guards the queue and is not held
+    while the function runs. What the function raises ends the worker.
     """
 
-    def __init__(self, threads: int, loop: LoopCalls) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="embedq-task")
-        self._loop = loop
-        self._running: set[Any] = set()
+    def __init__(self, threads: int, name: str, function: Callable[[Any], None]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._to_run = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
+        self._waiting: deque[Any] = deque()
+        self._running = 0
+        self._closed = False
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
-    def has_room(self) -> bool:
-        """Whether another task may be fetched."""
-        return len(self._running) < _BACKLOG
+    @property
+    def backlog(self) -> int:
+        """Things that wait or run."""
+        return len(self._waiting) + self._running
 
-    def submit(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        callback: Callable[..., Any],
-        accept_callback: Callable[..., Any],
-    ) -> None:
-        """Run a task on the next free thread."""
-        future = self._executor.submit(self._run, target, args, callback, accept_callback)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
+    def submit(self, thing: Any) -> None:
+        """Run the function on it when a thread is free."""
+        with self._lock:
+            self._waiting.append(thing)
+            self._to_run.notify()
 
-    def close(self, seconds: float) -> bool:
-        """Drop what waits, let what runs finish. Returns whether it all did in time."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        return not wait(list(self._running), timeout=seconds).not_done
+    def withdraw(self, thing: Any) -> bool:
+        """Whether it still waited; it does not any more."""
+        with self._lock:
+            if thing not in self._waiting:
+                return False
+            self._waiting.remove(thing)
+            return True
 
-    def _run(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        callback: Callable[..., Any],
-        accept_callback: Callable[..., Any],
-    ) -> None:
-        call = self._loop.call
-        # A thread's id, so that nobody takes it for the process and ends that.
-        thread = threading.get_native_id()
+    def wait(self, seconds: float) -> bool:
+        """Whether everything ended within so many seconds."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            while self.backlog:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._done.wait(left)
+            return True
+
+    def close(self) -> None:
+        """Let the threads end once nothing waits."""
+        with self._lock:
+            self._closed = True
+            self._to_run.notify_all()
+
+    def _work(self) -> None:
         try:
-            apply_target(
-                target,
-                args,
-                callback=lambda answer: call(callback, answer),
-                accept_callback=lambda _, started: call(accept_callback, thread, started),
-            )
-        except (WorkerShutdown, WorkerTerminate) as error:
-            code = getattr(error, "exitcode", None) or 0
-            if isinstance(error, WorkerTerminate):
-                state.should_terminate = code
-            else:
-                state.should_stop = code
-        except Exception:
-            # Not the task's own failure, which the tracer answers: its outcome was not stored.
-            logger.exception("Task %s could not be ended; it is put back", args[1])
-            call(callback.__self__.reject, True)  # type: ignore[attr-defined]
+            while True:
+                with self._lock:
+                    while not self._waiting:
+                        if self._closed:
+                            return
+                        self._to_run.wait()
+                    thing = self._waiting.popleft()
+                    self._running += 1
+                self._function(thing)
+                with self._lock:
+                    self._running -= 1
+                    self._done.notify_all()
+        except BaseException as error:
+            logger.critical("A thread of the pool died, the worker stops", exc_info=error)
+            logging.shutdown()
+            os._exit(EX_SOFTWARE)

@@ -1,0 +1,186 @@
+"""A worker of one kind with everything a client of it needs, for tests of tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import redis
+from celery import Celery
+from celery.result import AsyncResult
+
+import worker
+from tests.integration import users_app
+from tests.processes import Process, Processes, eventually
+from worker.contract import records
+from worker.contract.jobs import TASK_NAME
+from worker.contract.results import Matrix, matrix
+from worker.tasks import embed
+
+#: In every text, so that a text which turns up where it should not is found.
+MARKER = "zebra9f1c"
+TEXTS = [f"{MARKER} crosses the river at dawn", f"{MARKER} sleeps"]
+#: Seconds for one answer; the model itself needs milliseconds.
+ANSWER_S = 30.0
+
+
+@contextmanager
+def embed_at(url: str) -> Iterator[Celery]:
+    """`worker.tasks.embed` of this process, sent to the broker at `url`."""
+    names = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+    before = {name: os.environ.get(name) for name in names}
+    app = worker.app
+    _forget_connections(app)
+    os.environ |= dict.fromkeys(names, url)
+    try:
+        yield app
+    finally:
+        _forget_connections(app)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _forget_connections(app: Celery) -> None:
+    backend = app._backend
+    if backend is not None:
+        # Results that are collected later have nothing to unsubscribe from.
+        backend.remove_pending_result = lambda result: result
+        backend.result_consumer.stop()
+        backend.client.close()
+        app._backend_cache = None
+        del app._local.backend
+    app.close()
+    app.__dict__.pop("amqp", None)
+    records._stores.pop(app, None)
+
+
+@dataclass
+class Events:
+    """Every event of the workers, as Flower sees them. A thread receives until `close`."""
+
+    app: Celery
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    _stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(ANSWER_S)
+
+    def of(self, job_id: str) -> list[str]:
+        """Types of the events about one task, in order."""
+        return [event["type"] for event in self.seen if event.get("uuid") == job_id]
+
+    def close(self) -> None:
+        self._stopped = True
+        self._thread.join(ANSWER_S)
+
+    def _run(self) -> None:
+        with self.app.connection_for_read() as connection:
+            receiver = self.app.events.Receiver(connection, handlers={"*": self.seen.append})
+            with receiver.consumer_context() as (own_connection, _, _):
+                self._ready.set()
+                while not self._stopped:
+                    try:
+                        own_connection.drain_events(timeout=0.2)
+                    except TimeoutError:
+                        continue
+
+
+@dataclass
+class Stand:
+    """A worker, its Redis, its events, and ways to ask for things."""
+
+    kind: str
+    processes: Processes
+    worker: Process
+    app: Celery
+    client: redis.Redis
+    events: Events
+
+    @property
+    def url(self) -> str:
+        return str(os.environ["CELERY_BROKER_URL"])
+
+    @property
+    def ours(self) -> bool:
+        """Whether it runs our pool."""
+        return self.kind != "stock worker"
+
+    def notes(self) -> list[list[Any]]:
+        """What tasks and receivers of signals noted since the test began."""
+        return [json.loads(note) for note in self.client.lrange(users_app.NOTES, 0, -1)]
+
+    def noted(self, *what: Any) -> None:
+        """Wait for a note."""
+        eventually(lambda: list(what) in self.notes(), ANSWER_S, message=lambda: str(self.notes()))
+
+    def record(self, job_id: str) -> tuple[str, str | None]:
+        """Status and code of a job, as REST shows them."""
+        store = records.store_of(self.app)
+        assert store is not None
+        record = store.read(job_id)
+        return (record.status.value, record.code) if record is not None else ("unknown", None)
+
+    def idle(self) -> bool:
+        """Whether every message is done with: none queued, none held."""
+        return not (self.client.llen("embedq") or self.client.hlen("unacked"))
+
+    @contextmanager
+    def busy_device(self) -> Iterator[Callable[[], None]]:
+        """A device that stands still inside a forward pass; call what is given to let it go on."""
+        self.client.set(users_app.GATE, 1)
+
+        def go_on() -> None:
+            if self.client.delete(users_app.GATE):
+                self.client.rpush(users_app.OPEN, 1)
+                self.client.expire(users_app.OPEN, 5)
+
+        try:
+            yield go_on
+        finally:
+            go_on()
+
+    def wait_until_encoding(self) -> None:
+        """The device has begun a forward pass and stands still in it."""
+        eventually(lambda: self.client.lpop(users_app.ENTERED), ANSWER_S)
+
+    def inspect(self, what: str, **options: Any) -> Any:
+        """The worker's answer to `celery inspect`."""
+        answer = self.app.control.inspect(timeout=ANSWER_S, limit=1)
+        reply = answer._request(what, **options)
+        return next(iter((reply or {}).values()))
+
+
+def vectors(result: Any) -> Matrix:
+    """The vectors of a result of `embed`, after a look at its shape."""
+    assert set(result) == {"model", "dimensions", "embeddings", "usage", "truncated", "errors"}
+    found, _ = matrix(result["embeddings"])
+    assert found.shape[1] == result["dimensions"] == 384
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    return found
+
+
+def send(texts: Any = TEXTS, **options: Any) -> AsyncResult:
+    """`embed.apply_async` of some texts."""
+    return embed.apply_async((texts,), **options)
+
+
+def send_by_name(app: Celery, *args: Any, **options: Any) -> AsyncResult:
+    """The same from an application that has no code of ours at hand."""
+    return app.send_task(TASK_NAME, args=args, **options)
+
+
+def held_texts(things: Sequence[Any]) -> list[Any]:
+    """Those of `things` that hold a text."""
+    return [thing for thing in things if MARKER in json.dumps(thing, default=str)]

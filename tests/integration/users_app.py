@@ -1,0 +1,195 @@
+"""A user's own application: tasks of their own beside `embed`, and a device that waits to order.
+
+Started as `celery -A tests.integration.users_app worker`, or beside `-A worker` by `-I`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from celery import Task, signals
+
+from worker import app, loading, service
+from worker.contract.settings import Settings
+from worker.encoder.protocol import Encoder
+from worker.tasks import embed
+from worker.tokens import TokenBlock
+
+# Another pool, to compare ours with. Each of its processes loads the model for itself.
+if pool := os.environ.get("POOL"):
+    app.conf.update(worker_pool=pool, worker_proc_alive_timeout=60)
+
+NOTES = "notes"
+#: While this key exists, forward passes wait at the gate.
+GATE = "gate"
+ENTERED, OPEN = "gate:entered", "gate:open"
+#: A text that ends the process of whoever encodes it.
+DEADLY = "deadly nightshade"
+
+
+@functools.cache
+def server() -> redis.Redis:
+    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)
+
+
+def note(*what: Any) -> None:
+    """Leave a trace that a test can read."""
+    server().rpush(NOTES, json.dumps(what))
+
+
+@app.task
+def count(result: dict[str, Any]) -> int:
+    """Vectors in a result of `embed`."""
+    return len(result["embeddings"])
+
+
+@app.task
+def counts(results: list[dict[str, Any]]) -> list[int]:
+    return [len(result["embeddings"]) for result in results]
+
+
+@app.task
+def write_texts(number: int) -> list[str]:
+    return [f"text {n}" for n in range(number)]
+
+
+@app.task
+def note_result(result: dict[str, Any], key: str) -> None:
+    note(key, len(result["embeddings"]))
+
+
+@app.task
+def note_failure(job_id: str, key: str) -> None:
+    note(key, job_id)
+
+
+@app.task
+def note_exception(request: Any, error: BaseException, trace: Any, key: str) -> None:
+    note(key, request.id, type(error).__name__, list(error.args))
+
+
+@app.task
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+@app.task(bind=True, max_retries=3)
+def succeed_at(self: Task, attempt: int) -> int:
+    """Retried until the given attempt."""
+    if self.request.retries < attempt:
+        raise self.retry(countdown=0)
+    retries: int = self.request.retries
+    return retries
+
+
+@app.task(bind=True)
+def call_embed(self: Task, texts: list[str]) -> str:
+    """Sends a job and does not wait for it."""
+    job_id: str = embed.delay(texts).id
+    return job_id
+
+
+@app.task(bind=True, max_retries=1)
+def become_embed(self: Task, texts: list[str]) -> None:
+    """Retried once, then replaced by a chain with a job in it."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    raise self.replace(embed.s(texts) | count.s())
+
+
+@app.task
+def embed_here(texts: list[str]) -> list[int]:
+    """Calls `embed` as a function, in the worker."""
+    return [count(embed(texts)), count(embed.apply((texts,)).result)]
+
+
+@app.task
+def sleep(seconds: float, key: str = "") -> float:
+    time.sleep(seconds)
+    if key:
+        note(key)
+    return seconds
+
+
+@app.task(acks_late=False)
+def sleep_acknowledged(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+_TRACED = (signals.task_prerun, signals.task_postrun, signals.task_success, signals.task_failure)
+
+
+@app.task
+def listen() -> None:
+    """Connect receivers of signals, in the process that runs tasks."""
+    for signal in _TRACED:
+        signal.connect(_heard, sender=embed, weak=False, dispatch_uid="heard")
+
+
+@app.task
+def stop_listening() -> None:
+    for signal in _TRACED:
+        signal.disconnect(sender=embed, dispatch_uid="heard")
+
+
+def _heard(signal: Any, sender: Any, **arguments: Any) -> None:
+    name = next(name for name in vars(signals) if getattr(signals, name) is signal)
+    note(name, sorted(set(arguments) & {"args", "kwargs", "result", "retval", "task_id", "state"}))
+
+
+@signals.task_revoked.connect(sender=embed)
+def _revoked(request: Any, terminated: bool, expired: bool, **_: Any) -> None:
+    note("task_revoked", request.id, bool(terminated), bool(expired))
+
+
+@signals.worker_process_init.connect
+def _load_model(**_: Any) -> None:
+    service.default_service().encode(["warm"])
+
+
+class GatedEncoder:
+    """The real model, behind a gate that tests close, and with one text that it dies of."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._deadly = encoder.tokenize([DEADLY]).ids.tolist()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def forward(self, batch: TokenBlock) -> Any:
+        if any(
+            batch.ids[start:stop].tolist() == self._deadly
+            for start, stop in zip(batch.offsets, batch.offsets[1:], strict=False)
+            if stop - start == len(self._deadly)
+        ):
+            os._exit(9)
+        if server().exists(GATE):
+            server().rpush(ENTERED, len(batch))
+            server().blpop([OPEN], timeout=60)
+        return self._encoder.forward(batch)
+
+
+_load = loading.load_encoders
+
+
+def _load_gated(settings: Settings) -> dict[str, Any]:
+    return {name: GatedEncoder(encoder) for name, encoder in _load(settings).items()}
+
+
+# Those who call the tasks import this module as well.
+if "GATED" in os.environ:
+    loading.load_encoders = _load_gated
+    service.load_encoders = _load_gated
+
+
+def names(tasks: Sequence[Any] = (embed, count, sleep)) -> list[str]:
+    """Names under which the worker knows these tasks."""
+    return [task.name for task in tasks]

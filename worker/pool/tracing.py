@@ -1,0 +1,90 @@
+"""Jobs that end the way Celery ends tasks: signals, links, chords, failures."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from worker import tasks
+from worker.contract.jobs import EncodingFormat
+from worker.contract.results import Outcome, payload, plain
+from worker.contract.store import JobStore
+from worker.pool.loop import LoopCalls
+from worker.pool.requests import Ticket
+from worker.pool.threads import DaemonThreads
+
+logger = logging.getLogger(__name__)
+
+#: Jobs that may wait for the tracer before no more messages are fetched: it does hundreds a second
+#: where the engine does thousands.
+_BACKLOG = 512
+
+
+class Traced(NamedTuple):
+    """A job on its way through the tracer."""
+
+    ticket: Ticket
+    #: Vectors, or the exception that it fails with.
+    outcome: Outcome | Exception
+    encoding_format: EncodingFormat
+
+
+class Tracer:
+    """Celery's tracer on a thread of its own, since it blocks: it stores results by itself.
+
+    The task's body finds its outcome in `tasks.ready`. Where Redis is away the tracer repeats what
+    it does until Redis is back.
+    """
+
+    def __init__(self, store: JobStore, loop: LoopCalls) -> None:
+        self._store = store
+        self._loop = loop
+        self._threads = DaemonThreads(1, "embedq-trace", self._run)
+
+    def has_room(self) -> bool:
+        """Whether more jobs may come."""
+        return self._threads.backlog < _BACKLOG
+
+    def end(
+        self,
+        ticket: Ticket,
+        outcome: Outcome | Exception,
+        encoding_format: EncodingFormat = "float",
+    ) -> None:
+        """End a job soon; Celery is told on the loop's thread. Any thread."""
+        self._threads.submit(Traced(ticket, outcome, encoding_format))
+
+    def close(self, seconds: float) -> None:
+        """Finish what waits, in so many seconds at most."""
+        if not self._threads.wait(seconds):
+            logger.warning("%d jobs were not ended in time", self._threads.backlog)
+        self._threads.close()
+
+    def _run(self, traced: Traced) -> None:
+        ticket = traced.ticket
+        try:
+            if ticket.redelivered and self._has_ended(ticket.id):
+                # Its links were dispatched when it ended; only the message is left.
+                answer: tuple[int, Any, float] = (0, "", 0.0)
+            else:
+                answer = self._trace(traced)
+        except Exception:
+            # Not the job's own failure, which the tracer answers: its outcome was not stored.
+            logger.exception("Job %s could not be ended; it is put back", ticket.id)
+            self._loop.call(ticket.put_back)
+        else:
+            self._loop.call(ticket.end, answer)
+
+    def _trace(self, traced: Traced) -> Any:
+        ticket, outcome, encoding_format = traced
+        tasks.ready[ticket.id] = (
+            plain(payload(outcome, encoding_format)) if isinstance(outcome, Outcome) else outcome
+        )
+        try:
+            return ticket.target(*ticket.args)
+        finally:
+            tasks.ready.pop(ticket.id, None)
+
+    def _has_ended(self, job_id: str) -> bool:
+        record = self._store.read(job_id)
+        return record is not None and record.status.ended
