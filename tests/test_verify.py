@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from tests import tiny_models
 from worker import verify as verification
+from worker.cli.verify import command
 from worker.contract.errors import DeviceUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.encoder import Encoder, load
 from worker.tokens import TokenBlock
-from worker.verify import main, verify
+from worker.verify import verify
 
 
 class Leaky:
@@ -55,26 +57,24 @@ def test_the_models_prompts_are_verified(tmp_path: Path) -> None:
     assert all(row.passed for row in rows)
 
 
-def test_the_table_of_the_packaged_model_ends_well() -> None:
-    written: list[str] = []
-    assert main(device="cpu", write=written.append) == 0
-    table = "".join(written)
-    assert "all-MiniLM-L6-v2 on cpu, torch float32, packed batches, 384 dimensions" in table
-    assert "all agree" in table
+def test_the_command_ends_well_on_the_packaged_model() -> None:
+    ended = CliRunner().invoke(command, ["--device", "cpu"])
+    assert ended.exit_code == 0
+    assert "all-MiniLM-L6-v2 on cpu, torch float32, packed batches, 384 dimensions" in ended.output
+    assert "all agree" in ended.output
 
 
 @pytest.mark.parametrize("leak", [1e-3, float("nan")])
-def test_a_vector_that_depends_on_its_neighbours_fails(
+def test_the_command_fails_where_a_vector_depends_on_its_neighbours(
     leak: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_models.bert(tmp_path)
     monkeypatch.setattr(verification, "load", lambda *args, **kw: Leaky(load(*args, **kw), leak))
-    written: list[str] = []
-    assert main(str(path), device="cpu", write=written.append) == 1
-    assert "DIFFERS" in "".join(written)
-    assert "differ\n" in "".join(written)
+    ended = CliRunner().invoke(command, ["--device", "cpu", "--model", f"tiny={path}"])
+    assert ended.exit_code == 1
+    assert "DIFFERS" in ended.output
 
 
 def test_a_device_that_is_not_there_is_the_loaders_error() -> None:
     with pytest.raises(DeviceUnavailable):
-        main(device="cuda:17")
+        verify(ModelSpec("tiny"), device="cuda:17")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,24 +68,6 @@ def verify(
     blocks = [encoder.tokenize(case.texts, case.prompt) for case in cases]
     shapes = _in_every_shape(encoder, TokenBlock.join(blocks))
     return encoder.info, _rows(cases, expected, shapes, exact=encoder.info.dtype == "float32")
-
-
-def main(
-    model: str | None = None,
-    *,
-    device: str = "auto",
-    backend: str = "auto",
-    dtype: str = "auto",
-    write: Callable[[str], object] = sys.stdout.write,
-) -> int:
-    """Verify `model` (a path or Hub id; None: the packaged one) and write the table.
-
-    Returns the exit code: 0 all is well, 1 vectors differ. Raises what `verify` raises.
-    """
-    spec = ModelSpec(model or "all-MiniLM-L6-v2", model)
-    info, rows = verify(spec, device=device, backend=backend, dtype=dtype)
-    write(table(info, rows))
-    return 0 if all(row.passed for row in rows) else 1
 
 
 def built_in_cases(info: ModelInfo) -> list[Case]:
