@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import functools
+import os
 import threading
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, cast
 
-from worker.contract.errors import EmbedqError, JobFailed
+import numpy as np
+
+from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import (
     DEFAULT_OPTIONS,
     JobOptions,
     TextError,
-    check_input,
     parse_options,
     prompt_text,
     resolve,
@@ -24,11 +26,14 @@ from worker.contract.jobs import (
 from worker.contract.models import ModelInfo
 from worker.contract.results import Matrix, Outcome
 from worker.contract.settings import Settings
+from worker.encoder.protocol import Encoder
 from worker.engine import Engine, Job
 from worker.loading import load_encoders
 
 #: Seconds that `close` waits for the running batch.
 _CLOSE_SECONDS = 30.0
+#: Numbers that become Python floats in a few milliseconds; more of them leave the event loop.
+_NUMBERS_AT_ONCE = 50_000
 
 
 class TextsFailed(EmbedqError):
@@ -47,6 +52,12 @@ class ServiceClosed(EmbedqError):
     code = "service_closed"
 
 
+class EngineLost(EmbedqError):
+    """The engine died, as it does with its device. This process cannot encode any more."""
+
+    code = "engine_lost"
+
+
 class EmbeddingService:
     """Vectors for a threaded or asyncio program; concurrent callers share batches.
 
@@ -55,8 +66,9 @@ class EmbeddingService:
     the engine's. `model` is a path, a Hub id, or None for what the environment says; the other
     settings come from the environment too.
 
-    Raises JobFailed where no text has a vector, TextsFailed where some have none, InvalidJob for
-    wrong options, ModelUnavailable and its kin on the first call.
+    Every call raises JobFailed where no text has a vector, TextsFailed where some have none,
+    InvalidJob for wrong options, ModelUnavailable and its kin where the model cannot be loaded,
+    ServiceClosed, and EngineLost.
     """
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
@@ -68,8 +80,11 @@ class EmbeddingService:
             named = Settings.from_env({"EMBEDQ_DEVICE": device})
             settings = dataclasses.replace(settings, device=named.device)
         self._settings = settings
-        self._loading = threading.Lock()
+        #: Guards what follows. `_engine` is set once and then read without it.
+        self._lock = threading.Lock()
+        self._loading: Future[Engine] | None = None
         self._engine: Engine | None = None
+        self._encoders: dict[str, Encoder] = {}
         self._infos: dict[str, ModelInfo] = {}
         self._closed = False
 
@@ -78,32 +93,60 @@ class EmbeddingService:
         return (await self.get_embeddings([text], **options))[0]
 
     async def get_embeddings(self, texts: Sequence[str], **options: Any) -> list[list[float]]:
-        """The vectors of some texts, in their order."""
-        if self._engine is None:
-            await asyncio.get_running_loop().run_in_executor(None, self._start)
-        outcome = await asyncio.wrap_future(self._submit(list(texts), options))
-        return cast("list[list[float]]", _complete(outcome).tolist())
+        """The vectors of any number of texts, in their order."""
+        given, chosen = _listed(texts), parse_options(options)
+        if not given:
+            return []
+        engine = self._engine
+        if engine is None:
+            engine = await asyncio.wrap_future(self._load())
+        vectors = _complete(await asyncio.wrap_future(self._submit(engine, given, chosen)))
+        if vectors.size <= _NUMBERS_AT_ONCE:
+            return cast("list[list[float]]", vectors.tolist())
+        return await asyncio.to_thread(_lists, vectors)
 
     def encode(self, texts: str | Sequence[str], **options: Any) -> Matrix:
-        """The vectors of some texts, numpy float32 (n, d). Blocks the calling thread."""
-        return _complete(self.run(check_input(texts), parse_options(options)))
+        """The vectors of any number of texts, numpy float32 (n, d). Blocks the calling thread."""
+        given, chosen = _listed(texts), parse_options(options)
+        if not given:
+            self._load().result()
+            size = chosen.dimensions or resolve(chosen, self._infos).dimensions
+            return np.empty((0, size), dtype=np.float32)
+        vectors = _complete(self.run(given, chosen))
+        # A few rows would keep the vectors of their whole batch in memory.
+        return vectors if vectors.base is None else vectors.copy()
 
-    def run(self, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS) -> Any:
-        """What became of a job, `Outcome` or `JobFailed`, texts failing one by one.
+    def run(
+        self, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS
+    ) -> Outcome | JobFailed:
+        """What became of one job of at least one text, its texts failing one by one.
 
-        Blocks the calling thread. Raises InvalidJob and ServiceClosed.
+        Blocks the calling thread. Raises as every call does, but for texts that fail.
         """
-        self._start()
-        return self._submit_checked(list(texts), options).result()
+        future = self._submit(self._load().result(), list(texts), options)
+        try:
+            return future.result()
+        except BaseException:
+            # Interrupted while it waited.
+            future.cancel()
+            raise
 
     def close(self) -> None:
         """Finish the running batch and stop; calls that wait get ServiceClosed. Idempotent."""
-        with self._loading:
+        with self._lock:
             self._closed = True
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            for job in engine.close(_CLOSE_SECONDS):
-                job.owner.set_exception(ServiceClosed("the service was closed"))
+            loading = self._loading
+        if loading is None:
+            return
+        concurrent.futures.wait([loading])
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        for job in engine.close(_CLOSE_SECONDS):
+            _refuse(job, ServiceClosed("the service was closed"))
+        if engine.stopped:
+            for encoder in self._encoders.values():
+                encoder.close()
 
     def __enter__(self) -> EmbeddingService:
         return self
@@ -111,41 +154,60 @@ class EmbeddingService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> Engine:
-        with self._loading:
+    def _load(self) -> Future[Engine]:
+        """The engine, which somebody loads once. Loading that failed is tried again."""
+        with self._lock:
             if self._closed:
                 raise ServiceClosed("the service is closed")
-            if self._engine is None:
-                encoders = load_encoders(self._settings)
-                self._infos = {name: encoder.info for name, encoder in encoders.items()}
-                engine = Engine(encoders, _Futures())
-                engine.start()
-                self._engine = engine
-            return self._engine
+            if self._loading is None:
+                self._loading = Future()
+                # Running, so that no caller who gives up can cancel it for the others.
+                self._loading.set_running_or_notify_cancel()
+                threading.Thread(
+                    target=self._run_loading, args=(self._loading,), name="embedq-load", daemon=True
+                ).start()
+            return self._loading
 
-    def _submit(self, texts: list[str], options: dict[str, Any]) -> Future[Outcome | JobFailed]:
-        check_input(texts)
-        return self._submit_checked(texts, parse_options(options) if options else DEFAULT_OPTIONS)
+    def _run_loading(self, loading: Future[Engine]) -> None:
+        try:
+            self._encoders = load_encoders(self._settings)
+            self._infos = {name: encoder.info for name, encoder in self._encoders.items()}
+            sink = _Futures()
+            sink.engine = engine = Engine(self._encoders, sink)
+            engine.start()
+        except BaseException as error:  # noqa: BLE001 - raised by the calls that wait for it
+            with self._lock:
+                self._loading = None
+            loading.set_exception(error)
+        else:
+            self._engine = engine
+            loading.set_result(engine)
 
-    def _submit_checked(self, texts: list[Any], options: JobOptions) -> Future[Outcome | JobFailed]:
-        engine = self._engine
-        if engine is None:
-            raise ServiceClosed("the service is closed")
+    def _submit(
+        self, engine: Engine, texts: list[Any], options: JobOptions
+    ) -> Future[Outcome | JobFailed]:
+        if not texts:
+            raise InvalidJob("input holds no text", field="input")
         info = resolve(options, self._infos)
         future: Future[Outcome | JobFailed] = Future()
-        job = Job(
-            uuid.uuid4().hex, texts, options, info, prompt=prompt_text(options, info), owner=future
-        )
+        job = Job("", texts, options, info, prompt=prompt_text(options, info), owner=future)
+        try:
+            engine.submit(job)
+        except RuntimeError:
+            if self._closed:
+                raise ServiceClosed("the service is closed") from None
+            raise EngineLost("the engine died; only another process can go on") from None
         future.add_done_callback(functools.partial(_drop_abandoned, engine, job))
-        engine.submit(job)
         return future
 
 
 class _Futures:
-    """The engine's sink: every job has a future."""
+    """The engine's sink: every job has a future, which its caller may cancel until it is set."""
+
+    engine: Engine
 
     def admit(self, job: Job) -> bool:
-        return bool(job.owner.set_running_or_notify_cancel())
+        return not job.owner.cancelled()
 
     def started(self, jobs: Sequence[Job]) -> None:
         pass
@@ -155,18 +217,28 @@ class _Futures:
 
     def finished(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            if not job.owner.cancelled():
+            if job.owner.set_running_or_notify_cancel():
                 job.owner.set_result(job.outcome())
 
     def crashed(self, error: BaseException) -> None:
-        # The thread's exception is reported by threading; later calls find the engine closed.
-        pass
+        for job in self.engine.close(_CLOSE_SECONDS):
+            _refuse(job, EngineLost(f"the engine died of {type(error).__name__}"))
+
+
+def _refuse(job: Job, error: EmbedqError) -> None:
+    # Where the writer died, some of its jobs are answered already.
+    if not job.owner.done() and job.owner.set_running_or_notify_cancel():
+        job.owner.set_exception(error)
 
 
 def _drop_abandoned(engine: Engine, job: Job, future: Future[Any]) -> None:
     """A caller who gave up costs no forward pass."""
     if future.cancelled():
         engine.cancel(job)
+
+
+def _listed(texts: str | Sequence[str]) -> list[Any]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _complete(outcome: Outcome | JobFailed) -> Matrix:
@@ -177,7 +249,31 @@ def _complete(outcome: Outcome | JobFailed) -> Matrix:
     return outcome.vectors
 
 
-@functools.cache
+def _lists(vectors: Matrix) -> list[list[float]]:
+    # Row by row, so that other threads get their turn in between.
+    return [row.tolist() for row in vectors]
+
+
 def default_service() -> EmbeddingService:
     """The service of this process for calls of the task outside our pool."""
+    with _first_call:
+        return _default_service()
+
+
+@functools.cache
+def _default_service() -> EmbeddingService:
     return EmbeddingService()
+
+
+def _forget_default_service() -> None:
+    """In a forked child, where the parent's threads do not run."""
+    _default_service.cache_clear()
+    _first_call.release()
+
+
+_first_call = threading.Lock()
+os.register_at_fork(
+    before=_first_call.acquire,
+    after_in_parent=_first_call.release,
+    after_in_child=_forget_default_service,
+)

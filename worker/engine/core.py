@@ -138,6 +138,11 @@ class Engine:
             left, self._jobs = list(self._jobs), {}
             return left
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no thread runs, so that nobody uses the models any more."""
+        return not any(thread.is_alive() for thread in self._threads)
+
     # -- tokenise ---------------------------------------------------------------------------
 
     def _run_tokeniser(self) -> None:
