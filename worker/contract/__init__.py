@@ -10,6 +10,7 @@ In reading order:
 - `keys`      every Redis key and channel, spelled once
 - `server`    Redis clients from Celery's URLs
 - `scripts`   Lua: the steps that must happen whole or not at all
+- `record`    a job as its owner sees it
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself

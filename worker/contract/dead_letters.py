@@ -6,6 +6,7 @@ newest first, `message` as it lay in the queue.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -49,6 +50,17 @@ class DeadLetters:
         while page := cast("list[bytes]", self._client.lrange(self._key, start, start + _PAGE - 1)):
             yield from map(_parse, page)
             start += len(page)
+
+    def add(self, tag: str, reason: str, message: str) -> None:
+        """Keep a message that has no lease, as it came."""
+        entry = {
+            "tag": tag,
+            "reason": reason,
+            "queue": self._queue,
+            "buried_at": str(time.time()),
+            "message": message,
+        }
+        self._client.lpush(self._key, orjson.dumps(entry))
 
     def find(self, job_id: str) -> DeadLetter | None:
         """The newest letter of a job."""

@@ -17,6 +17,14 @@ local function ended(key)
 end
 """
 
+#: Whether a record is there and waits for its outcome.
+_OPEN = """
+local function open(job)
+  local status = redis.call('HGET', job, 'status')
+  return status == 'queued' or status == 'running'
+end
+"""
+
 #: Takes a job's estimates off the ledger, once: the record loses them with it.
 _SETTLE = """
 local function settle(job, ledger)
@@ -31,9 +39,9 @@ end
 
 #: KEYS job, listing, ledger, queue, idempotency or ''. ARGV id, now, owner, model, total, tokens,
 #: bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, idempotency ttl, result
-#: ttl, message or '', encoding format or ''. Answers {verdict, id, level}. May be repeated after an
-#: error.
+#: ttl, message or ''. Answers {verdict, id, level}. May be repeated after an error.
 ACCEPT = f"""
+{_SETTLE}
 local job, listing, ledger, queue, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, now = ARGV[1], tonumber(ARGV[2])
 local tokens, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -56,17 +64,19 @@ if max_bytes > 0 then
   local fields = redis.call('HGETALL', ledger)
   for at = 1, #fields, 2 do
     local minute = string.match(fields[at], '^stored:(%d+)$')
-    if minute and tonumber(minute) < oldest then
-      redis.call('HDEL', ledger, fields[at])
-    elseif minute or fields[at] == 'expected' then
+    if fields[at] == 'expected' or (minute and tonumber(minute) >= oldest) then
       held = held + tonumber(fields[at + 1])
     end
   end
   if held > 0 and held + bytes > max_bytes then return {{'results_full', id, held}} end
 end
+if redis.call('EXISTS', job) == 1 then
+  -- A task sent again under its old id. A full server refuses a script only before its first write.
+  settle(job, ledger)
+  redis.call('DEL', job)
+end
 redis.call('HSET', job, 'status', 'queued', 'created', ARGV[2], 'owner', ARGV[3],
   'model', ARGV[4], 'total', ARGV[5], 'tokens', tokens, 'bytes', bytes)
-if (ARGV[16] or '') ~= '' then redis.call('HSET', job, 'format', ARGV[16]) end
 redis.call('EXPIRE', job, ARGV[10])
 redis.call('ZADD', listing, now, id)
 redis.call('EXPIRE', listing, ARGV[10])
@@ -108,13 +118,16 @@ end
 #: KEYS job, result, ledger. ARGV id, now, meta, ttl, events channel. Answers 1 if it was this call.
 CANCEL = f"""
 {_ENDED}
+{_OPEN}
 {_SETTLE}
 local job, result = KEYS[1], KEYS[2]
-if ended(result) then return 0 end
+settle(job, KEYS[3])
+local known = redis.call('EXISTS', job) == 1
+-- One whose result nobody wanted has ended by its record alone.
+if ended(result) or (known and not open(job)) then return 0 end
 redis.call('SET', result, ARGV[3], 'EX', ARGV[4])
 redis.call('PUBLISH', result, ARGV[3])
-if redis.call('EXISTS', job) == 1 then
-  settle(job, KEYS[3])
+if known then
   redis.call('HSET', job, 'status', 'cancelled', 'finished', ARGV[2])
   redis.call('EXPIRE', job, ARGV[4])
 end
@@ -122,42 +135,78 @@ redis.call('PUBLISH', ARGV[5], cjson.encode({{ended = {{ARGV[1]}}}}))
 return 1
 """
 
+#: Notes how far running jobs are and tells who listens; those that have ended stay as they are.
+#: ARGV record ttl, events channel, result prefix, then for each job: id, time started, texts done,
+#: texts in all. A job without a record, of a stock producer, gets one.
+PROGRESS = f"""
+{_ENDED}
+{_OPEN}
+local told, any = {{}}, false
+for at = 4, #ARGV, 4 do
+  local id, done, total = ARGV[at], ARGV[at + 2], ARGV[at + 3]
+  local job = '{keys.JOB_PREFIX}' .. id
+  if (open(job) or redis.call('EXISTS', job) == 0) and not ended(ARGV[3] .. id) then
+    redis.call('HSET', job, 'status', 'running', 'started', ARGV[at + 1], 'done', done,
+      'total', total)
+    redis.call('EXPIRE', job, ARGV[1])
+    told[id], any = {{tonumber(done), tonumber(total)}}, true
+  end
+end
+if any then redis.call('PUBLISH', ARGV[2], cjson.encode({{progress = told}})) end
+"""
+
 #: Ends many jobs at once: outcome stored and published, record closed, lease removed, one notice.
 #: The first outcome of a job stands; a second one only removes its lease.
 #: KEYS ledger, leased messages, leased index. ARGV now, result ttl, events channel, result prefix,
 #: then for each job: id, lease tag or '', meta or '', status, prompt tokens, texts, code, message,
-#: time started.
+#: time started. Answers how many records it closed.
 FINISH = f"""
 {_ENDED}
+{_OPEN}
 {_SETTLE}
 local ledger, now, ttl, prefix = KEYS[1], ARGV[1], ARGV[2], ARGV[4]
 local closed, stored = {{}}, 0
-for at = 5, #ARGV, 9 do
-  local id, tag, meta, status = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local key, job = prefix .. id, '{keys.JOB_PREFIX}' .. id
-  local first, size = true, 0
-  if meta ~= '' then
-    first = redis.call('SET', key, meta, 'NX', 'EX', ttl)
-    if not first and not ended(key) then first = redis.call('SET', key, meta, 'EX', ttl) end
-    if first then
-      redis.call('PUBLISH', key, meta)
-      size = #meta
-      stored = stored + size
-    end
+
+local function store(key, meta)
+  if not redis.call('SET', key, meta, 'NX', 'EX', ttl) then
+    if ended(key) then return false end
+    redis.call('SET', key, meta, 'EX', ttl)
   end
-  if first and redis.call('EXISTS', job) == 1 then
-    settle(job, ledger)
-    redis.call('HSET', job, 'status', status, 'finished', now, 'stored', size)
-    if ARGV[at + 8] ~= '' then redis.call('HSET', job, 'started', ARGV[at + 8]) end
-    if status == 'succeeded' then
-      redis.call('HSET', job, 'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5],
-        'total', ARGV[at + 5])
-    end
-    if ARGV[at + 6] ~= '' then
-      redis.call('HSET', job, 'code', ARGV[at + 6], 'message', ARGV[at + 7])
-    end
+  redis.call('PUBLISH', key, meta)
+  stored = stored + #meta
+  return true
+end
+
+local function close(job, at)
+  redis.call('HSET', job, 'status', ARGV[at + 3], 'finished', now, 'stored', #ARGV[at + 2])
+  if ARGV[at + 8] ~= '' then redis.call('HSET', job, 'started', ARGV[at + 8]) end
+  if ARGV[at + 3] == 'succeeded' then
+    redis.call('HSET', job, 'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5],
+      'total', ARGV[at + 5])
+  end
+  if ARGV[at + 6] ~= '' then
+    redis.call('HSET', job, 'code', ARGV[at + 6], 'message', ARGV[at + 7])
+  end
+  closed[#closed + 1] = ARGV[at]
+end
+
+-- Whole minutes of results that have all expired.
+local function forget(before)
+  for _, field in ipairs(redis.call('HKEYS', ledger)) do
+    local minute = string.match(field, '^stored:(%d+)$')
+    if minute and tonumber(minute) < before then redis.call('HDEL', ledger, field) end
+  end
+end
+
+for at = 5, #ARGV, 9 do
+  local id, tag, meta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local job = '{keys.JOB_PREFIX}' .. id
+  local first = meta == '' or store(prefix .. id, meta)
+  settle(job, ledger)
+  if open(job) then
+    -- Where another outcome was first, the record is read with that one.
+    if first then close(job, at) end
     redis.call('EXPIRE', job, ttl)
-    closed[#closed + 1] = id
   end
   if tag ~= '' then
     redis.call('HDEL', KEYS[2], tag)
@@ -165,7 +214,10 @@ for at = 5, #ARGV, 9 do
   end
 end
 if stored > 0 then
-  redis.call('HINCRBY', ledger, 'stored:' .. math.floor(tonumber(now) / 60), stored)
+  local minute = math.floor(tonumber(now) / 60)
+  if redis.call('HINCRBY', ledger, 'stored:' .. minute, stored) == stored then
+    forget(math.floor((tonumber(now) - tonumber(ttl)) / 60))
+  end
 end
 if #closed > 0 then redis.call('PUBLISH', ARGV[3], cjson.encode({{ended = closed}})) end
 return #closed

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -19,7 +18,10 @@ import redis
 
 from worker.contract import keys, scripts
 from worker.contract.jobs import Status
-from worker.contract.results import failure_of, revoked_meta
+from worker.contract.record import JobRecord, parse, with_outcome
+from worker.contract.results import revoked_meta
+
+__all__ = ["Acceptance", "Ending", "JobRecord", "JobStore", "NewJob"]
 
 #: Seconds that a job may wait or run before its record is given up.
 RECORD_TTL = 7 * 24 * 3600
@@ -29,24 +31,6 @@ IDEMPOTENCY_TTL = 24 * 3600
 LISTED_JOBS = 100_000
 #: Records that one filtered page reads at most.
 _SCANNED = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """A job as its owner sees it. Times in seconds since the epoch."""
-
-    id: str
-    status: Status
-    owner: str = ""
-    created_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    model: str | None = None
-    done: int = 0
-    total: int | None = None
-    prompt_tokens: int | None = None
-    code: str | None = None
-    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +91,7 @@ class JobStore:
         self._accept = client.register_script(scripts.ACCEPT)
         self._finish = client.register_script(scripts.FINISH)
         self._reconcile = client.register_script(scripts.RECONCILE)
+        self._progress = client.register_script(scripts.PROGRESS)
         self._cancel = client.register_script(scripts.CANCEL)
         self._withdraw = client.register_script(scripts.WITHDRAW)
         self._release = client.register_script(scripts.RELEASE)
@@ -166,7 +151,9 @@ class JobStore:
 
     def queued_tokens(self) -> int:
         """Tokens accepted and not ended, estimated at acceptance."""
-        return int(cast("bytes", self.client.hget(self._ledger, "tokens") or b"0"))
+        held = cast("bytes | None", self.client.hget(self._ledger, "tokens"))
+        # Below zero once jobs end that `reconcile` had forgotten.
+        return max(int(held or 0), 0)
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
@@ -180,9 +167,9 @@ class JobStore:
             fields, raw = pipe.execute()
         if not fields and raw is None:
             return None, None
-        record = _parse(job_id, fields)
+        record = parse(job_id, fields)
         if raw is not None and not record.status.ended:
-            record = _with_outcome(record, orjson.loads(raw))
+            record = with_outcome(record, orjson.loads(raw))
         return record, raw
 
     def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
@@ -227,20 +214,14 @@ class JobStore:
         self._reconcile(keys=[self._ledger, self._queue, keys.LEASED])
 
     def progress(self, jobs: Sequence[tuple[str, float, int, int]]) -> None:
-        """Tell of running jobs: id, time started, texts done and total. One round trip."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for job_id, started, done, total in jobs:
-                fields: dict[Any, Any] = {
-                    "status": Status.RUNNING.value,
-                    "started": started,
-                    "done": done,
-                    "total": total,
-                }
-                pipe.hset(keys.job(job_id), mapping=fields)
-                pipe.expire(keys.job(job_id), RECORD_TTL)
-            notice = {"progress": {job_id: [done, total] for job_id, _, done, total in jobs}}
-            pipe.publish(keys.EVENTS, orjson.dumps(notice))
-            pipe.execute()
+        """Tell of running jobs: id, time started, texts done and total; ended ones stay so.
+
+        Raises redis.RedisError.
+        """
+        arguments: list[Any] = [RECORD_TTL, keys.EVENTS, keys.RESULT_PREFIX]
+        for job in jobs:
+            arguments += job
+        self._progress(args=arguments)
 
     def outcome(self, job_id: str) -> dict[str, Any] | None:
         """The stored outcome in Celery's format, or None while there is none."""
@@ -294,57 +275,9 @@ class JobStore:
     ) -> JobRecord | None:
         if not fields and not has_result:
             return None
-        record = _parse(job_id, fields)
+        record = parse(job_id, fields)
         if record.status.ended or not has_result:
             return record
         # Ended by Celery itself: revoked, another pool, or a job with links.
         outcome = self.outcome(job_id)
-        return record if outcome is None else _with_outcome(record, outcome)
-
-
-def _parse(job_id: str, fields: dict[bytes, bytes]) -> JobRecord:
-    values = {name.decode(): value.decode() for name, value in fields.items()}
-
-    def seconds(name: str) -> float | None:
-        return float(values[name]) if values.get(name) else None
-
-    total = int(values["total"]) if "total" in values else None
-    return JobRecord(
-        id=job_id,
-        status=Status(values.get("status", Status.QUEUED)),
-        owner=values.get("owner", ""),
-        created_at=seconds("created"),
-        started_at=seconds("started"),
-        finished_at=seconds("finished"),
-        model=values.get("model") or None,
-        done=int(values.get("done", 0)),
-        total=total,
-        prompt_tokens=int(values["prompt_tokens"]) if "prompt_tokens" in values else None,
-        code=values.get("code"),
-        message=values.get("message"),
-    )
-
-
-def _with_outcome(record: JobRecord, outcome: dict[str, Any]) -> JobRecord:
-    status = Status.of_celery(outcome["status"])
-    if not status.ended:
-        return replace(record, status=status)
-    finished = outcome.get("date_done")
-    changes: dict[str, Any] = {
-        "status": status,
-        "finished_at": datetime.fromisoformat(finished).timestamp() if finished else None,
-    }
-    result = outcome["result"]
-    if status is Status.FAILED:
-        failure = failure_of(result)
-        changes |= {"code": failure.code, "message": failure.message}
-    elif status is Status.SUCCEEDED and isinstance(result, dict) and "embeddings" in result:
-        embeddings = result["embeddings"]
-        total = embeddings["shape"][0] if isinstance(embeddings, dict) else len(embeddings)
-        changes |= {
-            "model": result.get("model"),
-            "done": total,
-            "total": total,
-            "prompt_tokens": result.get("usage", {}).get("prompt_tokens"),
-        }
-    return replace(record, **changes)
+        return record if outcome is None else with_outcome(record, outcome)
