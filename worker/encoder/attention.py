@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from worker.encoder.layout import Group, PackedBatch
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    # Older than torch 2.10: 16-bit models on CUDA attend in groups, as all others do.
+    varlen_attn = None  # type: ignore[assignment]
 
 #: The name of this attention in a transformers configuration.
 PACKED_ATTENTION = "embedq_packed"
@@ -113,6 +118,8 @@ def _varlen(
 
     Its window counts the keys to the left and right of a query, -1 for all of them.
     """
+    if varlen_attn is None:
+        raise NotImplementedError("this torch has no attention over variable lengths")
     reach = -1 if rule.window is None else rule.window - 1
     attended = varlen_attn(
         query[0].transpose(0, 1),
