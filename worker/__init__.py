@@ -32,9 +32,18 @@ def __getattr__(name: str) -> Celery:
     """
     if name != "app":
         raise AttributeError(f"module 'worker' has no attribute {name!r}")
+    from click import get_current_context
+
     from worker.contract.app import make_app
+    from worker.contract.errors import SettingsError
     from worker.contract.settings import Settings
 
-    app = make_app(Settings.from_env())
+    try:
+        app = make_app(Settings.from_env())
+    except SettingsError as error:
+        if get_current_context(silent=True) is None:
+            raise
+        # The command lines of Celery and Flask would bury it in a traceback.
+        raise SystemExit(f"embedq cannot start: {error.message}") from error
     globals()["app"] = app
     return app

@@ -17,7 +17,7 @@ from celery.result import AsyncResult
 
 import worker
 from tests.integration import users_app
-from tests.processes import Process, Processes, eventually
+from tests.processes import Process, Processes, eventually, start_worker
 from worker.contract import records
 from worker.contract.jobs import TASK_NAME
 from worker.contract.results import Matrix, matrix
@@ -27,7 +27,7 @@ from worker.tasks import embed
 MARKER = "zebra9f1c"
 TEXTS = [f"{MARKER} crosses the river at dawn", f"{MARKER} sleeps"]
 #: Seconds for one answer; the model itself needs milliseconds.
-ANSWER_S = 30.0
+ANSWER_S = 8.0
 
 
 @contextmanager
@@ -99,23 +99,22 @@ class Events:
 
 @dataclass
 class Stand:
-    """A worker, its Redis, its events, and ways to ask for things."""
+    """Workers, their Redis, and ways to ask for things."""
 
-    kind: str
     processes: Processes
-    worker: Process
     app: Celery
     client: redis.Redis
-    events: Events
 
     @property
     def url(self) -> str:
         return str(os.environ["CELERY_BROKER_URL"])
 
-    @property
-    def ours(self) -> bool:
-        """Whether it runs our pool."""
-        return self.kind != "stock worker"
+    def start(self, *arguments: str, ready: str | None = " ready.", **env: str) -> Process:
+        """A worker with the tasks of `users_app` and a device that waits to order."""
+        app = env.pop("APP", "tests.integration.users_app")
+        return start_worker(
+            self.processes, self.url, *arguments, app=app, ready=ready, env={"GATED": "1"} | env
+        )
 
     def notes(self) -> list[list[Any]]:
         """What tasks and receivers of signals noted since the test began."""
@@ -134,22 +133,34 @@ class Stand:
 
     def idle(self) -> bool:
         """Whether every message is done with: none queued, none held."""
-        return not (self.client.llen("embedq") or self.client.hlen("unacked"))
+        return self.messages() == (0, 0)
+
+    def messages(self) -> tuple[int, int]:
+        """Messages that wait in the queue, and messages that workers hold."""
+        return self.client.llen("embedq"), self.client.hlen("unacked")
+
+    def close_gate(self) -> None:
+        """From now on the device stands still before each forward pass."""
+        self.client.set(users_app.GATE, 1)
+
+    def open_gate(self) -> None:
+        """Let the device go on."""
+        if self.client.delete(users_app.GATE):
+            self.step()
+
+    def step(self) -> None:
+        """Let the forward pass that stands still, or the next, go on; only that one."""
+        self.client.rpush(users_app.OPEN, 1)
+        self.client.expire(users_app.OPEN, 5)
 
     @contextmanager
     def busy_device(self) -> Iterator[Callable[[], None]]:
         """A device that stands still inside a forward pass; call what is given to let it go on."""
-        self.client.set(users_app.GATE, 1)
-
-        def go_on() -> None:
-            if self.client.delete(users_app.GATE):
-                self.client.rpush(users_app.OPEN, 1)
-                self.client.expire(users_app.OPEN, 5)
-
+        self.close_gate()
         try:
-            yield go_on
+            yield self.open_gate
         finally:
-            go_on()
+            self.open_gate()
 
     def wait_until_encoding(self) -> None:
         """The device has begun a forward pass and stands still in it."""

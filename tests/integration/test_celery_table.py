@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,55 +39,54 @@ from tests.integration.stand import (
     send_by_name,
     vectors,
 )
-from tests.processes import ValkeyServer, eventually, start_worker
+from tests.processes import Process, ValkeyServer, eventually
 from worker.contract.errors import JobFailed
 from worker.contract.results import Matrix
 from worker.service import default_service
 from worker.tasks import embed
 
 APP = "tests.integration.users_app"
-KINDS: dict[str, dict[str, Any]] = {
-    # Users add tasks in either way.
-    "our worker": {"arguments": ("-I", APP, "-l", "debug"), "app": "worker", "env": {"GATED": "1"}},
-    "our worker on the stock transport": {
-        "arguments": ("-l", "debug"),
-        "app": APP,
-        "env": {"GATED": "1", "EMBEDQ_TRANSPORT": "stock"},
-    },
-    "stock worker": {
-        "arguments": (),
-        "app": APP,
-        "env": {"GATED": "1", "EMBEDQ_TRANSPORT": "stock", "POOL": "prefork"},
-    },
+STOCK = {"EMBEDQ_TRANSPORT": "stock"}
+#: Arguments and environment of a worker. Users add tasks by an application of their own or by -I.
+KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "our worker": (("-l", "debug", "-I", APP), {"APP": "worker"}),
+    "our worker on the stock transport": (("-l", "debug"), STOCK),
+    "stock worker": ((), STOCK | {"POOL": "prefork"}),
 }
 
 pytestmark = pytest.mark.timeout(60)
 
 
+@dataclass
+class Table(Stand):
+    """One worker, and all its events."""
+
+    worker: Process
+    events: Events
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def stand_of_a_kind(request: pytest.FixtureRequest, valkey: ValkeyServer) -> Iterator[Stand]:
+def worker_of_a_kind(request: pytest.FixtureRequest, valkey: ValkeyServer) -> Iterator[Table]:
+    arguments, env = KINDS[request.param]
     with running() as processes, valkey.client() as client, embed_at(valkey.url) as app:
         client.flushall()
         events = Events(app)
-        kind = KINDS[request.param]
-        worker = start_worker(
-            processes, valkey.url, "-E", *kind["arguments"], app=kind["app"], env=kind["env"]
+        worker = Stand(processes, app, client).start(
+            "-E", *arguments, EMBEDQ_TASK_THREADS="1", **env
         )
-        # Loads the model where that happens on first use.
-        send().get(timeout=60)
-        yield Stand(request.param, processes, worker, app, client, events)
+        send().get(timeout=ANSWER_S)
+        yield Table(processes, app, client, worker, events)
         events.close()
-        if kind["env"].get("POOL") is None:
-            assert worker.stop() == 0
+        worker.stop()
         # Nobody saw a text that somebody asked to embed.
         assert held_texts(events.seen) == []
         assert MARKER not in worker.log()
 
 
 @pytest.fixture
-def stand(stand_of_a_kind: Stand) -> Iterator[Stand]:
+def stand(worker_of_a_kind: Table) -> Iterator[Table]:
     """A worker with nothing to do, and nothing noted yet."""
-    stand = stand_of_a_kind
+    stand = worker_of_a_kind
     stand.client.delete(users_app.NOTES, users_app.ENTERED, users_app.OPEN)
     yield stand
     eventually(stand.idle, ANSWER_S)
@@ -106,19 +106,19 @@ def same(result: Any, expected: Matrix) -> bool:
 # -- calling ------------------------------------------------------------------------------------
 
 
-def test_delay_and_get(stand: Stand, expected: Matrix) -> None:
+def test_delay_and_get(stand: Table, expected: Matrix) -> None:
     job = embed.delay(TEXTS)
     assert same(job.get(timeout=ANSWER_S), expected)
     assert job.state == "SUCCESS"
     eventually(lambda: stand.record(job.id) == ("succeeded", None))
 
 
-def test_one_string_is_a_list_of_one(stand: Stand, expected: Matrix) -> None:
+def test_one_string_is_a_list_of_one(stand: Table, expected: Matrix) -> None:
     assert same(embed.delay(TEXTS[0]).get(timeout=ANSWER_S), expected[:1])
     assert same(embed.delay(input=TEXTS[1]).get(timeout=ANSWER_S), expected[1:])
 
 
-def test_vectors_as_base64(stand: Stand, expected: Matrix) -> None:
+def test_vectors_as_base64(stand: Table, expected: Matrix) -> None:
     assert same(embed.delay(TEXTS, encoding_format="base64").get(timeout=ANSWER_S), expected)
 
 
@@ -127,12 +127,12 @@ def test_apply_and_a_plain_call(expected: Matrix) -> None:
     assert same(embed.apply((TEXTS,)).get(), expected)
 
 
-def test_a_plain_call_inside_the_worker(stand: Stand) -> None:
+def test_a_plain_call_inside_the_worker(stand: Table) -> None:
     assert users_app.embed_here.delay(["one", "two"]).get(timeout=ANSWER_S) == [2, 2]
 
 
 def test_send_task_from_a_program_without_our_code(
-    stand: Stand, expected: Matrix, tmp_path: Path
+    stand: Table, expected: Matrix, tmp_path: Path
 ) -> None:
     program = tmp_path / "client.py"
     program.write_text(
@@ -167,7 +167,7 @@ print(json.dumps({{"result": result, "failure": failure}}))
     ],
     ids=["countdown", "eta"],
 )
-def test_a_job_for_later(stand: Stand, expected: Matrix, when: dict[str, Any]) -> None:
+def test_a_job_for_later(stand: Table, expected: Matrix, when: dict[str, Any]) -> None:
     options = {name: value() if callable(value) else value for name, value in when.items()}
     asked = time.monotonic()
     job = send(**options)
@@ -175,11 +175,11 @@ def test_a_job_for_later(stand: Stand, expected: Matrix, when: dict[str, Any]) -
     assert time.monotonic() - asked > 0.4
 
 
-def test_priority_and_a_far_expiry_change_nothing(stand: Stand, expected: Matrix) -> None:
+def test_priority_and_a_far_expiry_change_nothing(stand: Table, expected: Matrix) -> None:
     assert same(send(priority=5, expires=600).get(timeout=ANSWER_S), expected)
 
 
-def test_an_ignored_result_is_not_stored(stand: Stand) -> None:
+def test_an_ignored_result_is_not_stored(stand: Table) -> None:
     job = send(ignore_result=True)
     eventually(lambda: stand.record(job.id) == ("succeeded", None), ANSWER_S)
     assert AsyncResult(job.id, app=stand.app).state == "PENDING"
@@ -202,7 +202,7 @@ def test_an_ignored_result_is_not_stored(stand: Stand) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_job_that_cannot_be_done(
-    stand: Stand, texts: list[Any], options: dict[str, Any], code: str
+    stand: Table, texts: list[Any], options: dict[str, Any], code: str
 ) -> None:
     job = embed.apply_async((texts,), options)
     with pytest.raises(JobFailed) as caught:
@@ -216,14 +216,14 @@ def test_a_job_that_cannot_be_done(
     ("args", "kwargs"), [([TEXTS, "second"], {}), ([], {}), ([], {"texts": TEXTS})]
 )
 def test_a_call_with_the_wrong_arguments(
-    stand: Stand, args: list[Any], kwargs: dict[str, Any]
+    stand: Table, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     job = send_by_name(stand.app, *args, kwargs=kwargs)
     with pytest.raises(TypeError):
         job.get(timeout=ANSWER_S)
 
 
-def test_texts_that_cannot_be_embedded_fail_alone(stand: Stand, expected: Matrix) -> None:
+def test_texts_that_cannot_be_embedded_fail_alone(stand: Table, expected: Matrix) -> None:
     result = send([TEXTS[0], 5, "\ud800", TEXTS[1]]).get(timeout=ANSWER_S)
     rows = result["embeddings"]
     assert np.abs(np.array([rows[0], rows[3]]) - expected).max() < 1e-5
@@ -234,7 +234,7 @@ def test_texts_that_cannot_be_embedded_fail_alone(stand: Stand, expected: Matrix
     ]
 
 
-def test_a_huge_text_is_cut_and_marked(stand: Stand) -> None:
+def test_a_huge_text_is_cut_and_marked(stand: Table) -> None:
     result = send([TEXTS[0], f"{MARKER} word " * 800_000]).get(timeout=ANSWER_S)
     assert len(vectors(result)) == 2
     assert result["truncated"] == [1]
@@ -243,22 +243,22 @@ def test_a_huge_text_is_cut_and_marked(stand: Stand) -> None:
 # -- workflows ----------------------------------------------------------------------------------
 
 
-def test_chain(stand: Stand) -> None:
+def test_chain(stand: Table) -> None:
     steps = users_app.write_texts.s(3), embed.s(), users_app.count.s()
     assert chain(*steps)().get(timeout=ANSWER_S) == 3
 
 
-def test_group(stand: Stand, expected: Matrix) -> None:
+def test_group(stand: Table, expected: Matrix) -> None:
     results = group(embed.s([text]) for text in TEXTS)().get(timeout=ANSWER_S)
     assert all(same(result, expected[row : row + 1]) for row, result in enumerate(results))
 
 
-def test_chord(stand: Stand) -> None:
+def test_chord(stand: Table) -> None:
     header = [embed.s(TEXTS), embed.s(TEXTS[:1]), embed.s(TEXTS)]
     assert chord(header)(users_app.counts.s()).get(timeout=ANSWER_S) == [2, 1, 2]
 
 
-def test_chord_with_a_failing_header(stand: Stand) -> None:
+def test_chord_with_a_failing_header(stand: Table) -> None:
     header = [embed.s(TEXTS), embed.s(TEXTS, model="nobody's")]
     body = chord(header)(users_app.counts.s().on_error(users_app.note_failure.s("body")))
     with pytest.raises(ChordError, match="model_not_found"):
@@ -267,13 +267,13 @@ def test_chord_with_a_failing_header(stand: Stand) -> None:
     stand.noted("body", body.id)
 
 
-def test_link(stand: Stand) -> None:
+def test_link(stand: Table) -> None:
     send(link=users_app.note_result.s("linked"))
     stand.noted("linked", 2)
 
 
 @pytest.mark.parametrize("how", ["by id", "with the exception"])
-def test_link_error(stand: Stand, how: str) -> None:
+def test_link_error(stand: Table, how: str) -> None:
     if how == "by id":
         link = users_app.note_failure.s("failed")
         expected: tuple[Any, ...] = ()
@@ -285,7 +285,7 @@ def test_link_error(stand: Stand, how: str) -> None:
     stand.noted("failed", job.id, *expected)
 
 
-def test_a_job_that_succeeds_calls_no_errback(stand: Stand) -> None:
+def test_a_job_that_succeeds_calls_no_errback(stand: Table) -> None:
     job = send(link_error=users_app.note_failure.s("failed"))
     assert len(vectors(job.get(timeout=ANSWER_S))) == 2
     assert users_app.count.delay({"embeddings": [1]}).get(timeout=ANSWER_S) == 1
@@ -295,26 +295,37 @@ def test_a_job_that_succeeds_calls_no_errback(stand: Stand) -> None:
 # -- users' own tasks ---------------------------------------------------------------------------
 
 
-def test_a_users_task_succeeds_fails_and_is_retried(stand: Stand) -> None:
+def test_a_users_task_succeeds_fails_and_is_retried(stand: Table) -> None:
     assert users_app.count.delay({"embeddings": [1, 2]}).get(timeout=ANSWER_S) == 2
     with pytest.raises(ValueError, match="told to"):
         users_app.fail.delay("told to").get(timeout=ANSWER_S)
     assert users_app.succeed_at.delay(2).get(timeout=ANSWER_S) == 2
 
 
-def test_a_users_task_calls_embed(stand: Stand) -> None:
+def test_a_users_task_calls_embed(stand: Table) -> None:
     job_id = users_app.call_embed.delay(["one", "two"]).get(timeout=ANSWER_S)
     assert len(vectors(AsyncResult(job_id, app=stand.app).get(timeout=ANSWER_S))) == 2
 
 
-def test_a_users_task_is_retried_and_becomes_a_job(stand: Stand) -> None:
+def test_a_users_task_is_retried_and_becomes_a_job(stand: Table) -> None:
     assert users_app.become_embed.delay(["one", "two"]).get(timeout=ANSWER_S) == 2
+
+
+def test_a_users_task_revoked_while_it_waits(stand: Table) -> None:
+    running = users_app.sleep.delay(1)
+    waiting = users_app.sleep.delay(0, "slept")
+    stand.app.control.revoke(waiting.id, reply=True, timeout=ANSWER_S, limit=1)
+    assert running.get(timeout=ANSWER_S) == 1
+    with pytest.raises(TaskRevokedError):
+        waiting.get(timeout=ANSWER_S)
+    eventually(stand.idle)
+    assert stand.notes() == []
 
 
 # -- ending early -------------------------------------------------------------------------------
 
 
-def test_a_job_revoked_while_it_waits(stand: Stand, expected: Matrix) -> None:
+def test_a_job_revoked_while_it_waits(stand: Table, expected: Matrix) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
@@ -328,7 +339,7 @@ def test_a_job_revoked_while_it_waits(stand: Stand, expected: Matrix) -> None:
     eventually(lambda: stand.record(waiting.id) == ("cancelled", None))
 
 
-def test_a_job_revoked_before_its_time(stand: Stand) -> None:
+def test_a_job_revoked_before_its_time(stand: Table) -> None:
     job = send(countdown=1)
     stand.app.control.revoke(job.id, reply=True, timeout=ANSWER_S, limit=1)
     with pytest.raises(TaskRevokedError):
@@ -337,7 +348,7 @@ def test_a_job_revoked_before_its_time(stand: Stand) -> None:
 
 
 def test_revoking_a_running_job_without_force_changes_nothing(
-    stand: Stand, expected: Matrix
+    stand: Table, expected: Matrix
 ) -> None:
     with stand.busy_device() as go_on:
         job = send()
@@ -348,7 +359,7 @@ def test_revoking_a_running_job_without_force_changes_nothing(
         assert same(job.get(timeout=ANSWER_S), expected)
 
 
-def test_a_running_job_is_terminated(stand: Stand) -> None:
+def test_a_running_job_is_terminated(stand: Table) -> None:
     with stand.busy_device():
         job = send(link=users_app.note_result.s("linked"))
         stand.wait_until_encoding()
@@ -363,7 +374,7 @@ def test_a_running_job_is_terminated(stand: Stand) -> None:
     eventually(lambda: stand.record(job.id) == ("cancelled", None))
 
 
-def test_a_waiting_job_is_terminated(stand: Stand, expected: Matrix) -> None:
+def test_a_waiting_job_is_terminated(stand: Table, expected: Matrix) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
@@ -377,7 +388,7 @@ def test_a_waiting_job_is_terminated(stand: Stand, expected: Matrix) -> None:
     eventually(lambda: [note[:2] for note in stand.notes()] == [["task_revoked", waiting.id]])
 
 
-def test_a_job_that_has_expired(stand: Stand) -> None:
+def test_a_job_that_has_expired(stand: Table) -> None:
     job = send(expires=datetime.now(UTC) - timedelta(days=400))
     with pytest.raises(TaskRevokedError):
         job.get(timeout=ANSWER_S)
@@ -385,7 +396,7 @@ def test_a_job_that_has_expired(stand: Stand) -> None:
     eventually(lambda: stand.record(job.id) == ("cancelled", None))
 
 
-def test_a_job_that_expires_while_it_waits(stand: Stand, expected: Matrix) -> None:
+def test_a_job_that_expires_while_it_waits(stand: Table, expected: Matrix) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
@@ -399,7 +410,7 @@ def test_a_job_that_expires_while_it_waits(stand: Stand, expected: Matrix) -> No
     stand.noted("task_revoked", waiting.id, False, True)
 
 
-def test_a_hard_time_limit(stand: Stand) -> None:
+def test_a_hard_time_limit(stand: Table) -> None:
     with stand.busy_device():
         job = send(time_limit=1, link_error=users_app.note_failure.s("failed"))
         with pytest.raises(TimeLimitExceeded) as caught:
@@ -410,7 +421,7 @@ def test_a_hard_time_limit(stand: Stand) -> None:
     assert len(vectors(send().get(timeout=ANSWER_S))) == 2
 
 
-def test_a_soft_time_limit(stand: Stand) -> None:
+def test_a_soft_time_limit(stand: Table) -> None:
     with stand.busy_device():
         job = send(soft_time_limit=1, link_error=users_app.note_failure.s("failed"))
         with pytest.raises(SoftTimeLimitExceeded) as caught:
@@ -423,7 +434,7 @@ def test_a_soft_time_limit(stand: Stand) -> None:
 # -- watching -----------------------------------------------------------------------------------
 
 
-def test_signals(stand: Stand) -> None:
+def test_signals(stand: Table) -> None:
     users_app.listen.delay().get(timeout=ANSWER_S)
     try:
         send().get(timeout=ANSWER_S)
@@ -446,7 +457,7 @@ def test_signals(stand: Stand) -> None:
     ]
 
 
-def test_events(stand: Stand) -> None:
+def test_events(stand: Table) -> None:
     good, bad = send(), embed.apply_async((TEXTS,), {"model": "x"})
     good.get(timeout=ANSWER_S)
     late = send(expires=datetime.now(UTC) - timedelta(days=1))
@@ -462,7 +473,7 @@ def test_events(stand: Stand) -> None:
         )
 
 
-def test_inspect_shows_the_truth_and_no_texts(stand: Stand) -> None:
+def test_inspect_shows_the_truth_and_no_texts(stand: Table) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
@@ -498,17 +509,17 @@ def test_inspect_shows_the_truth_and_no_texts(stand: Stand) -> None:
 # -- control ------------------------------------------------------------------------------------
 
 
-def test_ping(stand: Stand) -> None:
+def test_ping(stand: Table) -> None:
     assert list(stand.app.control.ping(timeout=ANSWER_S, limit=1)[0].values()) == [{"ok": "pong"}]
 
 
-def control(stand: Stand, command: str, *args: Any) -> Any:
+def control(stand: Table, command: str, *args: Any) -> Any:
     call = getattr(stand.app.control, command)
     answer = call(*args, reply=True, timeout=ANSWER_S, limit=1)
     return next(iter(answer[0].values()))
 
 
-def test_a_rate_limit(stand: Stand) -> None:
+def test_a_rate_limit(stand: Table) -> None:
     set_ = control(stand, "rate_limit", "embedq.embed", "5/s")
     try:
         assert set_ == {"ok": "new rate limit set successfully"}
@@ -520,7 +531,7 @@ def test_a_rate_limit(stand: Stand) -> None:
         control(stand, "rate_limit", "embedq.embed", 0)
 
 
-def test_a_time_limit_for_all_jobs(stand: Stand) -> None:
+def test_a_time_limit_for_all_jobs(stand: Table) -> None:
     # Celery's requests read it when the worker connects, so nothing changes before that.
     set_ = control(stand, "time_limit", "embedq.embed", 60, 120)
     try:
@@ -530,7 +541,7 @@ def test_a_time_limit_for_all_jobs(stand: Stand) -> None:
         control(stand, "time_limit", "embedq.embed")
 
 
-def test_waiting_does_not_count_towards_a_time_limit(stand: Stand) -> None:
+def test_waiting_does_not_count_towards_a_time_limit(stand: Table) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()

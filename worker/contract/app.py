@@ -7,7 +7,6 @@ from typing import Any
 from celery import Celery
 
 from worker.contract import keys
-from worker.contract import keys
 from worker.contract.settings import Settings
 
 
@@ -30,7 +29,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Of messages that nobody renews: those of stock workers.
         "visibility_timeout": 3600,
         "lease_timeout": settings.lease_seconds,
-        "dead_letter_key": keys.dead_letters(settings.queue),
         "dead_letter_key": keys.dead_letters(settings.queue),
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
@@ -65,7 +63,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_on_failure": True,
         "task_track_started": False,
         "worker_pool": "worker.pool:TaskPool",
-        "worker_consumer": "worker.pool.consumer:Consumer",
         "worker_consumer": "worker.pool.consumer:Consumer",
         "worker_concurrency": 1,
         # No limit by count: the pool bounds the tokens that wait.

@@ -2,11 +2,15 @@
 
 In reading order:
 
+- `consumer`  messages that nobody can run, and how much is fetched
 - `requests`  one request of `embed`, without its texts where people look
-- `loop`      calls from other threads onto the thread of Celery's event loop
-- `threads`   tasks other than `embed`, and whatever else may block
-- `outcomes`  what becomes of jobs: in bulk, or through Celery's own tracer
 - `taskpool`  the pool itself
+- `loop`      calls from other threads onto the thread of Celery's event loop
+- `threads`   threads for whatever may block
+- `others`    tasks other than `embed`
+- `outcomes`  what becomes of jobs: in bulk …
+- `tracing`   … or through Celery's own tracer
+- `suspects`  jobs that workers may have died of
 """
 
 from worker.pool.taskpool import TaskPool

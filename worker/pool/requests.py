@@ -13,8 +13,6 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from worker.contract import keys
-from worker.contract.errors import JobFailed
 from worker.contract.messages import shown_args
 from worker.engine import Job
 from worker.transport import Lease, lease_of, leases
@@ -30,21 +28,12 @@ _TRACER_SIGNALS = (
 class EmbedRequest(Request):
     """A request whose texts show neither in events, nor in logs, nor in `inspect`.
 
-    A message that Celery could not handle without failing itself is refused here: it is moved to
-    the dead letters, and its job fails with `invalid_request`.
+    Raises InvalidTaskError for a message of the wrong form, before anybody works with it.
     """
 
     def __init__(self, message: Any, **options: Any) -> None:
-        try:
-            super().__init__(message, **options)
-            fault = _fault(self)
-        except InvalidTaskError as error:
-            fault = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever a body can do to its reader
-            fault = f"the message cannot be read ({type(error).__name__})"
-        if fault:
-            _refuse(message, fault, options["app"])
-            raise InvalidTaskError(fault)
+        super().__init__(message, **options)
+        _check(self)
         value = self._args[0] if self._args else self._kwargs.get("input")
         self._argsrepr = shown_args(len(value) if isinstance(value, list) else 1)
         self._kwargsrepr = "{}"
@@ -57,37 +46,21 @@ class EmbedRequest(Request):
         return info
 
 
-def _fault(request: Request) -> str:
-    """What is wrong with the form of a message; '' where nothing is."""
-    payload = request._payload  # noqa: SLF001
+def _check(request: Request) -> None:
+    args, kwargs, embed = request._payload  # noqa: SLF001
     limits = request.time_limits
     if not isinstance(request.id, str):
-        return "the id is no string"
-    if not (isinstance(payload, list | tuple) and len(payload) == 3):
-        return "the body is not [args, kwargs, embed]"
-    args, kwargs, embed = payload
+        raise InvalidTaskError("the id is no string")
     if not (isinstance(args, list | tuple) and isinstance(kwargs, dict)):
-        return "args or kwargs have the wrong type"
+        raise InvalidTaskError("args or kwargs have the wrong type")
     if not (embed is None or isinstance(embed, dict)):
-        return "callbacks and errbacks have the wrong type"
+        raise InvalidTaskError("callbacks and errbacks have the wrong type")
     if not (
         isinstance(limits, list | tuple)
         and len(limits) == 2
         and all(limit is None or isinstance(limit, int | float) for limit in limits)
     ):
-        return "the time limits are no numbers"
-    return ""
-
-
-def _refuse(message: Any, fault: str, app: Any) -> None:
-    lease = lease_of(message)
-    if lease is not None:
-        leases.bury(lease.tag, fault, keys.dead_letters(app.conf.task_default_queue))
-    # Celery logs the body of what it rejects.
-    message.body = ""
-    job_id = message.headers.get("id")
-    if isinstance(job_id, str):
-        app.backend.mark_as_failure(job_id, JobFailed("invalid_request", fault))
+        raise InvalidTaskError("the time limits are no numbers")
 
 
 def overdue(request: Request) -> bool:

@@ -22,7 +22,6 @@ from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
-from worker.pool.admission import StockAdmission
 from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
@@ -50,7 +49,6 @@ class TaskPool(BasePool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.app.steps["consumer"].add(StockAdmission)
         #: Requests of `embed` handed over and not ended; owned by the loop's thread.
         self._open: dict[Ticket, None] = {}
         self._stopping = False
