@@ -101,7 +101,10 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 
 #: KEYS job, result, ledger. ARGV seconds. Leaves an ended job and its result no longer than that,
 #: and takes its bytes off the ledger, once.
-RELEASE = """
+RELEASE = f"""
+{_ENDED}
+{_OPEN}
+if open(KEYS[1]) and not ended(KEYS[2]) then return end
 local held = redis.call('HMGET', KEYS[1], 'stored', 'finished')
 if held[1] and held[2] then
   local minute = math.floor(tonumber(held[2]) / 60)

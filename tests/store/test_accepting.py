@@ -1,0 +1,185 @@
+"""What is accepted, once and within bounds."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import redis
+
+from tests.store.stand import (
+    QUEUE,
+    RESULT_TTL,
+    ledger,
+    new_job,
+    success,
+)
+from worker.contract import keys, store
+from worker.contract.jobs import Status
+from worker.contract.store import JobStore
+
+
+def test_an_accepted_job_is_queued_recorded_and_counted(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    before = time.time()
+    acceptance = jobs.accept(new_job(owner="me", model="tiny"), b"the message")
+    assert (acceptance.verdict, acceptance.job_id, acceptance.level) == ("accepted", "one", 100)
+    assert redis_client.lrange(QUEUE, 0, -1) == [b"the message"]
+    record = jobs.read("one")
+    assert record is not None
+    assert (record.status, record.owner, record.model) == (Status.QUEUED, "me", "tiny")
+    assert (record.done, record.total) == (0, 2)
+    assert record.created_at is not None
+    assert before - 1 <= record.created_at <= time.time()
+    assert ledger(redis_client) == {"tokens": 100, "expected": 5000, "stored": 0}
+    assert jobs.queued_tokens() == 100
+    assert 0 < redis_client.ttl(keys.job("one")) <= store.RECORD_TTL
+
+
+def test_a_job_that_is_sent_by_other_means_is_only_recorded(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    assert jobs.accept(new_job(), None).verdict == "accepted"
+    assert redis_client.llen(QUEUE) == 0
+    assert jobs.read("one") is not None
+
+
+def test_messages_are_taken_in_the_order_they_were_accepted(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    for number in range(3):
+        jobs.accept(new_job(f"{number}"), f"{number}".encode())
+    assert [redis_client.rpop(QUEUE) for _ in range(3)] == [b"0", b"1", b"2"]
+
+
+def test_a_call_whose_answer_was_lost_may_be_repeated(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    job = new_job()
+    for _ in range(3):
+        assert jobs.accept(job, b"message", max_tokens=100).verdict == "accepted"
+    assert redis_client.llen(QUEUE) == 1
+    assert jobs.queued_tokens() == 100
+
+
+def test_a_task_sent_again_under_its_id_is_counted_once(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.accept(new_job(tokens=100), None)
+    jobs.progress([("one", time.time(), 1, 2)])
+    jobs.accept(new_job(tokens=30), None)
+    assert jobs.queued_tokens() == 30
+    record = jobs.read("one")
+    assert record is not None
+    assert (record.status, record.done, record.started_at) == (Status.QUEUED, 0, None)
+    jobs.finish([success()])
+    assert ledger(redis_client)["tokens"] == ledger(redis_client)["expected"] == 0
+
+
+def test_a_queue_that_holds_enough_tokens_takes_no_more(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    assert jobs.accept(new_job("a"), b"a", max_tokens=250).verdict == "accepted"
+    assert jobs.accept(new_job("b"), b"b", max_tokens=250).verdict == "accepted"
+    refused = jobs.accept(new_job("c"), b"c", max_tokens=250)
+    assert (refused.verdict, refused.level) == ("full", 200)
+    assert jobs.read("c") is None
+    assert redis_client.llen(QUEUE) == 2
+    jobs.finish([success("a")])
+    assert jobs.accept(new_job("c"), b"c", max_tokens=250).verdict == "accepted"
+
+
+def test_a_job_larger_than_the_bound_is_taken_by_an_empty_queue(jobs: JobStore) -> None:
+    large = new_job("large", tokens=1000, result_bytes=10_000)
+    assert jobs.accept(large, b"m", max_tokens=10, max_result_bytes=10).verdict == "accepted"
+    refused = jobs.accept(new_job("b"), b"m", max_tokens=10)
+    assert refused.verdict == "full"
+
+
+def test_results_that_hold_enough_bytes_let_no_job_in(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    bound = {"max_result_bytes": 12_000}
+    assert jobs.accept(new_job("a"), b"a", **bound).verdict == "accepted"
+    assert jobs.accept(new_job("b"), b"b", **bound).verdict == "accepted"
+    refused = jobs.accept(new_job("c"), b"c", **bound)
+    assert (refused.verdict, refused.level) == ("results_full", 10_000)
+    # What is stored counts instead of what was expected.
+    jobs.finish([success("a"), success("b")])
+    stored = sum(len(success(job_id).meta) for job_id in "ab")
+    assert ledger(redis_client) == {"tokens": 0, "expected": 0, "stored": stored}
+    assert jobs.accept(new_job("c"), b"c", **bound).verdict == "accepted"
+    refused = jobs.accept(new_job("d", result_bytes=12_000), b"d", **bound)
+    assert (refused.verdict, refused.level) == ("results_full", 5000 + stored)
+
+
+def test_bytes_of_results_count_until_they_have_expired(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    minute = int(time.time()) // 60
+    old, young = minute - RESULT_TTL // 60 - 2, minute - RESULT_TTL // 60 + 2
+    held = {f"stored:{old}": 10_000, f"stored:{young}": 500, "expected": 300}
+    redis_client.hset(keys.ledger(QUEUE), mapping=held)
+    refused = jobs.accept(new_job(), b"m", max_result_bytes=5000)
+    assert (refused.verdict, refused.level) == ("results_full", 800)
+    jobs.finish([success("other")])
+    assert not redis_client.hexists(keys.ledger(QUEUE), f"stored:{old}"), "the ledger grows"
+    assert redis_client.hexists(keys.ledger(QUEUE), f"stored:{young}")
+
+
+def test_submitting_from_many_threads_never_passes_the_bound(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    def submit(number: int) -> str:
+        return jobs.accept(new_job(f"{number}"), b"m", max_tokens=1000).verdict
+
+    with ThreadPoolExecutor(8) as threads:
+        verdicts = list(threads.map(submit, range(40)))
+    assert verdicts.count("accepted") == 10
+    assert jobs.queued_tokens() == 1000
+    assert redis_client.llen(QUEUE) == 10
+
+
+def test_the_same_submission_under_a_key_is_the_same_job(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    once = {"idempotency_key": "key", "fingerprint": "body"}
+    assert jobs.accept(new_job("one"), b"m", **once).verdict == "accepted"
+    again = jobs.accept(new_job("two"), b"m", **once)
+    assert (again.verdict, again.job_id) == ("replayed", "one")
+    jobs.finish([success("one")])
+    assert jobs.accept(new_job("three"), b"m", **once).verdict == "replayed"
+    assert redis_client.llen(QUEUE) == 1
+    assert jobs.read("two") is None
+
+
+def test_another_submission_under_a_key_is_a_conflict(jobs: JobStore) -> None:
+    jobs.accept(new_job("one"), b"m", idempotency_key="key", fingerprint="body")
+    other = jobs.accept(new_job("two"), b"m", idempotency_key="key", fingerprint="other body")
+    assert (other.verdict, other.job_id) == ("conflict", "one")
+    assert jobs.read("two") is None
+
+
+def test_keys_of_different_owners_are_different(jobs: JobStore) -> None:
+    once = {"idempotency_key": "key", "fingerprint": "body"}
+    jobs.accept(new_job("one", owner="me"), b"m", **once)
+    assert jobs.accept(new_job("two", owner="you"), b"m", **once).verdict == "accepted"
+
+
+def test_a_key_of_a_job_that_is_gone_stands_for_a_new_one(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    once = {"idempotency_key": "key", "fingerprint": "body"}
+    jobs.accept(new_job("one"), b"m", **once)
+    assert 0 < redis_client.ttl(keys.idempotency("", "key")) <= store.IDEMPOTENCY_TTL
+    redis_client.delete(keys.job("one"))
+    assert jobs.accept(new_job("two"), b"m", **once).verdict == "accepted"
+    assert jobs.accept(new_job("three"), b"m", **once).job_id == "two"
+
+
+def test_a_refused_submission_leaves_its_key_free(jobs: JobStore) -> None:
+    jobs.accept(new_job("first"), b"m")
+    once = {"idempotency_key": "key", "fingerprint": "body"}
+    assert jobs.accept(new_job("one"), b"m", max_tokens=100, **once).verdict == "full"
+    assert jobs.accept(new_job("two"), b"m", **once).verdict == "accepted"
