@@ -7,6 +7,7 @@ their records before the clock starts, as if a burst had come.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import threading
 import time
@@ -20,7 +21,7 @@ from bench.report import Options, Table, run
 from bench.stage import Stage, cpu_seconds, resident_bytes, stage
 from bench.texts import texts
 from tests.processes import Process
-from worker.contract import estimates, messages
+from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.store import JobStore, NewJob
 
@@ -100,10 +101,10 @@ class _Line:
         """Queue jobs, let the worker have them all at once; seconds for each."""
         measured = not jobs
         jobs = jobs or self.contestant.jobs // self._share
-        _fill(self._client, self._queue, _texts(jobs), self._store)
+        last = _fill(self._client, self._queue, _texts(jobs), self._store)
         before = cpu_seconds(self._worker), cpu_seconds(self._valkey)
         self._client.rename(_BACKLOG, self._queue)
-        seconds = _wait(self._worker, lambda: self._store.queued_tokens() <= 0)
+        seconds = _wait(self._worker, lambda: _is_done(self._client, self._queue, last))
         if measured:
             after = cpu_seconds(self._worker), cpu_seconds(self._valkey)
             self.worker_micros.append((after[0] - before[0]) / jobs * 1e6)
@@ -120,15 +121,15 @@ def _memory(few: int, many: int) -> Table:
         worker = processes.worker(app=_APP, env=env)
         peaks: list[int] = []
 
-        def is_empty() -> bool:
+        def is_done(last: str) -> bool:
             peaks.append(resident_bytes(worker))
-            return not client.llen("memory") and not client.hlen("unacked")
+            return _is_done(client, "memory", last)
 
         for jobs in (few, few, many):
-            _fill(client, "memory", _texts(jobs))
+            last = _fill(client, "memory", _texts(jobs))
             peaks.clear()
             client.rename(_BACKLOG, "memory")
-            seconds = _wait(worker, is_empty)
+            seconds = _wait(worker, functools.partial(is_done, last))
             table.add(jobs, jobs / seconds, max(peaks) / 2**20)
     # The first turn only warms up.
     del table.rows[0]
@@ -137,8 +138,12 @@ def _memory(few: int, many: int) -> Table:
 
 def _fill(
     client: redis.Redis, queue: str, given: Iterator[str], store: JobStore | None = None
-) -> None:
-    """Put jobs on a list that nobody consumes, with their records where there is a store."""
+) -> str:
+    """Put jobs on a list that nobody consumes, with their records where there is a store.
+
+    Returns the id of the last one.
+    """
+    job_id = ""
     pipe = client.pipeline(transaction=False)
     for text in given:
         job_id = messages.new_id()
@@ -149,6 +154,14 @@ def _fill(
         if len(pipe) == 500:
             pipe.execute()
     pipe.execute()
+    return job_id
+
+
+def _is_done(client: redis.Redis, queue: str, last: str) -> bool:
+    """Whether no job waits or runs, and the last one has its result."""
+    with client.pipeline() as pipe:
+        pipe.llen(queue).hlen(keys.LEASED).exists(keys.result(last))
+        return pipe.execute() == [0, 0, 1]
 
 
 def _texts(count: int) -> Iterator[str]:
