@@ -17,6 +17,9 @@ TASK_NAME = "embedq.embed"
 MAX_TEXTS = 4096
 
 EncodingFormat = Literal["float", "base64"]
+#: Short enough to be repeated in a message.
+Name = Annotated[str, Field(max_length=256)]
+_SHOWN = 64
 
 
 class Status(StrEnum):
@@ -51,12 +54,13 @@ _OF_CELERY = {
 class JobOptions(BaseModel):
     """How the texts of a job are to be embedded; one set of options a job."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Errors without their inputs: those may be texts.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    model: str | None = Field(
+    model: Name | None = Field(
         default=None, description="Served name of a model; the worker's by default."
     )
-    prompt_name: str | None = Field(default=None, description="One of the model's own prompts.")
+    prompt_name: Name | None = Field(default=None, description="One of the model's own prompts.")
     prompt: str | None = Field(default=None, description="A prompt to put before every text.")
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -154,7 +158,7 @@ def parse_options(values: Mapping[str, Any]) -> JobOptions:
 def invalid_job(error: ValidationError) -> InvalidJob:
     """The first fault pydantic found, without the value: it may be somebody's text."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"])[:_SHOWN]
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         message = f"there is no such option; known are {', '.join(JobOptions.model_fields)}"
