@@ -35,11 +35,9 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
         return _from_sentinel(url, sentinel_master, options)
     if parts.scheme in ("redis+socket", "socket", "unix"):
         options.pop("socket_keepalive")
-        query = parse_qs(parts.query)
-        database = (query.get("virtual_host") or query.get("db") or ["0"])[0].strip("/") or "0"
         return redis.Redis(
             unix_socket_path=parts.path,
-            db=int(database),
+            db=int(_socket_database(parts.query)),
             username=parts.username,
             password=parts.password,
             **options,
@@ -65,14 +63,22 @@ def same_server(first: str, second: str) -> bool:
     return _place(first) == _place(second)
 
 
-def _place(url: str) -> tuple[str, str, str]:
-    parts = urlsplit(url.split(";")[0])
-    if parts.scheme in ("redis+socket", "socket", "unix"):
-        query = parse_qs(parts.query)
-        database = (query.get("virtual_host") or query.get("db") or ["0"])[0]
-        return "socket", parts.path, database.strip("/") or "0"
-    address = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-    return parts.scheme.removesuffix("s"), address, parts.path.strip("/") or "0"
+def _place(url: str) -> tuple[str, str]:
+    """Where the server is, and the number of its database."""
+    parts = [urlsplit(part) for part in url.split(";")]
+    first, last = parts[0], parts[-1]
+    if first.scheme in ("redis+socket", "socket", "unix"):
+        return first.path, _socket_database(first.query)
+    port = 26379 if first.scheme == "sentinel" else 6379
+    hosts = ",".join(
+        sorted(f"{part.hostname or 'localhost'}:{part.port or port}" for part in parts)
+    )
+    return hosts, last.path.strip("/") or "0"
+
+
+def _socket_database(query: str) -> str:
+    values = parse_qs(query)
+    return (values.get("virtual_host") or values.get("db") or ["0"])[0].strip("/") or "0"
 
 
 def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redis:

@@ -17,6 +17,8 @@ DEFAULT_MODEL_NAME = "all-MiniLM-L6-v2"
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+#: Seconds, tokens and threads past which a number is a slip; Redis takes no longer times either.
+_MOST = 2**31 - 1
 T = TypeVar("T")
 
 BACKENDS = ("auto", "torch", "openvino")
@@ -126,12 +128,9 @@ class _Reader:
 
     def whole(self, name: str, default: int, *, least: int) -> int:
         def check(value: str) -> int:
-            try:
-                number = int(value)
-            except ValueError:
-                raise ValueError("is not a whole number") from None
-            if number < least:
-                raise ValueError(f"is below {least}, the least allowed")
+            number = int(value) if re.fullmatch(r"[+-]?[0-9]{1,15}", value) else None
+            if number is None or not least <= number <= _MOST:
+                raise ValueError(f"is not a whole number from {least:,} to {_MOST:,}")
             return number
 
         return self.parse(name, str(default), check)

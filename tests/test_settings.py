@@ -1,0 +1,165 @@
+"""What the environment may say, and what it is told when it says something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import ROOT
+from worker.contract.errors import SettingsError
+from worker.contract.models import ModelSpec
+from worker.contract.settings import Settings
+
+#: Each variable with a value that is not its default, the field it sets, and what that becomes.
+VARIABLES: list[tuple[str, str, str, Any]] = [
+    ("EMBEDQ_MODEL", "some/model", "models", (ModelSpec("some/model", "some/model"),)),
+    ("EMBEDQ_DEVICE", "cuda:1", "device", "cuda:1"),
+    ("EMBEDQ_BACKEND", "torch", "backend", "torch"),
+    ("EMBEDQ_DTYPE", "bfloat16", "dtype", "bfloat16"),
+    ("EMBEDQ_BATCH_TOKENS", "4096", "batch_tokens", 4096),
+    ("EMBEDQ_THREADS", "3", "threads", 3),
+    ("CELERY_BROKER_URL", "redis://broker:1/2", "broker_url", "redis://broker:1/2"),
+    ("CELERY_RESULT_BACKEND", "redis://results:1/2", "result_backend", "redis://results:1/2"),
+    ("EMBEDQ_SENTINEL_MASTER", "main", "sentinel_master", "main"),
+    ("EMBEDQ_QUEUE", "texts.fast", "queue", "texts.fast"),
+    ("EMBEDQ_TRANSPORT", "stock", "transport", "stock"),
+    ("EMBEDQ_MAX_QUEUED_TOKENS", "5", "max_queued_tokens", 5),
+    ("EMBEDQ_MAX_JOB_BYTES", "1 MiB", "max_job_bytes", 2**20),
+    ("EMBEDQ_MAX_RESULT_MB", "3", "max_result_bytes", 3 * 2**20),
+    ("EMBEDQ_RESULT_TTL", "60", "result_ttl", 60),
+    ("EMBEDQ_API_KEYS_FILE", "/etc/keys", "api_keys_file", Path("/etc/keys")),
+    ("EMBEDQ_LEASE_SECONDS", "30", "lease_seconds", 30),
+    ("EMBEDQ_MAX_ATTEMPTS", "1", "max_attempts", 1),
+    ("EMBEDQ_FORWARD_SECONDS", "9", "forward_seconds", 9),
+    ("EMBEDQ_SHUTDOWN_SECONDS", "9", "shutdown_seconds", 9),
+    ("EMBEDQ_TASK_THREADS", "9", "task_threads", 9),
+]
+
+
+def test_an_empty_environment_means_the_defaults() -> None:
+    assert Settings.from_env({}) == Settings()
+
+
+@pytest.mark.parametrize(("name", "value", "field", "expected"), VARIABLES)
+def test_each_variable_sets_its_field_and_no_other(
+    name: str, value: str, field: str, expected: Any
+) -> None:
+    found = Settings.from_env({name: value})
+    others = {} if name != "CELERY_BROKER_URL" else {"result_backend": expected}
+    assert found == dataclasses.replace(Settings(), **{field: expected}, **others)
+    assert found != Settings()
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in VARIABLES])
+def test_an_empty_variable_counts_as_unset_and_blanks_around_a_value_do_not_count(
+    name: str,
+) -> None:
+    assert Settings.from_env({name: ""}) == Settings.from_env({name: "  "}) == Settings()
+    value = next(value for known, value, *_ in VARIABLES if known == name)
+    assert Settings.from_env({name: f" {value} "}) == Settings.from_env({name: value})
+
+
+def test_every_field_has_a_variable_and_every_variable_is_read() -> None:
+    assert {field for _, _, field, _ in VARIABLES} == {
+        field.name for field in dataclasses.fields(Settings)
+    }
+    source = (ROOT / "worker" / "contract" / "settings.py").read_text()
+    assert set(re.findall(r'"((?:EMBEDQ|CELERY)_\w+)"', source)) == {name for name, *_ in VARIABLES}
+
+
+def test_results_go_where_the_broker_is_unless_told_otherwise() -> None:
+    found = Settings.from_env({"CELERY_BROKER_URL": "redis://here/1"})
+    assert found.result_backend == "redis://here/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("EMBEDQ_DEVICE", "gpu", "auto, cpu, cuda, cuda:N, mps"),
+        ("EMBEDQ_DEVICE", "cuda:", "cuda:N"),
+        ("EMBEDQ_DEVICE", "CPU", "cpu"),
+        ("EMBEDQ_BACKEND", "onnx", "auto, torch"),
+        ("EMBEDQ_DTYPE", "float64", "float32"),
+        ("EMBEDQ_TRANSPORT", "kombu", "embedq, stock"),
+        ("EMBEDQ_QUEUE", "two words", "letters"),
+        ("EMBEDQ_QUEUE", "q" * 129, "letters"),
+        ("EMBEDQ_BATCH_TOKENS", "0", "from 1 to 2,147,483,647"),
+        ("EMBEDQ_BATCH_TOKENS", "many", "from 1 to"),
+        ("EMBEDQ_BATCH_TOKENS", "1.5", "from 1 to"),
+        ("EMBEDQ_BATCH_TOKENS", "1_000", "from 1 to"),
+        ("EMBEDQ_THREADS", "-1", "from 1 to"),
+        ("EMBEDQ_RESULT_TTL", "0", "from 1 to"),
+        ("EMBEDQ_RESULT_TTL", "9" * 10, "from 1 to"),
+        ("EMBEDQ_RESULT_TTL", "9" * 5000, "from 1 to"),
+        ("EMBEDQ_LEASE_SECONDS", "2", "from 3 to"),
+        ("EMBEDQ_MAX_RESULT_MB", "0", "from 1 to"),
+        ("EMBEDQ_MAX_QUEUED_TOKENS", "-5", "from 1 to"),
+        ("EMBEDQ_MAX_ATTEMPTS", "0", "from 1 to"),
+        ("EMBEDQ_FORWARD_SECONDS", "0", "from 1 to"),
+        ("EMBEDQ_SHUTDOWN_SECONDS", "soon", "from 1 to"),
+        ("EMBEDQ_TASK_THREADS", "0", "from 1 to"),
+        ("EMBEDQ_MAX_JOB_BYTES", "0", "8 MiB"),
+        ("EMBEDQ_MAX_JOB_BYTES", "8 MB", "8 MiB"),
+        ("EMBEDQ_MAX_JOB_BYTES", "-1", "8 MiB"),
+        ("EMBEDQ_MAX_JOB_BYTES", "lots", "8 MiB"),
+        ("EMBEDQ_MODEL", "name=", "name=path"),
+        ("EMBEDQ_MODEL", "=path", "name=path"),
+        ("EMBEDQ_MODEL", "a,,b", "name=path"),
+        ("EMBEDQ_MODEL", "a=x,a=y", "twice"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({name: value})
+    assert caught.value.code == "invalid_setting"
+    assert caught.value.message.startswith(f"{name}={value!r} ")
+    assert allowed in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("1", 1),
+        ("8388608", 2**23),
+        ("5b", 5),
+        ("8 MiB", 2**23),
+        ("8mib", 2**23),
+        ("2KiB", 2**11),
+        ("1 GiB", 2**30),
+    ],
+)
+def test_sizes_are_bytes_or_have_a_unit(value: str, size: int) -> None:
+    assert Settings.from_env({"EMBEDQ_MAX_JOB_BYTES": value}).max_job_bytes == size
+
+
+def test_several_models_are_served_in_their_order(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    found = Settings.from_env({"EMBEDQ_MODEL": f"small=/models/a, {folder} ,hub/id,x={folder}"})
+    assert found.models == (
+        ModelSpec("small", "/models/a"),
+        ModelSpec("my-model", str(folder)),
+        ModelSpec("hub/id", "hub/id"),
+        ModelSpec("x", str(folder)),
+    )
+
+
+def test_the_packaged_model_has_a_name_and_no_source() -> None:
+    assert Settings.from_env({}).models == (ModelSpec("all-MiniLM-L6-v2"),)
+
+
+def test_a_relative_path_is_served_under_its_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert Settings.from_env({"EMBEDQ_MODEL": "."}).models == (ModelSpec("here", "."),)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().device = "cpu"  # type: ignore[misc]
