@@ -87,20 +87,27 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Celery: no task of this name is registered here."""
-        # Celery logs it, and the texts may be meant for `embed`.
+        self._bury(message, f"no worker here knows the task {message.headers.get('task')!r}")
+        # Celery logs these, and the texts may be meant for `embed`.
         message.body = ""
+        message.headers |= {"argsrepr": "", "kwargsrepr": ""}
         super().on_unknown_task("", message, exc)
 
     def _refuse(self, message: Any, reason: str) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
         job_id = headers.get("id")
         logger.error("Message %s cannot be run: %s", job_id, reason)
-        lease = lease_of(message)
-        if lease is not None:
-            leases.bury(lease.tag, reason, keys.dead_letters(self.app.conf.task_default_queue))
-        else:
+        if not self._bury(message, reason):
             message.reject_log_error(logger, self.connection_errors)
         if isinstance(job_id, str):
             ours = headers.get("task") == TASK_NAME
             error = JobFailed("invalid_request", reason) if ours else InvalidTaskError(reason)
             self.app.backend.mark_as_failure(job_id, error)
+
+    def _bury(self, message: Any, reason: str) -> bool:
+        """Keep a leased message for people to look at; kombu's own transport cannot."""
+        lease = lease_of(message)
+        if lease is None:
+            return False
+        leases.bury(lease.tag, reason, keys.dead_letters(self.app.conf.task_default_queue))
+        return True
