@@ -219,7 +219,6 @@ def test_our_failures_are_read_as_they_were_stored() -> None:
     [
         ({"exc_type": "ValueError", "exc_message": ["somebody's text"]}, "with ValueError"),
         ({"exc_type": "JobFailed", "exc_message": "somebody's text"}, "with JobFailed"),
-        ({"exc_type": "TimeLimitExceeded", "exc_message": [3]}, "with TimeLimitExceeded"),
         ({}, "with an error"),
         (None, "the job failed"),
         ("somebody's text", "the job failed"),
@@ -231,6 +230,11 @@ def test_failures_of_others_say_their_type_and_nothing_of_a_text(stored: Any, wo
     assert found.code == "internal_error"
     assert words in found.message
     assert "somebody" not in found.message
+
+
+@pytest.mark.parametrize("kind", ["TimeLimitExceeded", "SoftTimeLimitExceeded"])
+def test_a_job_that_celery_stopped_for_its_time_says_so(kind: str) -> None:
+    assert results.failure_of({"exc_type": kind, "exc_message": [3]}).code == "time_limit"
 
 
 def test_a_short_failure_of_ours_is_read_all_the_same() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import redis
 from celery import Celery, states
-from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
-from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
+from worker.contract.results import failure_of
 from worker.contract.store import Ending, JobStore, NewJob
 
 logger = logging.getLogger(__name__)
@@ -92,11 +91,7 @@ def _ending(job_id: str, state: str, value: Any) -> Ending:
         prompt_tokens = value.get("usage", {}).get("prompt_tokens", 0)
         return Ending(job_id, Status.SUCCEEDED, texts=texts, prompt_tokens=prompt_tokens)
     if state == states.FAILURE:
-        if isinstance(value, JobFailed):
-            code, message = value.code, value.message
-        elif isinstance(value, TimeLimitExceeded | SoftTimeLimitExceeded):
-            code, message = "time_limit", "the job ran longer than its time limit"
-        else:
-            code, message = "internal_error", type(value).__name__
-        return Ending(job_id, Status.FAILED, code=code, message=message)
+        stored = {"exc_type": type(value).__name__, "exc_message": getattr(value, "args", ())}
+        failure = failure_of(stored)
+        return Ending(job_id, Status.FAILED, code=failure.code, message=failure.message)
     return Ending(job_id, Status.of_celery(state))

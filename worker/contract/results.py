@@ -21,6 +21,8 @@ Matrix = NDArray[np.float32]
 #: What stands around the result in a success as `_meta` writes it.
 _SUCCESS_HEAD = b'{"status":"SUCCESS","result":'
 _RESULT_TAIL = b',"traceback":null,"children":[],"date_done":"'
+#: What Celery raises in a task, or stores for it, that took too long.
+_TIME_LIMITS = ("TimeLimitExceeded", "SoftTimeLimitExceeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,10 @@ def failure_of(result: Any) -> JobFailed:
     if result.get("exc_type") == JobFailed.__name__ and isinstance(arguments, list | tuple):
         code, message = (*map(str, arguments), "internal_error", "the job failed")[:2]
         return JobFailed(code, message)
-    return JobFailed("internal_error", f"the job failed with {result.get('exc_type', 'an error')}")
+    kind = result.get("exc_type", "an error")
+    if kind in _TIME_LIMITS:
+        return JobFailed("time_limit", "the job ran longer than its time limit")
+    return JobFailed("internal_error", f"the job failed with {kind}")
 
 
 def _meta(job_id: str, state: str, result: Any, extra: Mapping[str, Any]) -> bytes:
