@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -25,7 +26,7 @@ def rows(block: TokenBlock) -> list[tuple[list[int], int, bool]]:
     bounds = block.offsets.tolist()
     return [
         (block.ids[start:stop].tolist(), int(block.skip[at]), bool(block.truncated[at]))
-        for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for at, (start, stop) in enumerate(itertools.pairwise(bounds))
     ]
 
 
