@@ -51,6 +51,8 @@ class Outcomes:
         self._loop = loop
         #: Whether leases and results are on one server, so that one script can end both.
         self._atomic = atomic
+        #: Whether Celery stores no more than the result. Its settings are slow to read.
+        self._bulk = not (app.conf.result_extended or app.conf.task_track_started)
         self._suspects = Suspects(store, max_attempts)
         self._stopping = threading.Event()
         self._records = DaemonThreads(1, "embedq-records", self._close_record)
@@ -88,7 +90,7 @@ class Outcomes:
         for job in jobs:
             ticket: Ticket = job.owner
             outcome = job.outcome()
-            if isinstance(outcome, Outcome) and ticket.is_plain(self._app.conf):
+            if isinstance(outcome, Outcome) and self._bulk and ticket.is_plain:
                 endings.append((ticket, self._ending(ticket, job, outcome)))
             else:
                 self.tracer.end(ticket, outcome, job.options.encoding_format)

@@ -170,18 +170,19 @@ class Ticket:
         embed: Mapping[str, Any] = self.request._payload[2] or {}  # noqa: SLF001
         return embed
 
-    def is_plain(self, conf: Any) -> bool:
-        """Whether storing the result is all that Celery would do when the task succeeds."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether storing the result is all that Celery would do when the task succeeds.
+
+        With nothing but default settings, that is.
+        """
         embed = self.embed
-        return (
-            not (
-                embed.get("chord")
-                or embed.get("callbacks")
-                or embed.get("errbacks")
-                or embed.get("chain")
-            )
-            and not any(signal.receivers for signal in _TRACER_SIGNALS)
-            and not (conf.result_extended or conf.task_track_started)
+        return not (
+            embed.get("chord")
+            or embed.get("callbacks")
+            or embed.get("errbacks")
+            or embed.get("chain")
+            or any(signal.receivers for signal in _TRACER_SIGNALS)
         )
 
     @property
@@ -239,4 +240,6 @@ class Ticket:
         del self._open[self]
         for timer in self._timers:
             timer.cancel()
+        # The job holds its ticket: apart, both are freed at once, without garbage collection.
+        self.job = None
         return True

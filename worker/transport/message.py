@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
@@ -36,6 +37,12 @@ def parse(message: bytes) -> Any:
     """The envelope as it lies in the queue. Raises ValueError.
 
     kombu's decoder makes a new parser for each text and looks into every object for its own types,
-    which are rare.
+    which are rare. The body, where numbers may be of any size, is only a string here.
     """
-    return loads(message) if _MARK in message else json.loads(message)
+    if _MARK in message:
+        return loads(message)
+    try:
+        return orjson.loads(message)
+    except ValueError:
+        # Python's decoder also takes NaN and lone surrogates.
+        return json.loads(message)
