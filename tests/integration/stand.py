@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from worker.tasks import embed
 MARKER = "zebra9f1c"
 TEXTS = [f"{MARKER} crosses the river at dawn", f"{MARKER} sleeps"]
 #: Seconds for one answer; the model itself needs milliseconds.
-ANSWER_S = 8.0
+ANSWER_S = 30.0
 
 
 @contextmanager
@@ -113,7 +114,12 @@ class Stand:
         """A worker with the tasks of `users_app` and a device that waits to order."""
         app = env.pop("APP", "tests.integration.users_app")
         return start_worker(
-            self.processes, self.url, *arguments, app=app, ready=ready, env={"GATED": "1"} | env
+            self.processes,
+            self.url,
+            *arguments,
+            app=app,
+            ready=ready,
+            env={users_app.GATE: str(self.gate)} | env,
         )
 
     def notes(self) -> list[list[Any]]:
@@ -139,19 +145,31 @@ class Stand:
         """Messages that wait in the queue, and messages that workers hold."""
         return self.client.llen("embedq"), self.client.hlen("unacked")
 
+    @property
+    def gate(self) -> Path:
+        """The folder where the device looks whether to go on."""
+        return self.processes.folder
+
     def close_gate(self) -> None:
         """From now on the device stands still before each forward pass."""
-        self.client.set(users_app.GATE, 1)
+        for name in (users_app.ENTERED, users_app.STEP):
+            self.gate.joinpath(name).unlink(missing_ok=True)
+        self.gate.joinpath(users_app.CLOSED).touch()
 
     def open_gate(self) -> None:
         """Let the device go on."""
-        if self.client.delete(users_app.GATE):
-            self.step()
+        self.gate.joinpath(users_app.CLOSED).unlink(missing_ok=True)
 
     def step(self) -> None:
-        """Let the forward pass that stands still, or the next, go on; only that one."""
-        self.client.rpush(users_app.OPEN, 1)
-        self.client.expire(users_app.OPEN, 5)
+        """Let one forward pass go on, and wait for the next to stand still."""
+        passed = self.entered()
+        self.gate.joinpath(users_app.STEP).touch()
+        self.wait_until_encoding(passed + 1)
+
+    def entered(self) -> int:
+        """Forward passes that stood still since the gate was closed."""
+        entered = self.gate.joinpath(users_app.ENTERED)
+        return len(entered.read_text()) if entered.exists() else 0
 
     @contextmanager
     def busy_device(self) -> Iterator[Callable[[], None]]:
@@ -162,15 +180,16 @@ class Stand:
         finally:
             self.open_gate()
 
-    def wait_until_encoding(self) -> None:
+    def wait_until_encoding(self, times: int = 1) -> None:
         """The device has begun a forward pass and stands still in it."""
-        eventually(lambda: self.client.lpop(users_app.ENTERED), ANSWER_S)
+        eventually(lambda: self.entered() >= times, ANSWER_S)
 
     def inspect(self, what: str, **options: Any) -> Any:
-        """The worker's answer to `celery inspect`."""
-        answer = self.app.control.inspect(timeout=ANSWER_S, limit=1)
-        reply = answer._request(what, **options)
-        return next(iter((reply or {}).values()))
+        """The worker's answer to `celery inspect`; asked again while it is connecting."""
+        ask = self.app.control.inspect(timeout=2.0, limit=1)
+        replies = eventually(lambda: ask._request(what, **options), ANSWER_S)
+        (reply,) = replies.values()
+        return reply
 
 
 def vectors(result: Any) -> Matrix:

@@ -87,7 +87,7 @@ def worker_of_a_kind(request: pytest.FixtureRequest, valkey: ValkeyServer) -> It
 def stand(worker_of_a_kind: Table) -> Iterator[Table]:
     """A worker with nothing to do, and nothing noted yet."""
     stand = worker_of_a_kind
-    stand.client.delete(users_app.NOTES, users_app.ENTERED, users_app.OPEN)
+    stand.client.delete(users_app.NOTES)
     yield stand
     eventually(stand.idle, ANSWER_S)
     assert stand.worker.running

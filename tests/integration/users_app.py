@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -26,16 +27,17 @@ if pool := os.environ.get("POOL"):
     app.conf.update(worker_pool=pool, worker_proc_alive_timeout=60)
 
 NOTES = "notes"
-#: While this key exists, forward passes wait at the gate.
-GATE = "gate"
-ENTERED, OPEN = "gate:entered", "gate:open"
+#: Files in the folder of this environment variable. While `closed` exists, forward passes stand
+#: still, each until it has taken `step` away; `entered` gets a line for each that does.
+GATE = "GATE"
+CLOSED, ENTERED, STEP = "closed", "entered", "step"
 #: A text that ends the process of whoever encodes it.
 DEADLY = "deadly nightshade"
 
 
 @functools.cache
 def server() -> redis.Redis:
-    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)
+    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"])
 
 
 def note(*what: Any) -> None:
@@ -160,6 +162,7 @@ class GatedEncoder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._deadly = encoder.tokenize([DEADLY]).ids.tolist()
+        self._gate = Path(os.environ[GATE])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
@@ -171,10 +174,19 @@ class GatedEncoder:
             if stop - start == len(self._deadly)
         ):
             os._exit(9)
-        if server().exists(GATE):
-            server().rpush(ENTERED, len(batch))
-            server().blpop([OPEN], timeout=60)
+        if self._gate.joinpath(CLOSED).exists():
+            with self._gate.joinpath(ENTERED).open("a") as entered:
+                entered.write("\n")
+            while self._gate.joinpath(CLOSED).exists() and not self._taken():
+                time.sleep(0.005)
         return self._encoder.forward(batch)
+
+    def _taken(self) -> bool:
+        try:
+            self._gate.joinpath(STEP).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 _load = loading.load_encoders
@@ -185,7 +197,7 @@ def _load_gated(settings: Settings) -> dict[str, Any]:
 
 
 # Those who call the tasks import this module as well.
-if "GATED" in os.environ:
+if GATE in os.environ:
     loading.load_encoders = _load_gated
     service.load_encoders = _load_gated
 

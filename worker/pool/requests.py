@@ -221,8 +221,9 @@ class Ticket:
 
     def revoke(self) -> None:
         """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""
-        if self.close():
-            self.request.revoked()
+        if self.close() and not self.request.revoked():
+            # Celery has forgotten meanwhile that it was.
+            self.request.reject(requeue=True)
 
     def put_back(self) -> None:
         """Its outcome could not be stored: somebody else is to run it."""
