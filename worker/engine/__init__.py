@@ -10,7 +10,8 @@ In reading order:
 - `forward`     one batch through the model, whatever one of its texts does to it
 - `room`        how many tokens wait, and how many more may
 - `outbox`      what the writer has to tell
-- `core`        the threads: tokenise, encode, write
+- `threads`     started, watched and joined together
+- `core`        the engine itself: tokenise, encode, write
 """
 
 from worker.engine.core import Engine

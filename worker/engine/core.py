@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
@@ -23,6 +23,7 @@ from worker.engine.outbox import Outbox
 from worker.engine.room import Room
 from worker.engine.schedule import Schedules
 from worker.engine.sink import Sink
+from worker.engine.threads import Threads
 from worker.engine.tokenising import Intake, Refusal, Slice, tokenise
 
 #: Seconds between two signs of life of an idle device thread.
@@ -45,11 +46,10 @@ class Engine:
             for name, encoder in self._encoders.items()
         }
         self._lock = threading.Lock()
-        self._to_tokenise = threading.Condition(self._lock)
         self._to_encode = threading.Condition(self._lock)
         #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
-        self._intake = Intake()
+        self._intake = Intake(self._lock)
         self._schedules = Schedules(self._encoders)
         self._outbox = Outbox(self._lock, producers=2)
         self._room = Room()
@@ -62,19 +62,19 @@ class Engine:
         self.texts = 0
         self.tokens = 0
         self.busy_seconds = 0.0
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(run,), name=f"embedq-{name}", daemon=True)
-            for name, run in (
-                ("tokenise", self._feeding(self._run_tokeniser)),
-                ("encode", self._feeding(self._run_device)),
-                ("write", self._run_writer),
-            )
-        ]
+        self._threads = Threads(
+            {
+                "tokenise": self._run_tokeniser,
+                "encode": self._run_device,
+                "write": self._run_writer,
+            },
+            left=self._leave_outbox,
+            died=self._crash,
+        )
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        self._threads.start()
 
     def submit(self, job: Job) -> None:
         """Take a job of one text or more over; the sink hears how it ends.
@@ -86,9 +86,8 @@ class Engine:
             if self._closing:
                 raise RuntimeError("the engine is closed")
             self._jobs[job] = None
-            self._intake.add(job)
+            self._intake.put(job)
             self._room.weigh(job, estimate)
-            self._to_tokenise.notify()
 
     def cancel(self, job: Job) -> bool:
         """Forget a job; its texts in the running batch are encoded and dropped.
@@ -127,13 +126,9 @@ class Engine:
         Takes at most `seconds`; where those do not suffice, jobs that wait to be written are among
         the ones returned. Idempotent: a job is returned once. May be called by the sink.
         """
-        deadline = time.monotonic() + seconds
         with self._lock:
             self._shut()
-        current = threading.current_thread()
-        for thread in self._threads:
-            if thread is not current and thread.ident is not None:
-                thread.join(max(deadline - time.monotonic(), 0.0))
+        self._threads.join(seconds)
         with self._lock:
             left, self._jobs = list(self._jobs), {}
             return left
@@ -141,12 +136,16 @@ class Engine:
     @property
     def stopped(self) -> bool:
         """Whether no thread runs, so that nobody uses the models any more."""
-        return not any(thread.is_alive() for thread in self._threads)
+        return not self._threads.alive
 
     # -- tokenise ---------------------------------------------------------------------------
 
     def _run_tokeniser(self) -> None:
-        while slices := self._next_slices():
+        while True:
+            with self._lock:
+                slices = self._intake.take()
+            if not slices:
+                return
             first = slices[0].job
             encoder = self._encoders[first.info.name]
             pieces, refusals, cut = tokenise(encoder, slices, first.prompt)
@@ -159,16 +158,6 @@ class Engine:
                     job.truncated.append(index)
                 self._line_up(pieces)
                 self._refuse(refusals)
-
-    def _next_slices(self) -> list[Slice]:
-        """Wait for texts; none when the engine closes."""
-        with self._lock:
-            while not self._closing:
-                slices = self._intake.next()
-                if slices:
-                    return slices
-                self._to_tokenise.wait()
-            return []
 
     def _line_up(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
@@ -299,28 +288,17 @@ class Engine:
     def _shut(self) -> None:
         """Let every thread come to its end. The lock is held."""
         self._closing = True
-        self._to_tokenise.notify_all()
+        self._intake.close()
         self._to_encode.notify_all()
         self._outbox.wake()
 
-    def _feeding(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A thread that puts news in the outbox, and says when it does no more."""
-
-        def feed() -> None:
-            try:
-                run()
-            finally:
-                with self._lock:
-                    self._outbox.leave()
-
-        return feed
-
-    def _guarded(self, run: Callable[[], None]) -> None:
-        """Run a thread; where it dies, the others end and the sink is told."""
-        try:
-            run()
-        except BaseException as error:
+    def _leave_outbox(self, thread: str) -> None:
+        """The writer goes on until nobody can put anything in."""
+        if thread != "write":
             with self._lock:
-                self._shut()
-            self._sink.crashed(error)
-            raise
+                self._outbox.leave()
+
+    def _crash(self, error: BaseException) -> None:
+        with self._lock:
+            self._shut()
+        self._sink.crashed(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -32,22 +33,37 @@ class Slice(NamedTuple):
 
 
 class Intake:
-    """Jobs with texts that are not tokenised yet, in turns. The engine's lock guards it."""
+    """Jobs with texts that are not tokenised yet, in turns.
 
-    def __init__(self) -> None:
+    Its lock is the engine's; the caller of any method holds it.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._filled = threading.Condition(lock)
         self._jobs: deque[Job] = deque()
+        self._closed = False
 
-    def __bool__(self) -> bool:
-        return bool(self._jobs)
-
-    def add(self, job: Job) -> None:
+    def put(self, job: Job) -> None:
+        """A job has texts to tokenise."""
         self._jobs.append(job)
+        self._filled.notify()
 
-    def next(self) -> list[Slice]:
-        """Texts for one call of the tokenizer: of one model and prompt, of each job some.
+    def close(self) -> None:
+        """Let `take` come to an end, whatever is left."""
+        self._closed = True
+        self._filled.notify_all()
 
-        Jobs that were cancelled drop out; where only such wait, there are none.
-        """
+    def take(self) -> list[Slice]:
+        """Wait for texts for one call of the tokenizer; empty once closed."""
+        while not self._closed:
+            slices = self._next()
+            if slices:
+                return slices
+            self._filled.wait()
+        return []
+
+    def _next(self) -> list[Slice]:
+        """Texts of one model and prompt, of each job some; none of jobs that were cancelled."""
         slices: list[Slice] = []
         left = _TEXTS_A_CALL
         unfinished: list[Job] = []

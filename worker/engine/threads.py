@@ -1,0 +1,59 @@
+"""The engine's threads: started, watched and joined together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+
+class Threads:
+    """Daemon threads, so that one that hangs cannot keep the process alive.
+
+    `runs` are their bodies by name. A thread that is over, whichever way, calls `left` with its
+    name. Where it raised, it calls `died` with the error after that, and then dies of it in the
+    sight of `threading.excepthook`.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[str, Callable[[], None]],
+        *,
+        left: Callable[[str], None],
+        died: Callable[[BaseException], None],
+    ) -> None:
+        self._left = left
+        self._died = died
+        self._threads = [
+            threading.Thread(
+                target=self._guarded, args=(name, run), name=f"embedq-{name}", daemon=True
+            )
+            for name, run in runs.items()
+        ]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of them runs."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def start(self) -> None:
+        """Start all of them, once."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait at most so long for all but the calling one to end."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _guarded(self, name: str, run: Callable[[], None]) -> None:
+        try:
+            try:
+                run()
+            finally:
+                self._left(name)
+        except BaseException as error:
+            self._died(error)
+            raise
