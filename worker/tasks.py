@@ -6,6 +6,7 @@ call, `apply()`, another pool) the body encodes on the spot with the same engine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from celery import Task
@@ -13,13 +14,15 @@ from celery import Task
 from worker import app
 from worker.contract import records
 from worker.contract.errors import InvalidJob, JobFailed
-from worker.contract.jobs import TASK_NAME, parse_call
+from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
 from worker.contract.messages import new_id, shown_args
 from worker.contract.results import Outcome, payload, plain
 
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
 #: The pool puts one in right before it runs the body, on the same thread.
 ready: dict[str, Any] = {}
+#: How the pool's engine runs a job of this very process; None where there is no such pool.
+run_here: Callable[[list[Any], JobOptions], Outcome | JobFailed] | None = None
 
 
 class EmbedTask(Task):
@@ -76,17 +79,21 @@ def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
 
 
 def _embed(value: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    # Loads torch, which producers do not need.
-    from worker.service import default_service
-
     try:
         texts, options = parse_call([value], kwargs)
-        outcome = default_service().run(texts, options)
+        outcome = (run_here or _run_by_service)(texts, options)
     except InvalidJob as error:
         raise JobFailed(error.code, error.message) from error
     if isinstance(outcome, Outcome):
         return plain(payload(outcome, options.encoding_format))
     raise outcome
+
+
+def _run_by_service(texts: list[Any], options: JobOptions) -> Outcome | JobFailed:
+    # Loads torch, which producers do not need.
+    from worker.service import default_service
+
+    return default_service().run(texts, options)
 
 
 def _texts(args: Any, kwargs: Any) -> list[Any]:

@@ -129,6 +129,8 @@ def test_apply_and_a_plain_call(expected: Matrix) -> None:
 
 def test_a_plain_call_inside_the_worker(stand: Table) -> None:
     assert users_app.embed_here.delay(["one", "two"]).get(timeout=ANSWER_S) == [2, 2]
+    # By the engine that is there: the model was loaded once.
+    assert stand.worker.log().count("Model all-MiniLM-L6-v2: ") == 1
 
 
 def test_send_task_from_a_program_without_our_code(

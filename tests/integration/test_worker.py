@@ -343,11 +343,23 @@ def test_a_cold_shutdown_gives_everything_back_at_once(
     assert "Traceback" not in worker.log()
 
 
-def test_shutdown_by_remote_control(stand: Stand) -> None:
-    worker = stand.start()
-    assert len(vectors(send(["text"]).get(timeout=ANSWER_S))) == 1
+def test_a_shutdown_by_remote_control_keeps_the_leases_of_what_still_runs(stand: Stand) -> None:
+    worker = stand.start(EMBEDQ_LEASE_SECONDS=str(LEASE_S))
+    sleeping = users_app.sleep.delay(2 * LEASE_S, "slept")
+    eventually(lambda: stand.inspect("active"))
     stand.app.control.shutdown()
+    worker.wait_for_log("Got shutdown from remote")
+    began, _ = stand.client.time()
+
+    def renewed() -> bool:
+        held = stand.client.zrange("unacked_index", 0, 0, withscores=True)
+        return bool(held) and held[0][1] > began + LEASE_S
+
+    eventually(renewed, 3 * LEASE_S)
     assert worker.wait(20) == 0
+    assert sleeping.get(timeout=1) == 2 * LEASE_S
+    assert stand.notes() == [["slept"]]
+    assert stand.idle()
 
 
 # -- dying --------------------------------------------------------------------------------------

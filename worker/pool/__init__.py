@@ -8,8 +8,11 @@ In reading order:
 - `loop`      calls from other threads onto the thread of Celery's event loop
 - `threads`   threads for whatever may block
 - `others`    tasks other than `embed`
+- `callers`   `embed` called as a plain function in the worker
 - `outcomes`  what becomes of jobs: in bulk …
 - `tracing`   … or through Celery's own tracer
+- `limits`    jobs that run for too long
+- `keeping`   leases while the worker stops
 - `suspects`  jobs that workers may have died of
 """
 

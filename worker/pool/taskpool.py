@@ -12,17 +12,20 @@ from typing import Any
 import redis
 from celery import signals
 from celery.concurrency.base import BasePool
-from celery.exceptions import SoftTimeLimitExceeded, WorkerTerminate
+from celery.exceptions import WorkerTerminate
 from celery.utils import log as celery_log
 from celery.worker import state
 
-from worker import loading
+from worker import loading, tasks
 from worker.contract import server
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
+from worker.pool.callers import Callers, Reception
+from worker.pool.keeping import leases_kept
+from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
@@ -83,7 +86,9 @@ class TaskPool(BasePool):
             atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
             max_attempts=settings.max_attempts,
         )
-        self._engine = Engine(encoders, self._outcomes)
+        self._engine = Engine(encoders, Reception(self._outcomes))
+        self._callers = Callers(self._engine, self._infos)
+        self._limits = TimeLimits(self._engine, self._outcomes.tracer)
         self._engine.start()
         self._presence = Presence(
             self._engine,
@@ -95,6 +100,7 @@ class TaskPool(BasePool):
         )
         self._presence.start()
         admission.room = self.room
+        tasks.run_here = self._callers.run
         signals.task_revoked.connect(self._on_revoked)
 
     def register_with_event_loop(self, loop: Any) -> None:
@@ -172,23 +178,8 @@ class TaskPool(BasePool):
             ticket.revoke()
 
     def watch(self, ticket: Ticket, limits: Limits) -> list[Any]:
-        """Celery's time limits, counted from here on."""
-        call_after = self._hub.timer.call_after
-        timers = []
-        if limits.hard:
-            timers.append(call_after(limits.hard, self._time_out, (ticket, limits.hard)))
-        if limits.soft:
-            timers.append(call_after(limits.soft, self._time_out_softly, (ticket, limits.soft)))
-        return timers
-
-    def _time_out(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job) and ticket.close():
-            ticket.time_out(False, seconds)
-
-    def _time_out_softly(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job):
-            ticket.time_out(True, seconds)
-            self._outcomes.tracer.end(ticket, SoftTimeLimitExceeded())
+        """A job with time limits runs now."""
+        return self._limits.watch(ticket, limits, self._hub.timer)
 
     def _on_revoked(self, request: Any = None, **_: Any) -> None:
         """Celery ends revoked and expired jobs by itself, most before they get here."""
@@ -216,7 +207,8 @@ class TaskPool(BasePool):
         self._stopping = True
         admission.room = lambda: 0
         try:
-            self._drain(time.monotonic() + seconds)
+            with leases_kept(self._settings.lease_seconds):
+                self._drain(time.monotonic() + seconds)
         except WorkerTerminate:
             logger.warning("The rest is given back at once")
         self._loop.run()
@@ -241,7 +233,7 @@ class TaskPool(BasePool):
 
         self._others.withdraw()
         self._presence.stop()
-        self._engine.close(left())
+        self._callers.dismiss(self._engine.close(left()))
         self._outcomes.close(left())
         self._others.wait(left())
 
