@@ -294,14 +294,15 @@ def test_a_warm_shutdown_ends_in_time_whatever_hangs(stand: Stand) -> None:
     jobs_in_the_engine(stand, 10)
     for seconds in (60, 61):
         users_app.sleep.delay(seconds)
-    eventually(lambda: stand.messages() == (0, 12))
+    send(["in thirty years"], countdown=10**9)
+    eventually(lambda: stand.messages() == (0, 13))
     eventually(lambda: len(stand.inspect("active")) == 2)
     begun = time.monotonic()
     assert worker.stop(30) == 0
     assert time.monotonic() - begun < 8
-    assert stand.messages() == (12, 0)
+    assert stand.messages() == (13, 0)
     # Only the task that was interrupted had begun.
-    assert sorted(given_back(stand)) == [False] * 11 + [True]
+    assert sorted(given_back(stand)) == [False] * 12 + [True]
 
 
 def test_a_warm_shutdown_ends_in_time_while_redis_is_away(

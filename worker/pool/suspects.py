@@ -49,6 +49,7 @@ class Suspects:
             with self._client.pipeline() as pipe:
                 for job_id in job_ids:
                     pipe.decr(keys.attempts(job_id))
+                    pipe.expire(keys.attempts(job_id), _TTL)
                 if pipe:
                     pipe.execute()
         except redis.RedisError as error:
