@@ -6,7 +6,9 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `texts`       real English: short, mixed, long and repeated
 - `report`      options, the machine, tables and JSON
 - `measure`     contestants in turns, medians, percentiles
-- `models`      the library's model and ours, side by side in one process
+- `peer`        a program on the other end of a pipe
+- `baseline`    the library's `encode`, in a process of its own
+- `models`      the library's model and ours, for this process
 - `stage`       Valkey, workers and the API as processes of their own
 - `load`        callers, in a process of their own
 - `throughput`  texts a second: raw engine, Celery, REST, a plain Celery task, the library

@@ -11,9 +11,10 @@ import statistics
 import time
 
 import torch
-from transformers import AutoConfig
+from transformers import PretrainedConfig
 
 from bench import models
+from bench.baseline import Baseline
 from bench.measure import race
 from bench.report import Options, Table, run
 from bench.texts import texts
@@ -23,8 +24,8 @@ _SECONDS_A_SHAPE = 0.5
 
 
 def main(options: Options) -> list[Table]:
-    library, model = models.library(), models.encoder()
-    config = library._model[0].auto_model.config  # noqa: SLF001 - the model as it was loaded
+    baseline, model = Baseline(), models.encoder()
+    config = models.configuration()
     flops = flops_a_token(config)
     limits: list[float] = []
     table = Table(
@@ -38,7 +39,7 @@ def main(options: Options) -> list[Table]:
             tokens = model.tokenize(given).tokens
             ran = race(
                 {
-                    "encode": functools.partial(library.encode, given),
+                    "encode": functools.partial(baseline.encode, given),
                     "engine": functools.partial(engine.encode, given),
                     "limit": lambda: limits.append(_limit(config)),
                 },
@@ -50,6 +51,7 @@ def main(options: Options) -> list[Table]:
             table.add(name, most, rate, rate / most * 100, encode / most * 100)
     finally:
         engine.close()
+        baseline.close()
     table.notes.append(
         f"limit {statistics.median(limits) / 1e9:.0f} GFLOP/s with {torch.get_num_threads()} "
         f"threads; {flops / 1e6:.1f} MFLOP a token"
@@ -57,13 +59,13 @@ def main(options: Options) -> list[Table]:
     return [table]
 
 
-def flops_a_token(config: AutoConfig) -> float:
+def flops_a_token(config: PretrainedConfig) -> float:
     """Operations of a BERT-like encoder's linear layers: four of h × h and two of h × i a layer."""
     hidden, inner = config.hidden_size, config.intermediate_size
     return float(config.num_hidden_layers * 2 * (4 * hidden * hidden + 2 * hidden * inner))
 
 
-def _limit(config: AutoConfig) -> float:
+def _limit(config: PretrainedConfig) -> float:
     """Operations a second of the best of the model's shapes and of a large square one."""
     hidden, inner = config.hidden_size, config.intermediate_size
     best = 0.0

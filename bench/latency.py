@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from bench import models
+from bench.baseline import Baseline
 from bench.load import loads
 from bench.measure import percentile
 from bench.report import Options, Table, run
@@ -37,7 +38,7 @@ def main(options: Options) -> list[Table]:
     given = texts("short", _JOBS, seed=2)
     waits: dict[str, list[float]] = {}
     jobs: list[dict[str, Any]] = []
-    library, model = models.library(), models.encoder()
+    model = models.encoder()
     engine = models.RawEngine(model)
     block = [model.tokenize([text]) for text in given]
     at = iter(range(10**9))
@@ -46,16 +47,14 @@ def main(options: Options) -> list[Table]:
         return lambda _: model.forward(block[next(at) % len(block)])
 
     try:
-        with stage() as processes:
+        with stage() as processes, Baseline() as baseline:
             processes.worker()
             api = processes.api()
             with loads(rest=api.url, celery=processes.url) as callers:
                 for turn in range(-1, _TURNS // (4 if options.quick else 1)):
                     found = {
                         "model alone (forward)": _alone(forward(), given),
-                        "SentenceTransformer.encode": _alone(
-                            lambda text: library.encode([text]), given
-                        ),
+                        "SentenceTransformer.encode": baseline.encode_alone(given, _PAUSE),
                         "raw engine": _alone(lambda text: engine.encode([text]), given),
                     }
                     rest = callers["rest"](given, pause=_PAUSE)

@@ -1,10 +1,9 @@
 """Callers in a process of their own: each submits a job, waits for its vectors, takes the next.
 
-`python -m bench.load rest|celery|plain ADDRESS` reads one request a line from standard input
-(`{"texts": […], "texts_a_job": 1, "callers": 64, "pause": 0}`) and answers with one line: the
-seconds it all took and those of each job. One process serves all rounds of a benchmark, so that
-connections and imports are warm. All callers are greenlets of one thread; the HTTP client is a
-socket and a parser of two headers, so that the load leaves the cores to what is measured.
+A `Load` starts `python -m bench.load rest|celery|plain ADDRESS` and tells it what to submit; it
+answers with the seconds that it all took and those of each job. All callers are greenlets of one
+thread; the HTTP client is a socket and a parser of two headers, so that the load leaves the cores
+to what is measured.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ if __name__ == "__main__":
 
     monkey.patch_all()
 
+import functools
 import json
-import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import orjson
 
-from tests.processes import ROOT, clean_environment
+from bench.peer import Peer, serve
 
 #: Seconds that a caller waits for one job.
 TIMEOUT = 120
@@ -47,52 +45,28 @@ class Answer:
     jobs: Sequence[dict[str, Any]]
 
 
-class Load:
+class Load(Peer):
     """The process with the callers, seen from the benchmark."""
 
     def __init__(self, kind: str, address: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.load", kind, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env=clean_environment(CELERY_BROKER_URL=address, CELERY_RESULT_BACKEND=address),
-        )
+        env = {"CELERY_BROKER_URL": address, "CELERY_RESULT_BACKEND": address}
+        super().__init__("bench.load", kind, address, env=None if kind == "rest" else env)
 
     def __call__(
         self, texts: Sequence[str], *, texts_a_job: int = 1, callers: int = 1, pause: float = 0.0
     ) -> Answer:
         """Submit all texts and wait for their vectors. Raises where a job did not succeed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = {
-            "texts": list(texts),
-            "texts_a_job": texts_a_job,
-            "callers": callers,
-            "pause": pause,
-        }
-        self._process.stdin.write(orjson.dumps(request) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the callers ended with {self._process.wait()}")
-        return Answer(**orjson.loads(line))
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        answer = self.ask(texts=list(texts), texts_a_job=texts_a_job, callers=callers, pause=pause)
+        return Answer(**answer)
 
 
 @contextmanager
 def loads(**addresses: str) -> Iterator[dict[str, Load]]:
     """Callers of each kind, ended with the block."""
-    started = {kind: Load(kind, address) for kind, address in addresses.items()}
-    try:
-        yield started
-    finally:
-        for load in started.values():
-            load.close()
+    with ExitStack() as stack:
+        yield {
+            kind: stack.enter_context(Load(kind, address)) for kind, address in addresses.items()
+        }
 
 
 # -- the process ----------------------------------------------------------------------------
@@ -101,12 +75,7 @@ def loads(**addresses: str) -> Iterator[dict[str, Load]]:
 def main() -> None:
     kind, address = sys.argv[1:]
     connect = {"rest": _rest, "celery": _celery, "plain": _plain}[kind]
-    for line in sys.stdin.buffer:
-        request = orjson.loads(line)
-        sys.stdout.buffer.write(orjson.dumps(_submit(connect, address, **request)) + b"\n")
-        sys.stdout.buffer.flush()
-    # Without the farewells of Celery's results, whose greenlets are gone by then.
-    os._exit(0)
+    serve(functools.partial(_submit, connect, address))
 
 
 def _submit(

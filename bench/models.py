@@ -1,9 +1,10 @@
-"""The library's model and ours in one process: encode, encoder alone, engine with a sink."""
+"""The library's model and ours, for this process: encode, encoder alone, engine with a sink."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,11 @@ def library() -> Reference:
     model = Reference(_SPEC)
     model.encode(["warm"] * 64)
     return model
+
+
+def configuration() -> Any:
+    """The sizes of the model's layers, as transformers names them."""
+    return Reference(_SPEC)._model[0].auto_model.config  # noqa: SLF001 - as it was loaded
 
 
 def encoder(*, padded: bool = False) -> Encoder:

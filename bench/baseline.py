@@ -1,0 +1,51 @@
+"""`SentenceTransformer.encode` where nothing of embedq's engine is loaded: what all is compared to.
+
+In a process of its own, since embedq's settings of torch and of the C library would speed it up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import cast
+
+from bench.peer import Peer, serve
+
+
+class Baseline(Peer):
+    """The library's default model, warmed up."""
+
+    def __init__(self) -> None:
+        super().__init__("bench.baseline")
+        self.encode(["warm"] * 64)
+
+    def encode(self, texts: Sequence[str]) -> float:
+        """Seconds of one call over all texts, batch 32."""
+        return cast("list[float]", self.ask(calls=[list(texts)], pause=0.0))[0]
+
+    def encode_alone(self, texts: Sequence[str], pause: float) -> list[float]:
+        """Seconds of each text in a call of its own, with a pause before it."""
+        return cast("list[float]", self.ask(calls=[[text] for text in texts], pause=pause))
+
+
+def main() -> None:
+    from bench.models import library
+
+    model = library()
+    rest = threading.Event()
+
+    def encode(calls: list[list[str]], pause: float) -> list[float]:
+        seconds = []
+        for texts in calls:
+            rest.wait(pause)
+            began = time.perf_counter()
+            model.encode(texts)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    serve(encode)
+
+
+if __name__ == "__main__":
+    main()
