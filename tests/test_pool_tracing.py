@@ -1,0 +1,124 @@
+"""Jobs that end by way of Celery's tracer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from tests.processes import eventually
+from worker import tasks
+from worker.contract.errors import JobFailed
+from worker.contract.jobs import Status
+from worker.contract.results import Outcome
+from worker.contract.store import Ending, JobStore
+from worker.pool.loop import LoopCalls
+from worker.pool.tracing import Tracer
+
+
+class Ticket:
+    """A ticket as the tracer sees it."""
+
+    def __init__(self, target: Callable[..., Any], *, redelivered: bool = False) -> None:
+        self.id = "job"
+        self.args = ("embedq.embed", "job")
+        self.target = target
+        self.redelivered = redelivered
+        self.heard: list[Any] = []
+
+    def end(self, answer: Any) -> None:
+        self.heard.append(answer)
+
+    def put_back(self) -> None:
+        self.heard.append("put back")
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> JobStore:
+    return JobStore(redis_client, "embedq", result_ttl=60)
+
+
+@pytest.fixture
+def loop() -> LoopCalls:
+    return LoopCalls()
+
+
+@pytest.fixture
+def tracer(store: JobStore, loop: LoopCalls) -> Iterator[Tracer]:
+    tracer = Tracer(store, loop)
+    yield tracer
+    tracer.close(5)
+
+
+def heard(ticket: Any, loop: LoopCalls) -> Any:
+    """What a ticket is told on the loop's thread, which is this one."""
+
+    def told() -> list[Any]:
+        loop.run()
+        return list(ticket.heard)
+
+    (answer,) = eventually(told)
+    return answer
+
+
+def outcome() -> Outcome:
+    return Outcome("m", np.ones((2, 3), dtype=np.float32), prompt_tokens=7)
+
+
+def test_the_tasks_body_finds_the_outcome(tracer: Tracer, loop: LoopCalls) -> None:
+    found: list[Any] = []
+
+    def target(name: str, job_id: str) -> tuple[int, str, float]:
+        found.append(tasks.ready[job_id])
+        return 0, "repr", 0.5
+
+    ticket: Any = Ticket(target)
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == (0, "repr", 0.5)
+    assert found[0]["embeddings"] == [[1.0] * 3] * 2
+    assert found[0]["usage"]["prompt_tokens"] == 7
+    failed: Any = Ticket(target)
+    error = JobFailed("model_not_found", "no such model")
+    tracer.end(failed, error)
+    heard(failed, loop)
+    assert found[1] is error
+    assert tasks.ready == {}
+
+
+def test_a_job_whose_outcome_cannot_be_stored_is_put_back(
+    tracer: Tracer, loop: LoopCalls, caplog: pytest.LogCaptureFixture
+) -> None:
+    def target(name: str, job_id: str) -> None:
+        raise OSError("nowhere to store it")
+
+    ticket: Any = Ticket(target)
+    with caplog.at_level(logging.CRITICAL, "worker.pool.tracing"):
+        tracer.end(ticket, outcome())
+        assert heard(ticket, loop) == "put back"
+    assert tasks.ready == {}
+
+
+def test_a_redelivered_job_that_has_ended_is_not_run_again(
+    tracer: Tracer, loop: LoopCalls, store: JobStore
+) -> None:
+    def target(name: str, job_id: str) -> None:
+        raise AssertionError("its links would be sent twice")
+
+    store.finish([Ending("job", Status.FAILED, meta=b'{"status": "FAILURE", "result": {}}')])
+    ticket: Any = Ticket(target, redelivered=True)
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == (0, "", 0.0)
+
+
+def test_a_tracer_that_lags_behind_stops_fetching(tracer: Tracer, loop: LoopCalls) -> None:
+    assert tracer.has_room()
+    tickets: list[Any] = [Ticket(lambda *_: (0, "", 0.0)) for _ in range(2000)]
+    waits: Any = Ticket(lambda *_: eventually(lambda: not tracer.has_room(), 5))
+    for ticket in (waits, *tickets):
+        tracer.end(ticket, outcome())
+    heard(waits, loop)
+    eventually(tracer.has_room)
