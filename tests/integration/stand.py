@@ -187,8 +187,15 @@ class Stand:
     def inspect(self, what: str, **options: Any) -> Any:
         """The worker's answer to `celery inspect`; asked again while it is connecting."""
         ask = self.app.control.inspect(timeout=2.0, limit=1)
-        replies = eventually(lambda: ask._request(what, **options), ANSWER_S)
-        (reply,) = replies.values()
+
+        def replies() -> Any:
+            try:
+                return ask._request(what, **options)
+            except redis.ConnectionError:
+                # A pooled connection of a test before, whose server or connections were killed.
+                return None
+
+        (reply,) = eventually(replies, ANSWER_S).values()
         return reply
 
 
