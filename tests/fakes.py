@@ -66,6 +66,8 @@ class FakeEncoder:
         self.lost = False
         #: Called by `forward` with the batch's texts, before anything else.
         self.before: Callable[[list[str]], None] = _nothing
+        #: Called by `tokenize` with its texts, before anything else.
+        self.before_tokens: Callable[[list[str]], None] = _nothing
         self._words: dict[int, str] = {}
 
     @property
@@ -73,6 +75,7 @@ class FakeEncoder:
         return self._info
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        self.before_tokens(list(texts))
         self.tokenised.append(len(texts))
         rows, cut = [], []
         for text in texts:

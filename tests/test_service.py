@@ -16,6 +16,7 @@ from tests.fakes import DEADLINE, NAN, POISON, FakeEncoder, model_info, vector_o
 from tests.processes import eventually
 from worker import service as module
 from worker.contract.errors import InvalidJob, JobFailed, ModelUnavailable
+from worker.contract.jobs import JobOptions
 from worker.contract.models import ModelSpec
 from worker.contract.settings import DEFAULT_MODEL_NAME, Settings
 from worker.encoder.reference import Reference
@@ -157,7 +158,16 @@ def test_services_with_other_settings_are_others(
     ]
 
 
-def test_the_default_service_of_a_process_is_one(loader: Loader) -> None:
+def test_the_default_service_of_a_process_is_one(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(EmbeddingService):
+        def __init__(self) -> None:
+            # Long enough for the others to get here, too.
+            threading.Event().wait(0.05)
+            super().__init__()
+
+    monkeypatch.setattr(module, "EmbeddingService", Slow)
     module._default_service.cache_clear()
     services = in_threads(8, lambda _: default_service())
     assert len(set(services)) == 1
@@ -360,6 +370,26 @@ def test_a_large_call_that_is_cancelled_costs_no_further_forward_pass(
 
 def _started(loader: Loader) -> None:
     loader.encoder.wait_until_busy()
+
+
+def test_a_caller_may_give_up_at_the_last_moment(
+    embedder: EmbeddingService, loader: Loader
+) -> None:
+    embedder.encode(["loaded"])
+    engine = embedder._engine
+    assert engine is not None
+    with loader.encoder.held():
+        busy = threading.Thread(target=embedder.encode, args=(["busy"],))
+        busy.start()
+        loader.encoder.wait_until_busy()
+        first, second = (embedder._submit(engine, [text], JobOptions()) for text in "ab")
+        # Both end with the same batch; the first answer makes the second caller go.
+        first.add_done_callback(lambda _: second.cancel())
+        eventually(lambda: engine.waiting_tokens == 2)
+    busy.join(DEADLINE)
+    assert first.result(DEADLINE)
+    assert second.cancelled()
+    assert embedder.encode(["after"]).shape == (1, 6)
 
 
 def test_closing_answers_calls_that_wait(loader: Loader) -> None:

@@ -98,6 +98,29 @@ def test_a_job_cancelled_while_it_waits_is_never_encoded(
     assert "gone" not in {job_id for _, job_id, _ in sink.heard}
 
 
+def test_a_job_cancelled_in_the_tokenizer_is_heard_of_no_more(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    gone = job_of(texts(4096), "gone")
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(_: list[str]) -> None:
+        entered.set()
+        assert leave.wait(DEADLINE)
+
+    encoder.before_tokens = hold
+    engine.submit(gone)
+    assert entered.wait(DEADLINE)
+    assert engine.cancel(gone)
+    engine.submit(job_of(["other"], "other"))
+    leave.set()
+    sink.outcome("other")
+    assert engine.waiting_tokens == 0
+    assert "gone" not in {job_id for _, job_id, _ in sink.heard}
+    assert sum(encoder.tokenised) < 512, "it is tokenised to the end for nobody"
+
+
 def test_a_running_job_that_is_cancelled_takes_no_further_batch(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:

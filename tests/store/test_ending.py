@@ -187,6 +187,29 @@ def test_progress_that_comes_late_does_not_revive_a_job(
     assert redis_client.ttl(keys.job("one")) <= RESULT_TTL
 
 
+def test_progress_of_a_job_that_celery_ended_is_not_told(
+    jobs: JobStore, celery_app: Celery, redis_client: redis.Redis
+) -> None:
+    jobs.accept(new_job(), b"m")
+    celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
+    with heard(redis_client, keys.EVENTS) as so_far:
+        jobs.progress([("one", 12.5, 1, 2)])
+        assert so_far() == []
+
+
+def test_progress_of_a_job_that_ended_without_a_result_is_not_told(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.accept(new_job(), b"m")
+    jobs.finish([success()._replace(meta=b"")])
+    with heard(redis_client, keys.EVENTS) as so_far:
+        jobs.progress([("one", 12.5, 1, 2)])
+        assert so_far() == []
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.SUCCEEDED
+
+
 def test_progress_of_a_job_without_a_record_makes_one_that_its_end_closes(
     jobs: JobStore,
 ) -> None:

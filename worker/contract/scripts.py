@@ -205,8 +205,8 @@ for at = 5, #ARGV, 9 do
   local id, tag, meta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job = '{keys.JOB_PREFIX}' .. id
   local first = meta == '' or store(prefix .. id, meta)
-  settle(job, ledger)
   if open(job) then
+    settle(job, ledger)
     -- Where another outcome was first, the record is read with that one.
     if first then close(job, at) end
     redis.call('EXPIRE', job, ttl)

@@ -172,7 +172,7 @@ class Engine:
         ended = []
         for job, index, code, message in refusals:
             job.fail(index, code, message)
-            if job.ended and not job.cancelled:
+            if job.ended:
                 ended.append(job)
         self._outbox.put(ended)
 
@@ -235,7 +235,7 @@ class Engine:
             job.errors.append(error)
         for piece in pieces:
             piece.job.arrive(piece)
-        jobs = [job for job in dict.fromkeys(p.job for p in pieces) if not job.cancelled]
+        jobs = dict.fromkeys(piece.job for piece in pieces)
         ended = [job for job in jobs if job.ended]
         self._outbox.put(ended, [job for job in jobs if not job.ended])
 

@@ -14,7 +14,10 @@ MOST_BATCHES = 8
 
 
 class News(NamedTuple):
-    """What became of the jobs of a batch: those that ended with it, and those that go on."""
+    """What became of the jobs of a batch: those that ended with it, and those that go on.
+
+    Some may be cancelled, now or before the writer gets there; it passes them over.
+    """
 
     ended: Sequence[Job]
     going: Sequence[Job]
