@@ -154,6 +154,15 @@ def test_the_same_submission_under_a_key_is_the_same_job(
     assert jobs.read("two") is None
 
 
+def test_a_call_under_a_key_whose_answer_was_lost_may_be_repeated(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    job, once = new_job(), {"idempotency_key": "key", "fingerprint": "body"}
+    verdicts = [jobs.accept(job, b"m", **once).verdict for _ in range(2)]
+    assert verdicts == ["accepted", "accepted"]
+    assert redis_client.llen(QUEUE) == 1
+
+
 def test_another_submission_under_a_key_is_a_conflict(jobs: JobStore) -> None:
     jobs.accept(new_job("one"), b"m", idempotency_key="key", fingerprint="body")
     other = jobs.accept(new_job("two"), b"m", idempotency_key="key", fingerprint="other body")

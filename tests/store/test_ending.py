@@ -118,6 +118,9 @@ def test_an_outcome_that_celery_stored_is_not_overwritten(
     jobs.finish([failure()])
     assert not jobs.cancel("one")
     assert jobs.raw_outcome("one") == stored
+    record = jobs.read("one")
+    assert record is not None
+    assert (record.status, record.code) == (Status.SUCCEEDED, None)
     assert ledger(redis_client) == {"tokens": 0, "expected": 0, "stored": 0}
     assert 0 < redis_client.ttl(keys.job("one")) <= RESULT_TTL
 
