@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ class Waiting:
         self._lock = threading.Lock()
         self._watches: dict[str, set[Watch]] = {}
         self._thread: threading.Thread | None = None
+        #: The process whose thread listens; a forked child has its parent's word for it.
+        self._listens_in: int | None = None
         self._closing = threading.Event()
         self._pubsub: PubSub | None = None
         #: Whether waits end early, because this process is about to.
@@ -72,8 +75,8 @@ class Waiting:
         watch = Watch(progress=progress)
         with self._lock:
             self._watches.setdefault(job_id, set()).add(watch)
-            self._ensure_running()
         try:
+            self._ensure_running()
             yield watch
         finally:
             with self._lock:
@@ -103,14 +106,31 @@ class Waiting:
                 pubsub.unsubscribe()  # type: ignore[no-untyped-call]
             except redis.RedisError:
                 logger.debug("Redis is away; the subscription ends by its own limit")
-        if thread is not None:
+        if thread is not None and thread.is_alive():
             thread.join(2 * _SILENCE)
 
     def _ensure_running(self) -> None:
-        # A forked child sees its parent's thread as not alive.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="embedq-waiting", daemon=True)
-            self._thread.start()
+        """Start the thread where this process has none.
+
+        Outside the lock: a start waits until the thread runs, and where the application was made
+        before gevent patched the process the lock is the system's, which stops all greenlets.
+        """
+        here = os.getpid()
+        with self._lock:
+            if self._listens_in == here:
+                return
+            self._listens_in = here
+            if not self._closing.is_set():
+                # One that is this process's, patched or not, like the thread that waits on it.
+                self._closing = threading.Event()
+            thread = threading.Thread(target=self._run, name="embedq-waiting", daemon=True)
+            self._thread = thread
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._listens_in = None
+            raise
 
     # On the thread.
 
@@ -131,6 +151,8 @@ class Waiting:
                     pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
             # Nobody is left asleep, also where this thread dies; the next watch starts another.
+            with self._lock:
+                self._listens_in = None
             self._wake_all()
 
     def _listen(self, pubsub: PubSub) -> None:
