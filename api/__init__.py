@@ -17,7 +17,7 @@ In reading order:
 - `callers`      who asks, and whose jobs they see
 - `backend`      what the routes share
 - `serving`      gunicorn's configuration
-- `liveness`, `limits`, `revocations`, `metrics`, `answers`   its parts
+- `limits`, `revocations`, `metrics`, `answers`   its parts
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from api.limits import ResultRoom
-from api.liveness import Liveness
 from api.metrics import Metrics
 from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
+from worker.contract.liveness import Liveness
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
 

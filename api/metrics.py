@@ -11,8 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from api.liveness import Liveness
 from api.waiting import Waiting
+from worker.contract.liveness import Liveness
 from worker.contract.store import JobStore
 
 #: Seconds: from an answer out of memory to the longest wait.

@@ -13,10 +13,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.limits import seconds_to_encode
-from api.liveness import SILENCE, live_workers
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import ValkeyServer
 from worker.contract import keys
+from worker.contract.liveness import SILENCE, live_workers
 
 VECTOR = np.zeros((1, 4), dtype=np.float32)
 

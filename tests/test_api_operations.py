@@ -13,12 +13,12 @@ import pytest
 
 from api import create_app
 from api.errors import STATUS_OF
-from api.liveness import SILENCE
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import clean_environment
 from worker.contract import keys
 from worker.contract.errors import SettingsError
 from worker.contract.jobs import JobRequest
+from worker.contract.liveness import SILENCE
 from worker.contract.settings import Settings
 
 

@@ -12,6 +12,7 @@ In reading order:
 - `scripts`   Lua: the steps that must happen whole or not at all
 - `record`    a job as its owner sees it
 - `store`     the record of a job: accepted, read, cancelled, listed
+- `liveness`  the workers that live, and what they serve
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
 - `dead_letters` messages that no worker could run

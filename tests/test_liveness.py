@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api.liveness import SILENCE, live_workers
+from worker.contract.liveness import SILENCE, live_workers
 
 NOW = 1_800_000_000.0
 
