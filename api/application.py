@@ -8,6 +8,8 @@ from flask import Flask, Response, g, request
 
 from api import errors, jobs, openapi, operations
 from api.backend import EXTENSION, Backend
+from api.openai import errors as openai_errors
+from api.openai import routes
 from worker.contract.errors import SettingsError
 from worker.contract.settings import Settings
 
@@ -32,11 +34,12 @@ def make_app(settings: Settings | None) -> Flask:
         )
     backend = Backend.of(settings)
     app.extensions[EXTENSION] = backend
-    errors.install(app)
+    errors.install(app, {f"{routes.PREFIX}/": openai_errors.response})
     app.register_blueprint(jobs.blueprint)
     app.register_blueprint(operations.blueprint)
     app.register_blueprint(openapi.blueprint)
     _observe(app, backend)
+    routes.install(app)
     return app
 
 

@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from api.limits import ResultRoom
 from api.metrics import Metrics
+from api.openai.token_table import TokenTable
 from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
@@ -43,6 +44,8 @@ class Backend:
     waiting: Waiting
     revocations: Revocations
     metrics: Metrics
+    #: Decodes token ids; None where there is none.
+    token_table: TokenTable | None
 
     @classmethod
     def of(cls, settings: Settings) -> Backend:
@@ -63,6 +66,7 @@ class Backend:
             waiting=waiting,
             revocations=Revocations(settings),
             metrics=Metrics(store, liveness, waiting),
+            token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
         )
 
     def close(self) -> None:

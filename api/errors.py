@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Final
 
 import redis
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api.answers import json_body
@@ -52,7 +53,7 @@ _CODE_OF_STATUS: Final = {
 #: Seconds after which a server that was away is worth another try.
 _REDIS_RETRY_AFTER = 2
 #: Characters of a message: it may quote a name that the caller made up.
-_LONGEST_DETAIL = 500
+LONGEST_DETAIL = 500
 
 
 class Problem(EmbedqError):
@@ -80,13 +81,33 @@ class Problem(EmbedqError):
             self.headers["Retry-After"] = str(retry_after)
 
 
-def install(app: Flask) -> None:
-    """Answer every error of `app` with a problem document."""
-    app.register_error_handler(Problem, problem_response)
-    app.register_error_handler(InvalidJob, _invalid_job)
-    app.register_error_handler(redis.RedisError, _redis_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _bug)
+#: Makes the answer to a problem.
+Shape = Callable[[Problem], Response]
+_NO_SHAPES: Final[Mapping[str, Shape]] = MappingProxyType({})
+
+
+def install(app: Flask, shapes: Mapping[str, Shape] = _NO_SHAPES) -> None:
+    """Answer every error of `app` with a problem document.
+
+    `shapes` are the other forms of an error, by the beginning of the paths that have them.
+    """
+
+    def answer(problem: Problem) -> Response:
+        shape = next(
+            (shape for start, shape in shapes.items() if request.path.startswith(start)),
+            problem_response,
+        )
+        return shape(problem)
+
+    def http_error(error: HTTPException) -> Response | HTTPException:
+        is_error = (error.code or 500) >= HTTPStatus.BAD_REQUEST
+        return answer(of_http_error(error)) if is_error else error
+
+    app.register_error_handler(Problem, answer)
+    app.register_error_handler(InvalidJob, lambda error: answer(of_invalid_job(error)))
+    app.register_error_handler(redis.RedisError, lambda error: answer(_of_redis_error(error)))
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, lambda error: answer(_of_bug(error)))
 
 
 def problem_response(problem: Problem) -> Response:
@@ -96,43 +117,42 @@ def problem_response(problem: Problem) -> Response:
         "type": "about:blank",
         "title": problem.status.phrase,
         "status": problem.status.value,
-        "detail": problem.message[:_LONGEST_DETAIL],
+        "detail": problem.message[:LONGEST_DETAIL],
         "code": problem.code,
     }
     if problem.field is not None:
-        body["field"] = problem.field[:_LONGEST_DETAIL]
+        body["field"] = problem.field[:LONGEST_DETAIL]
     response = Response(json_body(body), problem.status, content_type=MEDIA_TYPE)
     response.headers.update(problem.headers)
     return response
 
 
-def _invalid_job(error: InvalidJob) -> Response:
+def of_invalid_job(error: InvalidJob) -> Problem:
+    """The problem of a request whose job is not valid."""
     code = error.code if error.code in STATUS_OF else InvalidJob.code
-    return problem_response(Problem(code, error.message, field=error.field))
+    return Problem(code, error.message, field=error.field)
 
 
-def _redis_error(error: redis.RedisError) -> Response:
-    if isinstance(error, redis.OutOfMemoryError):
-        full = Problem("results_full", "Redis is out of memory", retry_after=_REDIS_RETRY_AFTER)
-        return problem_response(full)
-    logger.warning("Redis did not answer: %s: %s", type(error).__name__, error)
-    detail = "Redis does not answer; nothing that was accepted is lost"
-    return problem_response(Problem("redis_unavailable", detail, retry_after=_REDIS_RETRY_AFTER))
-
-
-def _http_error(error: HTTPException) -> Response | HTTPException:
+def of_http_error(error: HTTPException) -> Problem:
+    """The problem of a request that Flask or Werkzeug refused."""
     status = HTTPStatus(error.code or 500)
-    if status < HTTPStatus.BAD_REQUEST:
-        return error
     headers = {}
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         headers["Allow"] = ", ".join(sorted(error.valid_methods))
     code = _CODE_OF_STATUS.get(status.value, "internal_error" if status >= 500 else "bad_request")
     detail = error.description or status.description
-    return problem_response(Problem(code, detail, status=status, headers=headers))
+    return Problem(code, detail, status=status, headers=headers)
 
 
-def _bug(error: Exception) -> Response:
+def _of_redis_error(error: redis.RedisError) -> Problem:
+    if isinstance(error, redis.OutOfMemoryError):
+        return Problem("results_full", "Redis is out of memory", retry_after=_REDIS_RETRY_AFTER)
+    logger.warning("Redis did not answer: %s: %s", type(error).__name__, error)
+    detail = "Redis does not answer; nothing that was accepted is lost"
+    return Problem("redis_unavailable", detail, retry_after=_REDIS_RETRY_AFTER)
+
+
+def _of_bug(error: Exception) -> Problem:
     logger.error("A request failed", exc_info=error)
     detail = "the request failed; the server's log says why"
-    return problem_response(Problem("internal_error", detail))
+    return Problem("internal_error", detail)

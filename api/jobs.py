@@ -15,8 +15,8 @@ from api.backend import Backend, backend
 from api.errors import Problem
 from api.schemas import Job, JobList
 from api.submission import submit
-from api.waits import Wait, await_end, find
-from worker.contract.jobs import Status
+from api.waits import Patience, Wait, await_end, find
+from worker.contract.jobs import Status, parse_body
 from worker.contract.store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,15 @@ _LOOK_AGAIN = 1
 def submit_job() -> Response:
     """Accept a job; with a wait, answer with its result if it ends in time."""
     wait = Wait(request)
-    body = bodies.read_json(request, backend().settings.max_job_bytes)
-    key = request.headers.get("Idempotency-Key")
-    job = submit(backend(), body, owner=callers.owner(), idempotency_key=key, seconds=wait.seconds)
+    texts, options = parse_body(bodies.read_json(request, backend().settings.max_job_bytes))
+    job = submit(
+        backend(),
+        texts,
+        options,
+        owner=callers.owner(),
+        idempotency_key=request.headers.get("Idempotency-Key"),
+        patience=Patience(wait.seconds),
+    )
     answer = _body(job.record)
     if wait.asked and job.record.status.ended:
         response = _answer_ended(backend(), answer, job.meta)
@@ -55,7 +61,7 @@ def submit_job() -> Response:
 def read_job(job_id: str) -> Response:
     """A job, at once or when it ends."""
     wait = Wait(request)
-    record = await_end(backend(), job_id, wait.seconds)
+    record = await_end(backend(), job_id, Patience(wait.seconds))
     response = json_response(_body(record))
     if not record.status.ended:
         response.headers["Retry-After"] = str(_LOOK_AGAIN)

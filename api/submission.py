@@ -1,4 +1,4 @@
-"""From a request body to an accepted job, or to the reason why not."""
+"""From texts and options to an accepted job, or to the reason why not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import redis
 from api.backend import Backend
 from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
-from api.waits import await_accepted, await_end
+from api.waits import NONE, Patience, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
-from worker.contract.store import Acceptance, JobRecord, NewJob
+from worker.contract.store import Acceptance, JobRecord, NewJob, Once
 
 LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -24,7 +24,7 @@ class Submitted:
     """An accepted job as it stands.
 
     `meta` is its stored outcome where the caller waited for it, `retry_after` when it may have
-    ended, in whole seconds, as far as can be told.
+    ended, in whole seconds, as far as can be told. `replayed`: an earlier submission made it.
     """
 
     record: JobRecord
@@ -35,18 +35,22 @@ class Submitted:
 
 def submit(
     backend: Backend,
-    body: object,
+    texts: list[str],
+    options: JobOptions,
     *,
     owner: str,
     idempotency_key: str | None = None,
-    seconds: float = 0.0,
+    shared: bool = False,
+    expires: float | None = None,
+    patience: Patience = NONE,
 ) -> Submitted:
-    """Check a request against the live workers, queue it, and wait up to `seconds` for its end.
+    """Check a job against the live workers, queue it, and wait for its end as `patience` says.
 
+    With `shared` it joins an equal job of the same owner that has not ended; whoever submits so
+    calls `JobStore.leave` in the end. Past `expires`, seconds since the epoch, it does not run.
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full` or
     `idempotency_conflict`, and redis.RedisError.
     """
-    texts, options = jobs.parse_body(body)
     _check_key(idempotency_key)
     workers = backend.liveness.workers()
     if not workers.models:
@@ -64,24 +68,26 @@ def submit(
         model=model.name,
         owner=owner,
     )
-    message = messages.envelope(job.id, texts, options, backend.settings.queue)
-    fingerprint = _fingerprint(texts, options) if idempotency_key else ""
+    message = messages.envelope(job.id, texts, options, backend.settings.queue, expires=expires)
+    once = Once(
+        key=idempotency_key,
+        fingerprint=_fingerprint(texts, options) if idempotency_key or shared else "",
+        shared=shared,
+    )
     with backend.waiting.watch(job.id) as watch:
-        acceptance = _accept(backend, job, message, idempotency_key, fingerprint)
+        acceptance = _accept(backend, job, message, once)
         _check(backend, acceptance, job, workers.tokens_per_second)
         replayed = acceptance.verdict == "replayed"
         if replayed:
-            record, meta = _replay(backend, acceptance.job_id, seconds)
+            record, meta = _replay(backend, acceptance.job_id, patience)
         else:
             backend.metrics.accepted(len(texts))
-            record, meta = await_accepted(backend, _record(job), watch, seconds)
+            record, meta = await_accepted(backend, _record(job), watch, patience)
     retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
     return Submitted(record, meta, replayed, retry_after)
 
 
-def _accept(
-    backend: Backend, job: NewJob, message: bytes, idempotency_key: str | None, fingerprint: str
-) -> Acceptance:
+def _accept(backend: Backend, job: NewJob, message: bytes, once: Once) -> Acceptance:
     """One script where record and message share a server; else the record first."""
     broker = backend.broker
     acceptance = backend.store.accept(
@@ -89,8 +95,7 @@ def _accept(
         message if broker is None else None,
         max_tokens=backend.settings.max_queued_tokens,
         max_result_bytes=backend.result_room.bytes(),
-        idempotency_key=idempotency_key,
-        fingerprint=fingerprint,
+        once=once,
     )
     if broker is not None and acceptance.verdict == "accepted":
         try:
@@ -101,9 +106,9 @@ def _accept(
     return acceptance
 
 
-def _replay(backend: Backend, job_id: str, seconds: float) -> tuple[JobRecord, bytes | None]:
-    record = await_end(backend, job_id, seconds)
-    wanted = seconds and record.status.ended
+def _replay(backend: Backend, job_id: str, patience: Patience) -> tuple[JobRecord, bytes | None]:
+    record = await_end(backend, job_id, patience)
+    wanted = patience.seconds and record.status.ended
     return record, backend.store.raw_outcome(job_id) if wanted else None
 
 

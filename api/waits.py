@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 import redis
 from flask import Request, Response
@@ -18,6 +20,8 @@ from worker.contract.store import JobRecord
 LONGEST_WAIT = 60
 #: Seconds under a server that runs one request at a time: gunicorn kills its sync workers after 30.
 LONGEST_BLOCKING_WAIT = 25
+#: Seconds between two looks whether somebody who waits is still there.
+_LOOK = 0.5
 #: Characters of a job id; Celery takes any string.
 _LONGEST_ID = 255
 
@@ -44,42 +48,66 @@ class Wait:
             response.headers["Preference-Applied"] = f"wait={self.seconds}"
 
 
+class Patience:
+    """How long somebody waits: `seconds` from now, or until `gone` says that nobody does any more.
+
+    `gone` must not block; it is asked twice a second.
+    """
+
+    def __init__(self, seconds: float, gone: Callable[[], bool] | None = None) -> None:
+        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._gone = gone
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, 0 once it has passed."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def wait(self, watch: Watch) -> bool:
+        """Block until it is time to look at the job again; False where nobody waits any more."""
+        if not self.left:
+            return False
+        while left := self.left:
+            if self._gone is None:
+                watch.wait(left)
+                break
+            if watch.wait(min(left, _LOOK)):
+                break
+            if self._gone():
+                return False
+        return True
+
+
+NONE: Final = Patience(0)
+
+
 def find(backend: Backend, job_id: str) -> JobRecord:
     """A job that the caller may see. Raises Problem with `not_found`."""
     return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None)
 
 
-def await_end(backend: Backend, job_id: str, seconds: float) -> JobRecord:
-    """A job as it stands when it ends, or when `seconds` have passed. Raises Problem."""
-    if not seconds:
+def await_end(backend: Backend, job_id: str, patience: Patience) -> JobRecord:
+    """A job as it stands when it ends, or when nobody waits any more. Raises Problem."""
+    if not patience.seconds:
         return find(backend, job_id)
-    deadline = time.monotonic() + seconds
     with backend.waiting.watch(job_id) as watch:
         record = find(backend, job_id)
-        while not (record.status.ended or backend.waiting.released):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            watch.wait(left)
+        while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
             record = find(backend, job_id)
     return record
 
 
 def await_accepted(
-    backend: Backend, record: JobRecord, watch: Watch, seconds: float
+    backend: Backend, record: JobRecord, watch: Watch, patience: Patience
 ) -> tuple[JobRecord, bytes | None]:
-    """A job just accepted, as it stands when it ends or after `seconds`, and its stored outcome.
+    """A job just accepted, as it stands when it ends or the wait is over, and its stored outcome.
 
     `watch` is older than the job, so there is nothing to read before it wakes. Where Redis falls
     away meanwhile the job is answered as it was last seen: its caller must get the id.
     """
-    deadline = time.monotonic() + seconds
     meta = None
-    while not (record.status.ended or backend.waiting.released):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        watch.wait(left)
+    while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
         with suppress(redis.RedisError):
             found, meta = backend.store.read_with_outcome(record.id)
             record = _visible(found)

@@ -16,7 +16,7 @@ from tests.store.stand import (
 )
 from worker.contract import keys, store
 from worker.contract.jobs import Status
-from worker.contract.store import JobStore
+from worker.contract.store import JobStore, Once
 
 
 def test_an_accepted_job_is_queued_recorded_and_counted(
@@ -144,12 +144,12 @@ def test_submitting_from_many_threads_never_passes_the_bound(
 def test_the_same_submission_under_a_key_is_the_same_job(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    once = {"idempotency_key": "key", "fingerprint": "body"}
-    assert jobs.accept(new_job("one"), b"m", **once).verdict == "accepted"
-    again = jobs.accept(new_job("two"), b"m", **once)
+    once = Once("key", "body")
+    assert jobs.accept(new_job("one"), b"m", once=once).verdict == "accepted"
+    again = jobs.accept(new_job("two"), b"m", once=once)
     assert (again.verdict, again.job_id) == ("replayed", "one")
     jobs.finish([success("one")])
-    assert jobs.accept(new_job("three"), b"m", **once).verdict == "replayed"
+    assert jobs.accept(new_job("three"), b"m", once=once).verdict == "replayed"
     assert redis_client.llen(QUEUE) == 1
     assert jobs.read("two") is None
 
@@ -157,38 +157,38 @@ def test_the_same_submission_under_a_key_is_the_same_job(
 def test_a_call_under_a_key_whose_answer_was_lost_may_be_repeated(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    job, once = new_job(), {"idempotency_key": "key", "fingerprint": "body"}
-    verdicts = [jobs.accept(job, b"m", **once).verdict for _ in range(2)]
+    job, once = new_job(), Once("key", "body")
+    verdicts = [jobs.accept(job, b"m", once=once).verdict for _ in range(2)]
     assert verdicts == ["accepted", "accepted"]
     assert redis_client.llen(QUEUE) == 1
 
 
 def test_another_submission_under_a_key_is_a_conflict(jobs: JobStore) -> None:
-    jobs.accept(new_job("one"), b"m", idempotency_key="key", fingerprint="body")
-    other = jobs.accept(new_job("two"), b"m", idempotency_key="key", fingerprint="other body")
+    jobs.accept(new_job("one"), b"m", once=Once("key", "body"))
+    other = jobs.accept(new_job("two"), b"m", once=Once("key", "other body"))
     assert (other.verdict, other.job_id) == ("conflict", "one")
     assert jobs.read("two") is None
 
 
 def test_keys_of_different_owners_are_different(jobs: JobStore) -> None:
-    once = {"idempotency_key": "key", "fingerprint": "body"}
-    jobs.accept(new_job("one", owner="me"), b"m", **once)
-    assert jobs.accept(new_job("two", owner="you"), b"m", **once).verdict == "accepted"
+    once = Once("key", "body")
+    jobs.accept(new_job("one", owner="me"), b"m", once=once)
+    assert jobs.accept(new_job("two", owner="you"), b"m", once=once).verdict == "accepted"
 
 
 def test_a_key_of_a_job_that_is_gone_stands_for_a_new_one(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    once = {"idempotency_key": "key", "fingerprint": "body"}
-    jobs.accept(new_job("one"), b"m", **once)
+    once = Once("key", "body")
+    jobs.accept(new_job("one"), b"m", once=once)
     assert 0 < redis_client.ttl(keys.idempotency("", "key")) <= store.IDEMPOTENCY_TTL
     redis_client.delete(keys.job("one"))
-    assert jobs.accept(new_job("two"), b"m", **once).verdict == "accepted"
-    assert jobs.accept(new_job("three"), b"m", **once).job_id == "two"
+    assert jobs.accept(new_job("two"), b"m", once=once).verdict == "accepted"
+    assert jobs.accept(new_job("three"), b"m", once=once).job_id == "two"
 
 
 def test_a_refused_submission_leaves_its_key_free(jobs: JobStore) -> None:
     jobs.accept(new_job("first"), b"m")
-    once = {"idempotency_key": "key", "fingerprint": "body"}
-    assert jobs.accept(new_job("one"), b"m", max_tokens=100, **once).verdict == "full"
-    assert jobs.accept(new_job("two"), b"m", **once).verdict == "accepted"
+    once = Once("key", "body")
+    assert jobs.accept(new_job("one"), b"m", max_tokens=100, once=once).verdict == "full"
+    assert jobs.accept(new_job("two"), b"m", once=once).verdict == "accepted"

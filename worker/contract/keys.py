@@ -32,8 +32,13 @@ def jobs(owner: str) -> str:
 
 
 def idempotency(owner: str, key: str) -> str:
-    """String: the job that an Idempotency-Key of an owner stands for."""
+    """Hash: the job that an Idempotency-Key of an owner stands for."""
     return f"embedq:idempotency:{owner}:{key}"
+
+
+def shared(owner: str, fingerprint: str) -> str:
+    """Hash: the job under way that equal submissions of an owner join."""
+    return f"embedq:shared:{owner}:{fingerprint}"
 
 
 def attempts(job_id: str) -> str:

@@ -11,6 +11,7 @@ import os
 import socket
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -30,8 +31,18 @@ def shown_args(count: int) -> str:
     return f"(<{count} text{'s' if count != 1 else ''}>,)"
 
 
-def envelope(job_id: str, texts: Sequence[str], options: JobOptions, queue: str) -> bytes:
-    """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`."""
+def envelope(
+    job_id: str,
+    texts: Sequence[str],
+    options: JobOptions,
+    queue: str,
+    *,
+    expires: float | None = None,
+) -> bytes:
+    """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`.
+
+    Past `expires`, seconds since the epoch, no worker starts it.
+    """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     headers: dict[str, Any] = {
@@ -40,7 +51,7 @@ def envelope(job_id: str, texts: Sequence[str], options: JobOptions, queue: str)
         "id": job_id,
         "shadow": None,
         "eta": None,
-        "expires": None,
+        "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
         "group": None,
         "group_index": None,
         "retries": 0,

@@ -37,19 +37,40 @@ local function settle(job, ledger)
 end
 """
 
-#: KEYS job, listing, ledger, queue, idempotency or ''. ARGV id, now, owner, model, total, tokens,
-#: bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, idempotency ttl, result
-#: ttl, message or ''. Answers {verdict, id, level}. May be repeated after an error.
+#: Takes the bytes of a job's result off the ledger, once.
+_UNSTORE = """
+local function unstore(job, ledger)
+  local held = redis.call('HMGET', job, 'stored', 'finished')
+  if held[1] and held[2] then
+    local minute = math.floor(tonumber(held[2]) / 60)
+    redis.call('HINCRBY', ledger, 'stored:' .. minute, -tonumber(held[1]))
+    redis.call('HDEL', job, 'stored')
+  end
+end
+"""
+
+#: KEYS job, listing, ledger, queue, earlier submission or ''. ARGV id, now, owner, model, total,
+#: tokens, bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, ttl of the earlier
+#: submission, result ttl, message or '', 1 where the job is shared. Answers {verdict, id, level}.
+#: May be repeated after an error; a shared job then may count somebody twice, and is kept longer.
 ACCEPT = f"""
+{_ENDED}
+{_OPEN}
 {_SETTLE}
 local job, listing, ledger, queue, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, now = ARGV[1], tonumber(ARGV[2])
+local id, now, shared = ARGV[1], tonumber(ARGV[2]), ARGV[16] == '1'
 local tokens, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 local max_tokens, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
 if once ~= '' then
   local seen = redis.call('HMGET', once, 'id', 'fingerprint')
-  if seen[1] and redis.call('EXISTS', '{keys.JOB_PREFIX}' .. seen[1]) == 1 then
-    if seen[1] == id then return {{'accepted', id, 0}} end
+  local earlier = seen[1] and '{keys.JOB_PREFIX}' .. seen[1]
+  if seen[1] == id then return {{'accepted', id, 0}} end
+  if shared then
+    if earlier and open(earlier) and not ended('{keys.RESULT_PREFIX}' .. seen[1]) then
+      redis.call('HINCRBY', earlier, 'callers', 1)
+      return {{'replayed', seen[1], 0}}
+    end
+  elseif earlier and redis.call('EXISTS', earlier) == 1 then
     return {{seen[2] == ARGV[12] and 'replayed' or 'conflict', seen[1], 0}}
   end
 end
@@ -87,6 +108,7 @@ if once ~= '' then
   redis.call('HSET', once, 'id', id, 'fingerprint', ARGV[12])
   redis.call('EXPIRE', once, ARGV[13])
 end
+if shared then redis.call('HSET', job, 'callers', 1, 'shared', once) end
 if ARGV[15] ~= '' then redis.call('LPUSH', queue, ARGV[15]) end
 return {{'accepted', id, level}}
 """
@@ -104,18 +126,33 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 RELEASE = f"""
 {_ENDED}
 {_OPEN}
+{_UNSTORE}
 if open(KEYS[1]) and not ended(KEYS[2]) then return end
-local held = redis.call('HMGET', KEYS[1], 'stored', 'finished')
-if held[1] and held[2] then
-  local minute = math.floor(tonumber(held[2]) / 60)
-  redis.call('HINCRBY', KEYS[3], 'stored:' .. minute, -tonumber(held[1]))
-  redis.call('HDEL', KEYS[1], 'stored')
-end
+unstore(KEYS[1], KEYS[3])
 for at = 1, 2 do
   if redis.call('TTL', KEYS[at]) > tonumber(ARGV[1]) then
     redis.call('EXPIRE', KEYS[at], ARGV[1])
   end
 end
+"""
+
+#: KEYS job, result, ledger, listing. ARGV id. One of those who share a job goes; with the last one
+#: go the job and its result, if it has ended. Answers 1 where it has not and nobody is left.
+LEAVE = f"""
+{_ENDED}
+{_OPEN}
+{_SETTLE}
+{_UNSTORE}
+local job = KEYS[1]
+local once = redis.call('HGET', job, 'shared')
+if once and redis.call('HINCRBY', job, 'callers', -1) > 0 then return 0 end
+if once and redis.call('HGET', once, 'id') == ARGV[1] then redis.call('DEL', once) end
+if open(job) and not ended(KEYS[2]) then return 1 end
+settle(job, KEYS[3])
+unstore(job, KEYS[3])
+redis.call('DEL', job, KEYS[2])
+redis.call('ZREM', KEYS[4], ARGV[1])
+return 0
 """
 
 #: KEYS job, result, ledger. ARGV id, now, meta, ttl, events channel. Answers 1 if it was this call.

@@ -56,6 +56,8 @@ class Settings:
     #: Seconds that an ended job can be read.
     result_ttl: int = 3600
     api_keys_file: Path | None = None
+    #: A `.tiktoken` file with which the API decodes token ids; None: such requests are refused.
+    token_table: Path | None = None
 
     #: Seconds after which the jobs of a worker that fell silent run elsewhere.
     lease_seconds: int = 12
@@ -74,6 +76,7 @@ class Settings:
         env = _Reader(os.environ if environ is None else environ)
         broker = env.text("CELERY_BROKER_URL", DEFAULT_BROKER)
         keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
+        token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
         max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
         return cls(
             models=env.parse("EMBEDQ_MODEL", "", _models),
@@ -92,6 +95,7 @@ class Settings:
             max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
             api_keys_file=Path(keys_file) if keys_file else None,
+            token_table=Path(token_table) if token_table else None,
             lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
             max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),
             forward_seconds=env.whole("EMBEDQ_FORWARD_SECONDS", cls.forward_seconds, least=1),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 import redis
@@ -21,12 +21,14 @@ from worker.contract.jobs import Status
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 
-__all__ = ["Acceptance", "Ending", "JobRecord", "JobStore", "NewJob"]
+__all__ = ["Acceptance", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
 
 #: Seconds that a job may wait or run before its record is given up.
 RECORD_TTL = 7 * 24 * 3600
 #: Seconds that an Idempotency-Key is remembered.
 IDEMPOTENCY_TTL = 24 * 3600
+#: Seconds that a shared job can be joined; nobody waits longer for one.
+SHARED_TTL = 3600
 #: Newest jobs of an owner that a listing reaches.
 LISTED_JOBS = 100_000
 #: Records that one filtered page reads at most.
@@ -47,6 +49,21 @@ class NewJob:
     model: str = ""
     owner: str = ""
     created: float = field(default_factory=time.time)
+
+
+class Once(NamedTuple):
+    """How a submission relates to earlier ones of its owner.
+
+    With a `key` (Idempotency-Key) an earlier one of the same `fingerprint` is replayed, of another
+    is in conflict. `shared` instead joins one of the same `fingerprint` that has not ended.
+    """
+
+    key: str | None = None
+    fingerprint: str = ""
+    shared: bool = False
+
+
+EACH_ITS_OWN: Final = Once()
 
 
 class Ending(NamedTuple):
@@ -95,6 +112,7 @@ class JobStore:
         self._cancel = client.register_script(scripts.CANCEL)
         self._withdraw = client.register_script(scripts.WITHDRAW)
         self._release = client.register_script(scripts.RELEASE)
+        self._leave = client.register_script(scripts.LEAVE)
 
     def accept(
         self,
@@ -103,8 +121,7 @@ class JobStore:
         *,
         max_tokens: int = 0,
         max_result_bytes: int = 0,
-        idempotency_key: str | None = None,
-        fingerprint: str = "",
+        once: Once = EACH_ITS_OWN,
     ) -> Acceptance:
         """Write the record and queue the message in one step, or say why not.
 
@@ -117,7 +134,7 @@ class JobStore:
                 keys.jobs(job.owner),
                 self._ledger,
                 self._queue,
-                keys.idempotency(job.owner, idempotency_key) if idempotency_key else "",
+                _once_key(job.owner, once),
             ],
             args=[
                 job.id,
@@ -131,10 +148,11 @@ class JobStore:
                 max_result_bytes,
                 RECORD_TTL,
                 LISTED_JOBS,
-                fingerprint,
-                IDEMPOTENCY_TTL,
+                once.fingerprint,
+                SHARED_TTL if once.shared else IDEMPOTENCY_TTL,
                 self._result_ttl,
                 message or b"",
+                int(once.shared),
             ],
         )
         verdict, job_id, level = cast("list[Any]", answer)
@@ -148,6 +166,17 @@ class JobStore:
     def release(self, job_id: str, seconds: int) -> None:
         """Keep an ended job for `seconds` at most: its caller has the result."""
         self._release(keys=[keys.job(job_id), keys.result(job_id), self._ledger], args=[seconds])
+
+    def leave(self, job_id: str, owner: str) -> bool:
+        """One of those who share a job goes. The last one takes its result along, if it has ended.
+
+        Returns whether it has not ended and nobody shares it any more.
+        """
+        answer = self._leave(
+            keys=[keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)],
+            args=[job_id],
+        )
+        return bool(answer)
 
     def queued_tokens(self) -> int:
         """Tokens accepted and not ended, estimated at acceptance."""
@@ -281,3 +310,10 @@ class JobStore:
         # Ended by Celery itself: revoked, another pool, or a job with links.
         outcome = self.outcome(job_id)
         return record if outcome is None else with_outcome(record, outcome)
+
+
+def _once_key(owner: str, once: Once) -> str:
+    """Where the earlier submission is noted; '' where each is its own."""
+    if once.shared:
+        return keys.shared(owner, once.fingerprint)
+    return keys.idempotency(owner, once.key) if once.key else ""

@@ -1,0 +1,85 @@
+"""`POST /v1/embeddings`: a job that its caller waits for, and that ends with the last such caller.
+
+Equal requests of one caller share a job while it has not ended, in whatever process they arrive:
+a client that lost its connection and tries again finds its place in the queue. A job that nobody
+waits for any more is cancelled, and expires by itself where this process is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+
+import redis
+from flask import Blueprint, Response, request
+
+from api import bodies, callers
+from api.answers import json_response
+from api.backend import Backend, backend
+from api.errors import Problem
+from api.openai.calls import EmbeddingsCall, parse_call
+from api.openai.deadlines import hang_up, seconds_to_wait
+from api.openai.outcomes import embeddings_of
+from api.submission import Submitted, submit
+from api.waits import Patience
+from worker.contract.jobs import Status
+
+logger = logging.getLogger(__name__)
+
+#: Seconds past a caller's time after which a worker drops a job by itself.
+_LATE = 5.0
+
+blueprint = Blueprint("embeddings", __name__)
+
+
+@blueprint.post("/embeddings")
+def create_embeddings() -> Response:
+    """Vectors of texts, once they are all there."""
+    patience = Patience(seconds_to_wait(request), hang_up(request))
+    body = bodies.read_json(request, backend().settings.max_job_bytes)
+    call = parse_call(body, backend().token_table)
+    job = _run(backend(), call, patience)
+    try:
+        if job.meta is None or not job.record.status.ended:
+            raise Problem(
+                "not_in_time",
+                "the vectors were not there in time",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                retry_after=job.retry_after,
+            )
+        response = json_response(embeddings_of(job.record, job.meta, call.encoding_format))
+        response.headers["openai-model"] = job.record.model or ""
+        return response
+    finally:
+        _leave(backend(), job)
+
+
+def _run(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitted:
+    """The job as it stands when it has ended or its caller's time has."""
+    while True:
+        job = submit(
+            backend,
+            call.texts,
+            call.options,
+            owner=callers.owner(),
+            shared=True,
+            expires=time.time() + patience.left + _LATE,
+            patience=patience,
+        )
+        if not (job.replayed and job.record.status is Status.CANCELLED and patience.left):
+            return job
+        # It expired with the time of the caller who was first; this one's goes on.
+        _leave(backend, job)
+
+
+def _leave(backend: Backend, job: Submitted) -> None:
+    if backend.waiting.released and not job.record.status.ended:
+        # This process ends, and its clients try again elsewhere: the job waits for them.
+        return
+    try:
+        if backend.store.leave(job.record.id, callers.owner()):
+            backend.store.cancel(job.record.id)
+            backend.revocations.send(job.record.id)
+    except redis.RedisError as error:
+        logger.warning("Job %s is kept for its full time: %s", job.record.id, type(error).__name__)

@@ -1,0 +1,48 @@
+"""Problems in the shape of OpenAI's errors: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response
+
+from api.answers import json_response
+from api.errors import LONGEST_DETAIL, Problem
+
+
+def response(problem: Problem) -> Response:
+    """The answer to a request under `/v1`."""
+    answer = json_response(document(problem), status_of(problem))
+    answer.headers.update(problem.headers)
+    return answer
+
+
+def document(problem: Problem) -> dict[str, Any]:
+    """The body of an error; the same in the output of a batch."""
+    param = problem.field
+    return {
+        "error": {
+            "message": problem.message[:LONGEST_DETAIL],
+            "type": _type_of(status_of(problem)),
+            "param": None if param is None else param[:LONGEST_DETAIL],
+            "code": problem.code,
+        }
+    }
+
+
+def status_of(problem: Problem) -> HTTPStatus:
+    """As OpenAI answers: what is wrong with a request is 400, a model that is not there 404."""
+    if problem.code == "model_not_found":
+        return HTTPStatus.NOT_FOUND
+    if problem.status is HTTPStatus.UNPROCESSABLE_ENTITY:
+        return HTTPStatus.BAD_REQUEST
+    return problem.status
+
+
+def _type_of(status: HTTPStatus) -> str:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "server_error"
+    if status is HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "invalid_request_error"
