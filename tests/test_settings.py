@@ -32,6 +32,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_MAX_RESULT_MB", "3", "max_result_bytes", 3 * 2**20),
     ("EMBEDQ_RESULT_TTL", "60", "result_ttl", 60),
     ("EMBEDQ_API_KEYS_FILE", "/etc/keys", "api_keys_file", Path("/etc/keys")),
+    ("EMBEDQ_TOKEN_TABLE", "/etc/cl100k.tiktoken", "token_table", Path("/etc/cl100k.tiktoken")),
     ("EMBEDQ_LEASE_SECONDS", "30", "lease_seconds", 30),
     ("EMBEDQ_MAX_ATTEMPTS", "1", "max_attempts", 1),
     ("EMBEDQ_FORWARD_SECONDS", "9", "forward_seconds", 9),
