@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from flask import Blueprint, Response
 from pydantic.json_schema import models_json_schema
@@ -13,14 +12,14 @@ from api import results
 from api.answers import json_response
 from api.errors import MEDIA_TYPE, STATUS_OF
 from api.jobs import MOST_JOBS_A_PAGE
+from api.openai import document as openai_document
+from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_after
 from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
 from api.submission import LONGEST_IDEMPOTENCY_KEY
 from api.waits import LONGEST_WAIT
 from worker.contract.jobs import JobRequest, Status
 
 blueprint = Blueprint("openapi", __name__)
-
-JsonObject = dict[str, Any]
 
 _ABOUT = """Text embeddings as jobs: submit texts, wait or poll, read vectors.
 A job's id is its Celery task id; a job submitted either way can be read either way."""
@@ -34,7 +33,7 @@ def read_document() -> Response:
 
 @cache
 def document() -> JsonObject:
-    """What the native interface takes and answers. The same object each time: do not change it."""
+    """What the service takes and answers. The same object each time: do not change it."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
@@ -44,6 +43,7 @@ def document() -> JsonObject:
             "/jobs/{id}/result": {"get": _result()},
             "/jobs/{id}/cancel": {"post": _cancel()},
             "/jobs/{id}/events": {"get": _events()},
+            **openai_document.paths(),
             **_operations(),
         },
         "components": {"schemas": _schemas()},
@@ -51,25 +51,25 @@ def document() -> JsonObject:
 
 
 def _submit() -> JsonObject:
-    links = {"Location": _header("The job's path.")}
+    links = {"Location": header("The job's path.")}
     return {
         "summary": "Submit a job, and wait for it if asked to",
         "parameters": [
             *_waiting(),
-            _parameter(
+            parameter(
                 "Idempotency-Key",
                 "The same key and body stand for the same job for 24 hours.",
                 {"type": "string", "minLength": 1, "maxLength": LONGEST_IDEMPOTENCY_KEY},
                 place="header",
             ),
         ],
-        "requestBody": {"required": True, "content": {"application/json": _ref("JobRequest")}},
+        "requestBody": {"required": True, "content": {"application/json": ref("JobRequest")}},
         "responses": {
-            "200": _answer("It ended while the caller waited.", "FinishedJob", headers=links),
-            "202": _answer(
+            "200": answer("It ended while the caller waited.", "FinishedJob", headers=links),
+            "202": answer(
                 "It is accepted and will end, whatever is killed or restarted.",
                 "Job",
-                headers=links | _retry_after(),
+                headers=links | retry_after(),
             ),
             **_problems(400, 413, 415, 422, 503),
         },
@@ -81,11 +81,11 @@ def _list() -> JsonObject:
     return {
         "summary": "The caller's jobs, newest first",
         "parameters": [
-            _parameter("limit", "Jobs of one page.", limit),
-            _parameter("after", "A job; the page begins after it.", {"type": "string"}),
-            _parameter("status", "Only jobs that stand so.", {"enum": list(Status)}),
+            parameter("limit", "Jobs of one page.", limit),
+            parameter("after", "A job; the page begins after it.", {"type": "string"}),
+            parameter("status", "Only jobs that stand so.", {"enum": list(Status)}),
         ],
-        "responses": {"200": _answer("One page.", "JobList"), **_problems(422, 503)},
+        "responses": {"200": answer("One page.", "JobList"), **_problems(422, 503)},
     }
 
 
@@ -94,7 +94,7 @@ def _read() -> JsonObject:
         "summary": "A job, at once or when it ends",
         "parameters": [_id(), *_waiting()],
         "responses": {
-            "200": _answer("The job.", "Job", headers=_retry_after()),
+            "200": answer("The job.", "Job", headers=retry_after()),
             **_problems(404, 422, 503),
         },
     }
@@ -104,19 +104,19 @@ def _cancel() -> JsonObject:
     return {
         "summary": "End a job unless it has ended",
         "parameters": [_id()],
-        "responses": {"200": _answer("The job as it stands now.", "Job"), **_problems(404, 503)},
+        "responses": {"200": answer("The job as it stands now.", "Job"), **_problems(404, 503)},
     }
 
 
 def _result() -> JsonObject:
     form = {"enum": list(results.FORMS), "default": "float"}
-    answer = _answer("The vectors.", "Result")
-    answer["content"][results.NPY] = {"schema": {"type": "string", "format": "binary"}}
+    found = answer("The vectors.", "Result")
+    found["content"][results.NPY] = {"schema": {"type": "string", "format": "binary"}}
     return {
         "summary": "The vectors of a job that succeeded",
         "description": "409 while it has not ended, and with the job's own code if it failed.",
-        "parameters": [_id(), _parameter("encoding_format", "The form in JSON.", form)],
-        "responses": {"200": answer, **_problems(404, 406, 409, 422, 503)},
+        "parameters": [_id(), parameter("encoding_format", "The form in JSON.", form)],
+        "responses": {"200": found, **_problems(404, 406, 409, 422, 503)},
     }
 
 
@@ -146,9 +146,13 @@ def _operations() -> JsonObject:
 
 
 def _schemas() -> JsonObject:
-    answers = (Job, FinishedJob, JobList, Result, ProblemDocument)
+    requests = (JobRequest, *openai_document.REQUESTS)
+    answers = (Job, FinishedJob, JobList, Result, ProblemDocument, *openai_document.ANSWERS)
     _, schema = models_json_schema(
-        [(JobRequest, "validation"), *((model, "serialization") for model in answers)],
+        [
+            *((model, "validation") for model in requests),
+            *((model, "serialization") for model in answers),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     schemas: JsonObject = schema["$defs"]
@@ -158,51 +162,24 @@ def _schemas() -> JsonObject:
 def _waiting() -> list[JsonObject]:
     seconds = {"type": "integer", "minimum": 0, "maximum": LONGEST_WAIT}
     return [
-        _parameter("wait", "Seconds to wait for the job's end.", seconds),
-        _parameter(
+        parameter("wait", "Seconds to wait for the job's end.", seconds),
+        parameter(
             "Prefer", "`wait=N` (RFC 7240), the same as a header.", {"type": "string"}, "header"
         ),
     ]
 
 
 def _id() -> JsonObject:
-    return _parameter("id", "The job's id.", {"type": "string"}, "path")
-
-
-def _parameter(name: str, about: str, schema: JsonObject, place: str = "query") -> JsonObject:
-    return {
-        "name": name,
-        "in": place,
-        "description": about,
-        "required": place == "path",
-        "schema": schema,
-    }
-
-
-def _answer(about: str, model: str, headers: JsonObject | None = None) -> JsonObject:
-    answer: JsonObject = {"description": about, "content": {"application/json": _ref(model)}}
-    return answer | ({"headers": headers} if headers else {})
+    return parameter("id", "The job's id.", {"type": "string"}, "path")
 
 
 def _problems(*statuses: int) -> JsonObject:
     def problem(status: int) -> JsonObject:
         codes = ", ".join(f"`{code}`" for code, value in STATUS_OF.items() if value == status)
-        headers = {"headers": _retry_after()} if status == 503 else {}
-        return {"description": codes, "content": {MEDIA_TYPE: _ref("ProblemDocument")}, **headers}
+        headers = {"headers": retry_after()} if status == 503 else {}
+        return {"description": codes, "content": {MEDIA_TYPE: ref("ProblemDocument")}, **headers}
 
     return {str(status): problem(status) for status in statuses}
-
-
-def _retry_after() -> JsonObject:
-    return {"Retry-After": _header("Seconds after which to ask again.", "integer")}
-
-
-def _header(about: str, kind: str = "string") -> JsonObject:
-    return {"description": about, "schema": {"type": kind}}
-
-
-def _ref(model: str) -> JsonObject:
-    return {"schema": {"$ref": f"#/components/schemas/{model}"}}
 
 
 def _version() -> str:

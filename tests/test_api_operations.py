@@ -100,7 +100,7 @@ def document(api: ApiStand) -> dict[str, Any]:
 def test_the_document_has_every_route_and_no_other(api: ApiStand, document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     served = {
-        (re.sub(r"<\w+>", "{id}", rule.rule), method.lower())
+        (re.sub(r"<[\w:]+>", "{id}", rule.rule), method.lower())
         for rule in api.app.url_map.iter_rules()
         for method in rule.methods or ()
         if method not in ("HEAD", "OPTIONS")
@@ -121,6 +121,15 @@ def test_the_document_has_every_option_and_every_code(document: dict[str, Any]) 
     general = {"method_not_allowed", "internal_error"}
     for code in STATUS_OF.keys() - general:
         assert f"`{code}`" in described, code
+
+
+def test_the_documented_errors_of_v1_are_in_openais_shape(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        if path.startswith("/v1/"):
+            for operation in methods.values():
+                for status, response in operation["responses"].items():
+                    if status >= "400":
+                        assert "ErrorDocument" in str(response["content"]["application/json"])
 
 
 def test_every_reference_of_the_document_leads_somewhere(document: dict[str, Any]) -> None:

@@ -11,4 +11,5 @@ In reading order:
 - `models`      what is served
 - `schemas`     what is taken and answered, as models
 - `errors`      what went wrong, in OpenAI's words
+- `document`    all of it, for the OpenAPI document
 """
