@@ -9,6 +9,7 @@ In reading order:
 - `waiting`      one subscription a process wakes whoever waits
 - `results`      vectors in the form asked for
 - `events`       progress as server-sent events
+- `bulk`         OpenAI's files and batches
 - `operations`   health, readiness, metrics
 - `bodies`       requests, read within bounds
 - `schemas`      what is answered, as models

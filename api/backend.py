@@ -15,8 +15,10 @@ from api.openai.token_table import TokenTable
 from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
+from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
 from worker.contract.settings import Settings
+from worker.contract.storage import Storage
 from worker.contract.store import JobStore
 
 EXTENSION = "embedq"
@@ -46,6 +48,7 @@ class Backend:
     metrics: Metrics
     #: Decodes token ids; None where there is none.
     token_table: TokenTable | None
+    files: FileStore
 
     @classmethod
     def of(cls, settings: Settings) -> Backend:
@@ -67,6 +70,7 @@ class Backend:
             revocations=Revocations(settings),
             metrics=Metrics(store, liveness, waiting),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
+            files=FileStore(client, Storage(settings.files)),
         )
 
     def close(self) -> None:

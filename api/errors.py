@@ -40,6 +40,7 @@ STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "results_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "redis_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "storage_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 #: What Flask and Werkzeug raise by themselves.
 _CODE_OF_STATUS: Final = {

@@ -6,10 +6,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from flask import Blueprint, Response
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import results
 from api.answers import json_response
+from api.bulk import document as bulk
 from api.errors import MEDIA_TYPE, STATUS_OF
 from api.jobs import MOST_JOBS_A_PAGE
 from api.openai import document as openai_document
@@ -44,6 +46,7 @@ def document() -> JsonObject:
             "/jobs/{id}/cancel": {"post": _cancel()},
             "/jobs/{id}/events": {"get": _events()},
             **openai_document.paths(),
+            **bulk.paths(),
             **_operations(),
         },
         "components": {"schemas": _schemas()},
@@ -147,7 +150,8 @@ def _operations() -> JsonObject:
 
 def _schemas() -> JsonObject:
     requests = (JobRequest, *openai_document.REQUESTS)
-    answers = (Job, FinishedJob, JobList, Result, ProblemDocument, *openai_document.ANSWERS)
+    native = (Job, FinishedJob, JobList, Result, ProblemDocument)
+    answers: tuple[type[BaseModel], ...] = (*native, *openai_document.ANSWERS, *bulk.MODELS)
     _, schema = models_json_schema(
         [
             *((model, "validation") for model in requests),

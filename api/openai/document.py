@@ -19,11 +19,12 @@ _ABOUT: Final = {
     400: "`malformed_body`, `invalid_request`, `invalid_dimensions`, `invalid_prompt`, "
     "`max_tokens_per_request`, `token_ids_not_supported`, `cancelled`, or the code of the first "
     "text that failed; `param` names it.",
-    404: "`model_not_found`",
+    404: "`model_not_found`, `not_found`",
     413: "`too_large`",
     415: "`unsupported_media_type`",
     500: "`internal_error`, `time_limit`",
-    503: "`no_worker`, `queue_full`, `results_full`, `redis_unavailable`, `not_in_time`",
+    503: "`no_worker`, `queue_full`, `results_full`, `redis_unavailable`, `not_in_time`, "
+    "`storage_unavailable`",
 }
 
 

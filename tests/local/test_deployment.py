@@ -40,6 +40,7 @@ def test_the_embedded_valkey_is_broker_and_result_backend() -> None:
     settings = Settings.from_env(env)
     assert settings.broker_url == "redis+socket:///data/valkey.sock?virtual_host=0"
     assert settings.result_backend == settings.broker_url
+    assert settings.files == str(Path("data/files").resolve())
 
 
 def test_a_broker_of_the_users_own_is_left_alone() -> None:

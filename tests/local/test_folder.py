@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Processes
-from worker.local.folder import DataFolderBusy, DataFolderUnusable, default_folder, lock
+from worker.contract.settings import default_folder
+from worker.local.folder import DataFolderBusy, DataFolderUnusable, lock
 
 
 def test_a_second_lock_is_refused_and_names_the_owner(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from worker.contract.settings import default_folder
 from worker.local.deployment import Options
-from worker.local.folder import default_folder
 from worker.local.up import up
 
 

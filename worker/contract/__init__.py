@@ -13,6 +13,9 @@ In reading order:
 - `record`    a job as its owner sees it
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve
+- `storage`   where files lie: a folder, or a bucket by URL
+- `listing`   pages of what an owner has
+- `files`     files of users, and what is known of them
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
 - `dead_letters` messages that no worker could run

@@ -67,3 +67,32 @@ LEASED = "unacked"
 def dead_letters(queue: str) -> str:
     """List: messages that no worker can run, newest first."""
     return f"embedq:dead-letters:{queue}"
+
+
+#: Sorted set: ids of files by the time at which they are removed, those half uploaded included.
+FILES_EXPIRY = "embedq:files-expiry"
+
+
+def file(file_id: str) -> str:
+    """Hash: what is known of a file, see `files`."""
+    return f"embedq:file:{file_id}"
+
+
+def files(owner: str) -> str:
+    """Sorted set: ids of an owner's files by their time of upload."""
+    return f"embedq:files:{owner}"
+
+
+def batch(batch_id: str) -> str:
+    """Hash: one batch of requests, see `batches`."""
+    return f"embedq:batch:{batch_id}"
+
+
+def batches(owner: str) -> str:
+    """Sorted set: ids of an owner's batches by their time of creation."""
+    return f"embedq:batches:{owner}"
+
+
+def batch_queue(queue: str) -> str:
+    """List: the Celery queue of batches' coordinators, beside a queue of jobs."""
+    return f"{queue}.batches"

@@ -58,6 +58,8 @@ class Settings:
     api_keys_file: Path | None = None
     #: A `.tiktoken` file with which the API decodes token ids; None: such requests are refused.
     token_table: Path | None = None
+    #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
+    files: str = ""
 
     #: Seconds after which the jobs of a worker that fell silent run elsewhere.
     lease_seconds: int = 12
@@ -96,12 +98,20 @@ class Settings:
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
             api_keys_file=Path(keys_file) if keys_file else None,
             token_table=Path(token_table) if token_table else None,
+            files=env.parse("EMBEDQ_FILES", "", _place),
             lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
             max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),
             forward_seconds=env.whole("EMBEDQ_FORWARD_SECONDS", cls.forward_seconds, least=1),
             shutdown_seconds=env.whole("EMBEDQ_SHUTDOWN_SECONDS", cls.shutdown_seconds, least=1),
             task_threads=env.whole("EMBEDQ_TASK_THREADS", cls.task_threads, least=1),
         )
+
+
+def default_folder() -> Path:
+    """Where embedq keeps its data unless told otherwise, by the XDG base directory rules."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
+    return home / "embedq"
 
 
 class _Reader:
@@ -175,6 +185,16 @@ def _queue(value: str) -> str:
     if not re.fullmatch(r"[\w.-]{1,128}", value):
         raise ValueError("is not a queue name of letters, digits, '.', '_' and '-'")
     return value
+
+
+def _place(value: str) -> str:
+    """A folder that means the same in every process, or a URL."""
+    if not value or "://" in value:
+        return value
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ValueError("is neither an absolute path nor a URL such as s3://bucket/embedq")
+    return str(path)
 
 
 def _size(value: str) -> int:

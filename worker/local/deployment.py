@@ -83,6 +83,8 @@ def environment(
         env["CELERY_BROKER_URL"] = valkey.celery_url(own_valkey)
         if not env.get("CELERY_RESULT_BACKEND"):
             env["CELERY_RESULT_BACKEND"] = env["CELERY_BROKER_URL"]
+        if not env.get("EMBEDQ_FILES"):
+            env["EMBEDQ_FILES"] = str(options.data_dir.expanduser().resolve() / "files")
     if options.workers > 1 and not env.get("EMBEDQ_THREADS"):
         # Each worker would otherwise take every core for each of its passes.
         env["EMBEDQ_THREADS"] = str(max(1, cores() // options.workers))

@@ -22,13 +22,6 @@ class DataFolderUnusable(EmbedqError):
     code = "data_directory_unusable"
 
 
-def default_folder() -> Path:
-    """Where embedq keeps its data unless told otherwise, by the XDG base directory rules."""
-    base = os.environ.get("XDG_DATA_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
-    return home / "embedq"
-
-
 def lock(folder: Path) -> IO[str]:
     """Make the folder if need be and lock it; the lock is held as long as the file is open.
 

@@ -1,0 +1,59 @@
+"""Lists as OpenAI's clients page through them: `after` an id, `limit` of one page, `has_more`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from flask import Request
+from pydantic import BaseModel
+
+from api.errors import Problem
+
+
+class Listed(Protocol):
+    """Something that is listed."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Listed)
+
+
+def document(found: Sequence[T], more: bool, show: Callable[[T], BaseModel]) -> dict[str, Any]:
+    """One page as the body of an answer."""
+    return {
+        "object": "list",
+        "data": [show(one).model_dump() for one in found],
+        "first_id": found[0].id if found else None,
+        "last_id": found[-1].id if found else None,
+        "has_more": more,
+    }
+
+
+def limit(request: Request, default: int, most: int) -> int:
+    """`?limit=N`. Raises Problem where it is not 1 to `most`."""
+    value = request.args.get("limit")
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= most):
+        raise Problem(
+            "invalid_request", f"limit is {value!r}; 1 to {most:,} are allowed", field="limit"
+        )
+    return int(value)
+
+
+def newest_first(request: Request) -> bool:
+    """`?order=desc`, the default, or `asc`. Raises Problem."""
+    value = request.args.get("order", "desc")
+    if value not in ("asc", "desc"):
+        raise Problem(
+            "invalid_request", f"order is {value!r}; asc and desc are allowed", field="order"
+        )
+    return value == "desc"
+
+
+def unknown_after(kind: str) -> Problem:
+    """The page is to begin after something that is not in the list."""
+    return Problem("invalid_request", f"after is no {kind} of this list", field="after")
