@@ -52,7 +52,9 @@ def test_the_python_examples_work_as_pasted(service: Service, tmp_path: Path, nu
         [sys.executable, str(example)],
         cwd=tmp_path,
         env=clean_environment(
-            CELERY_BROKER_URL=service.broker_url, CELERY_RESULT_BACKEND=service.broker_url
+            CELERY_BROKER_URL=service.broker_url,
+            CELERY_RESULT_BACKEND=service.broker_url,
+            OPENAI_BASE_URL=f"{service.url}/v1",
         ),
         capture_output=True,
         text=True,

@@ -1,0 +1,102 @@
+"""Equal submissions that share a job until it ends, and the last one that leaves it."""
+
+from __future__ import annotations
+
+import redis
+
+from tests.store.stand import QUEUE, RESULT_TTL, failure, ledger, new_job, success
+from worker.contract import keys, store
+from worker.contract.jobs import Status
+from worker.contract.store import JobStore, Once
+
+SHARED = Once(fingerprint="body", shared=True)
+NOTHING = {"tokens": 0, "expected": 0, "stored": 0}
+
+
+def test_equal_submissions_share_a_job_while_it_has_not_ended(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    assert jobs.accept(new_job("one"), b"m", once=SHARED).verdict == "accepted"
+    joined = jobs.accept(new_job("two"), b"m", once=SHARED)
+    assert (joined.verdict, joined.job_id) == ("replayed", "one")
+    assert redis_client.llen(QUEUE) == 1
+    jobs.finish([success("one")])
+    assert jobs.accept(new_job("three"), b"m", once=SHARED).verdict == "accepted"
+    assert jobs.accept(new_job("four"), b"m", once=SHARED).job_id == "three"
+
+
+def test_other_bodies_and_other_owners_share_nothing(jobs: JobStore) -> None:
+    jobs.accept(new_job("one", owner="me"), b"m", once=SHARED)
+    other = Once(fingerprint="other", shared=True)
+    assert jobs.accept(new_job("two", owner="me"), b"m", once=other).verdict == "accepted"
+    assert jobs.accept(new_job("three", owner="you"), b"m", once=SHARED).verdict == "accepted"
+
+
+def test_nobody_joins_a_job_that_was_cancelled_or_that_celery_ended(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.accept(new_job("one"), b"m", once=SHARED)
+    jobs.cancel("one")
+    assert jobs.accept(new_job("two"), b"m", once=SHARED).verdict == "accepted"
+    redis_client.set(keys.result("two"), success("two").meta)
+    assert jobs.accept(new_job("three"), b"m", once=SHARED).verdict == "accepted"
+
+
+def test_the_last_who_leaves_an_ended_job_takes_everything_along(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    for number, end in enumerate((success, failure)):
+        job_id = f"job{number}"
+        for name in (job_id, "two", "three"):
+            jobs.accept(new_job(name, owner="me"), b"m", once=SHARED)
+        jobs.finish([end(job_id)])
+        assert not jobs.leave(job_id, "me")
+        assert not jobs.leave(job_id, "me")
+        assert jobs.read(job_id) is not None
+        assert not jobs.leave(job_id, "me")
+        assert jobs.read(job_id) is None
+        assert jobs.raw_outcome(job_id) is None
+    assert redis_client.keys("embedq:*") in ([], [keys.ledger(QUEUE).encode()])
+    assert ledger(redis_client) == NOTHING
+
+
+def test_who_leaves_a_job_alone_that_has_not_ended_is_told_so(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.accept(new_job("one"), b"m", once=SHARED)
+    jobs.accept(new_job("two"), b"m", once=SHARED)
+    assert not jobs.leave("one", "")
+    assert jobs.leave("one", "")
+    # It is about to be cancelled: nobody joins it any more.
+    assert jobs.accept(new_job("three"), b"m", once=SHARED).verdict == "accepted"
+    jobs.cancel("one")
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.CANCELLED
+    assert 0 < redis_client.ttl(keys.job("one")) <= RESULT_TTL
+
+
+def test_leaving_an_earlier_job_does_not_end_a_later_one(jobs: JobStore) -> None:
+    jobs.accept(new_job("one"), b"m", once=SHARED)
+    jobs.finish([success("one")])
+    jobs.accept(new_job("two"), b"m", once=SHARED)
+    assert not jobs.leave("one", "")
+    assert jobs.accept(new_job("three"), b"m", once=SHARED).job_id == "two"
+
+
+def test_a_lost_answer_makes_no_second_job_and_a_job_that_is_gone_is_left_in_peace(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    job = new_job("one")
+    verdicts = [jobs.accept(job, b"m", once=SHARED).verdict for _ in range(2)]
+    assert verdicts == ["accepted", "accepted"]
+    assert redis_client.llen(QUEUE) == 1
+    jobs.finish([success("one")])
+    for _ in range(3):
+        assert not jobs.leave("one", "")
+    assert ledger(redis_client) == NOTHING
+
+
+def test_what_is_shared_is_forgotten_in_time(jobs: JobStore, redis_client: redis.Redis) -> None:
+    jobs.accept(new_job("one"), b"m", once=SHARED)
+    assert 0 < redis_client.ttl(keys.shared("", "body")) <= store.SHARED_TTL
