@@ -18,6 +18,7 @@ from bench.baseline import Baseline
 from bench.measure import race
 from bench.report import Options, Table, run
 from bench.texts import texts
+from worker.loading import on_passing_thread
 
 _BATCH = 1536
 _SECONDS_A_SHAPE = 0.5
@@ -41,7 +42,9 @@ def main(options: Options) -> list[Table]:
                 {
                     "encode": functools.partial(baseline.encode, given),
                     "engine": functools.partial(engine.encode, given),
-                    "limit": lambda: limits.append(_limit(config)),
+                    "limit": lambda: limits.append(
+                        on_passing_thread(functools.partial(_limit, config))
+                    ),
                 },
                 options.rounds,
             )

@@ -15,6 +15,7 @@ from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
 from worker.engine import Engine, Job
+from worker.loading import on_passing_thread
 from worker.tokens import TokenBlock
 
 Matrix = NDArray[np.float32]
@@ -24,9 +25,13 @@ _SPEC = ModelSpec(DEFAULT_MODEL_NAME)
 
 def library() -> Reference:
     """`SentenceTransformer` with the default model, warmed up."""
-    model = Reference(_SPEC)
-    model.encode(["warm"] * 64)
-    return model
+
+    def ready() -> Reference:
+        model = Reference(_SPEC)
+        model.encode(["warm"] * 64)
+        return model
+
+    return on_passing_thread(ready)
 
 
 def configuration() -> Any:
@@ -36,9 +41,13 @@ def configuration() -> Any:
 
 def encoder(*, padded: bool = False) -> Encoder:
     """Our encoder of the same model with its default settings, warmed up."""
-    loaded = load(_SPEC, padded=padded)
-    loaded.warm_up()
-    return loaded
+
+    def ready() -> Encoder:
+        loaded = load(_SPEC, padded=padded)
+        loaded.warm_up()
+        return loaded
+
+    return on_passing_thread(ready)
 
 
 def encode_in_order(model: Encoder, texts: Sequence[str]) -> Matrix:
