@@ -11,12 +11,12 @@ from redis.retry import Retry
 
 from api.limits import ResultRoom
 from api.metrics import Metrics
-from api.openai.token_table import TokenTable
 from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
+from worker.contract.openai.token_table import TokenTable
 from worker.contract.settings import Settings
 from worker.contract.storage import Storage
 from worker.contract.store import JobStore

@@ -23,6 +23,8 @@ MEDIA_TYPE = "application/problem+json"
 STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "bad_request": HTTPStatus.BAD_REQUEST,
     "malformed_body": HTTPStatus.BAD_REQUEST,
+    "max_tokens_per_request": HTTPStatus.BAD_REQUEST,
+    "token_ids_not_supported": HTTPStatus.BAD_REQUEST,
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from api.errors import Problem
-from api.openai.calls import EmbeddingsCall, parse_call
-from api.openai.schemas import MOST_INPUTS, MOST_TOKENS
-from api.openai.token_table import TokenTable
 from worker.contract.errors import InvalidJob, SettingsError
 from worker.contract.jobs import JobOptions
+from worker.contract.openai.calls import EmbeddingsCall, parse_call
+from worker.contract.openai.requests import MOST_INPUTS, MOST_TOKENS
+from worker.contract.openai.token_table import TokenTable
 
 PIECES = [b"hello", b" world", b"\xf0\x9f\x98", b"\x80", b"!"]
 
@@ -62,9 +61,9 @@ def test_token_ids_are_decoded_beside_texts(
 
 def test_without_a_table_token_ids_are_refused_with_the_clients_switch() -> None:
     for input in ([1, 2], [[1, 2], ""], ["", [1]]):
-        with pytest.raises(Problem, match="check_embedding_ctx_length=False") as caught:
+        with pytest.raises(InvalidJob, match="check_embedding_ctx_length=False") as caught:
             call(input)
-        assert (caught.value.field, caught.value.status) == ("input", 400)
+        assert (caught.value.code, caught.value.field) == ("token_ids_not_supported", "input")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_the_most_texts_are_taken() -> None:
 
 
 def test_more_tokens_than_a_request_may_have_are_refused() -> None:
-    with pytest.raises(Problem, match="300,000") as caught:
+    with pytest.raises(InvalidJob, match="300,000") as caught:
         call(["word " * MOST_TOKENS])
     assert (caught.value.code, caught.value.field) == ("max_tokens_per_request", "input")
 

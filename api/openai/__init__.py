@@ -4,9 +4,7 @@ In reading order:
 
 - `routes`      the routes put together, and what every answer under `/v1` has
 - `embeddings`  a request that waits for its vectors
-- `calls`       a request's body, checked: texts and options
 - `outcomes`    from a stored outcome to vectors or an error
-- `token_table` token ids back to text
 - `deadlines`   how long a caller waits, and whether one still does
 - `models`      what is served
 - `schemas`     what is taken and answered, as models

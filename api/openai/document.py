@@ -6,8 +6,9 @@ from typing import Final
 
 from api.openai import schemas
 from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_after
+from worker.contract.openai.requests import EmbeddingsRequest
 
-REQUESTS: Final = (schemas.EmbeddingsRequest,)
+REQUESTS: Final = (EmbeddingsRequest,)
 ANSWERS: Final = (
     schemas.EmbeddingList,
     schemas.Model,

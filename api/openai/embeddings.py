@@ -18,12 +18,12 @@ from api import bodies, callers
 from api.answers import json_response
 from api.backend import Backend, backend
 from api.errors import Problem
-from api.openai.calls import EmbeddingsCall, parse_call
 from api.openai.deadlines import hang_up, seconds_to_wait
 from api.openai.outcomes import embeddings_of
 from api.submission import Submitted, submit
 from api.waits import Patience
 from worker.contract.jobs import Status
+from worker.contract.openai.calls import EmbeddingsCall, parse_call
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 from flask import Response
 
 from api.answers import json_response
-from api.errors import LONGEST_DETAIL, Problem
+from api.errors import Problem
+from worker.contract.openai import answers
 
 
 def response(problem: Problem) -> Response:
@@ -20,15 +21,7 @@ def response(problem: Problem) -> Response:
 
 def document(problem: Problem) -> dict[str, Any]:
     """The body of an error; the same in the output of a batch."""
-    param = problem.field
-    return {
-        "error": {
-            "message": problem.message[:LONGEST_DETAIL],
-            "type": _type_of(status_of(problem)),
-            "param": None if param is None else param[:LONGEST_DETAIL],
-            "code": problem.code,
-        }
-    }
+    return answers.error(status_of(problem), problem.code, problem.message, problem.field)
 
 
 def status_of(problem: Problem) -> HTTPStatus:
@@ -38,11 +31,3 @@ def status_of(problem: Problem) -> HTTPStatus:
     if problem.status is HTTPStatus.UNPROCESSABLE_ENTITY:
         return HTTPStatus.BAD_REQUEST
     return problem.status
-
-
-def _type_of(status: HTTPStatus) -> str:
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return "server_error"
-    if status is HTTPStatus.TOO_MANY_REQUESTS:
-        return "rate_limit_error"
-    return "invalid_request_error"

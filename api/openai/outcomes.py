@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from http import HTTPStatus
 from typing import Any
 
@@ -10,11 +9,9 @@ import orjson
 
 from api.errors import Problem
 from worker.contract.jobs import EncodingFormat, Status
-from worker.contract.results import Matrix, matrix
+from worker.contract.openai import answers
+from worker.contract.results import matrix
 from worker.contract.store import JobRecord
-
-#: Codes of failures that another try may not meet; all others are the texts' own.
-_PASSING = frozenset({"internal_error", "time_limit"})
 
 
 def embeddings_of(record: JobRecord, meta: bytes, encoding_format: EncodingFormat) -> Any:
@@ -32,30 +29,14 @@ def embeddings_of(record: JobRecord, meta: bytes, encoding_format: EncodingForma
         first = result["errors"][0]
         raise _failure(first["code"], f"input[{first['index']}]: {first['message']}")
     vectors, _ = matrix(result["embeddings"])
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": row}
-            for index, row in enumerate(
-                _base64(vectors) if encoding_format == "base64" else vectors
-            )
-        ],
-        "model": result["model"],
-        "usage": result["usage"],
-    }
+    tokens = result["usage"]["prompt_tokens"]
+    return answers.embeddings(result["model"], vectors, tokens, encoding_format)
 
 
 def _failure(code: str, message: str) -> Problem:
-    passing = code in _PASSING
-    field = message.partition(":")[0] if message.startswith("input[") else None
     return Problem(
         code,
         message,
-        field=field,
-        status=HTTPStatus.INTERNAL_SERVER_ERROR if passing else HTTPStatus.BAD_REQUEST,
+        field=answers.param_of_failure(message),
+        status=answers.status_of_failure(code),
     )
-
-
-def _base64(vectors: Matrix) -> list[str]:
-    rows = vectors.astype("<f4", copy=False)
-    return [binascii.b2a_base64(row, newline=False).decode("ascii") for row in rows]

@@ -19,6 +19,7 @@ In reading order:
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
 - `dead_letters` messages that no worker could run
+- `openai`    OpenAI's embeddings requests and answers
 - `messages`  a job as a Celery message, built without a producer
 - `app`       the Celery application and its configuration
 """

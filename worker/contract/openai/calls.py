@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from api.errors import Problem
-from api.openai.schemas import MOST_INPUTS, MOST_TOKENS, EmbeddingsRequest
-from api.openai.token_table import TokenTable
 from worker.contract import estimates
 from worker.contract.errors import InvalidJob
 from worker.contract.jobs import EncodingFormat, JobOptions, invalid_job
+from worker.contract.openai.requests import MOST_INPUTS, MOST_TOKENS, EmbeddingsRequest
+from worker.contract.openai.token_table import TokenTable
 
 
 class EmbeddingsCall(NamedTuple):
@@ -30,7 +28,7 @@ class EmbeddingsCall(NamedTuple):
 def parse_call(body: Any, table: TokenTable | None) -> EmbeddingsCall:
     """A request's texts and options; `table` decodes token ids, which are refused without one.
 
-    Raises InvalidJob or Problem naming the field.
+    Raises InvalidJob naming the field.
     """
     if not isinstance(body, dict):
         raise InvalidJob("the body is not a JSON object")
@@ -41,11 +39,10 @@ def parse_call(body: Any, table: TokenTable | None) -> EmbeddingsCall:
     texts = _texts(request.input, table)
     tokens = estimates.tokens(texts, sys.maxsize)
     if tokens > MOST_TOKENS:
-        raise Problem(
-            "max_tokens_per_request",
+        raise InvalidJob(
             f"input holds about {tokens:,} tokens; at most {MOST_TOKENS:,} a request are allowed",
             field="input",
-            status=HTTPStatus.BAD_REQUEST,
+            code="max_tokens_per_request",
         )
     options = JobOptions(
         model=request.model,
@@ -100,13 +97,12 @@ def _text(item: Any, field: str, table: TokenTable | None) -> str:
 
 def _decode(ids: list[Any], field: str, table: TokenTable | None) -> str:
     if table is None:
-        raise Problem(
-            "token_ids_not_supported",
+        raise InvalidJob(
             "input holds token ids, which are of another model's vocabulary; send strings "
             "(LangChain: check_embedding_ctx_length=False), or have the server decode them "
             "(EMBEDQ_TOKEN_TABLE)",
             field="input",
-            status=HTTPStatus.BAD_REQUEST,
+            code="token_ids_not_supported",
         )
     for position, one in enumerate(ids):
         if type(one) is not int:
