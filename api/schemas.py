@@ -123,6 +123,9 @@ class Result(BaseModel):
     usage: Usage
     truncated: list[int] = Field(description="Indices of texts that were cut.")
     errors: list[TextFailure]
+    token_counts: list[int] = Field(
+        default=[], description="Tokens of each text; only where `token_counts` was asked for."
+    )
 
 
 class FinishedJob(Job):

@@ -154,3 +154,17 @@ def test_texts_that_were_cut_are_named(
     start(encoder).submit(job_of(["short", "word " * 65, "word " * 64, "word " * 999], "a"))
     assert sink.outcome("a").truncated == [1, 3]
     assert sink.outcome("a").prompt_tokens == 1 + 3 * 64
+
+
+def test_a_job_says_the_tokens_of_each_text_where_it_was_asked(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    mixed = [*texts(700), "a", None, "one two three"]
+    engine.submit(job_of(mixed, "asked", token_counts=True))
+    engine.submit(job_of(["a"], "plain"))
+    outcome = sink.outcome("asked")
+    assert len(outcome.token_counts) == len(mixed)
+    assert sum(outcome.token_counts) == outcome.prompt_tokens
+    assert [outcome.token_counts[at] for at in (0, 699, 700, 701, 702)] == [4, 4, 1, 0, 3]
+    assert not sink.outcome("plain").token_counts

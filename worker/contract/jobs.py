@@ -74,6 +74,9 @@ class JobOptions(BaseModel):
         default="float",
         description="Vectors as lists of numbers, or all of them as one base64 blob.",
     )
+    token_counts: bool = Field(
+        default=False, description="Also say how many tokens the model read of each text."
+    )
 
 
 class JobRequest(JobOptions):

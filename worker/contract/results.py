@@ -29,7 +29,8 @@ _TIME_LIMITS = ("TimeLimitExceeded", "SoftTimeLimitExceeded")
 class Outcome:
     """What became of a job that has at least one vector.
 
-    `vectors` float32 (n, d), the rows of failed texts zero.
+    `vectors` float32 (n, d), the rows of failed texts zero; `token_counts` one number a text, 0 where
+    the model has not read it, or empty where nobody asked.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Outcome:
     prompt_tokens: int
     errors: Sequence[TextError] = ()
     truncated: Sequence[int] = ()
+    token_counts: Sequence[int] = ()
 
 
 def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]
         embeddings = [None if row in failed else vectors[row] for row in range(len(vectors))]
     else:
         embeddings = vectors
-    return {
+    result = {
         "model": outcome.model,
         "dimensions": int(vectors.shape[1]),
         "embeddings": embeddings,
@@ -58,6 +60,9 @@ def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]
         "truncated": list(outcome.truncated),
         "errors": [asdict(error) for error in outcome.errors],
     }
+    if outcome.token_counts:
+        result["token_counts"] = list(outcome.token_counts)
+    return result
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:

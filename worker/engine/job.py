@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -59,6 +60,7 @@ class Job:
         "prompt_tokens",
         "started_at",
         "texts",
+        "token_counts",
         "tokenised",
         "truncated",
         "vectors",
@@ -93,6 +95,8 @@ class Job:
         self.errors: list[TextError] = []
         self.truncated: list[int] = []
         self.prompt_tokens = 0
+        #: Tokens of each text, 0 while it has not ended; empty where nobody asked.
+        self.token_counts = [0] * len(texts) if options.token_counts else []
         #: Tokens in no batch yet, those not tokenised estimated.
         self.waiting_tokens = 0
         self.cancelled = False
@@ -142,6 +146,10 @@ class Job:
         """Count a piece whose vectors are kept."""
         self.done += piece.texts
         self.prompt_tokens += piece.tokens
+        if self.token_counts:
+            ends = piece.ends[piece.start : piece.stop + 1]
+            counts = [end - start for start, end in pairwise(ends)]
+            self.token_counts[piece.first : piece.first + piece.texts] = counts
 
     def outcome(self) -> Outcome | JobFailed:
         """What became of the job: where no text has a vector, a failure with the first code."""
@@ -151,4 +159,11 @@ class Job:
             return JobFailed(first.code, f"input[{first.index}]: {first.message}")
         # Rows of failed texts are zeros: nothing was written there, or the forward pass wrote them.
         vectors = cast("Matrix", self.vectors)
-        return Outcome(self.info.name, vectors, self.prompt_tokens, errors, sorted(self.truncated))
+        return Outcome(
+            self.info.name,
+            vectors,
+            self.prompt_tokens,
+            errors,
+            sorted(self.truncated),
+            self.token_counts,
+        )
