@@ -81,6 +81,7 @@ def test_options_of_a_call_have_the_contracts_defaults() -> None:
         "normalize": True,
         "truncate": True,
         "encoding_format": "float",
+        "token_counts": False,
     }
 
 

@@ -29,8 +29,8 @@ _TIME_LIMITS = ("TimeLimitExceeded", "SoftTimeLimitExceeded")
 class Outcome:
     """What became of a job that has at least one vector.
 
-    `vectors` float32 (n, d), the rows of failed texts zero; `token_counts` one number a text, 0 where
-    the model has not read it, or empty where nobody asked.
+    `vectors` float32 (n, d), the rows of failed texts zero. `token_counts` one number a text, 0
+    where the model has not read it, or empty where nobody asked.
     """
 
     model: str
