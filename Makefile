@@ -10,7 +10,7 @@ PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench soak constraints clean
+.PHONY: help run test lint format bench soak clients constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ bench: $(VENV)/dev.stamp  ## Measure throughput and latency beside SentenceTrans
 
 soak: $(VENV)/dev.stamp  ## Kill workers, connections and Valkey under load, and count the outcomes
 	@$(BIN)/python -m bench.soak $(ARGS)
+
+clients: $(VENV)/dev.stamp  ## Run OpenAI's clients, each in its own environment, against embedq up
+	@$(BIN)/python -m tests.clients $(ARGS)
 
 constraints: $(VENV)/dev.stamp  ## Write the versions in .venv down as the ones to install
 	@sed -n '/^#/p' $(CONSTRAINTS) > $(VENV)/constraints.txt
