@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 import redis
 
+from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
@@ -162,4 +162,4 @@ def _check_key(key: str | None) -> None:
 def _fingerprint(texts: list[str], options: JobOptions) -> str:
     """What makes two bodies the same job: the checked values, not their spelling."""
     body = {"input": texts} | options.model_dump()
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(json_body(body)).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from tests.api_stand import MODEL, ApiStand, api_stand
 from tests.processes import eventually
+from worker.contract import keys
 from worker.contract.jobs import TextError
 
 VECTORS: NDArray[np.float32] = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
@@ -113,7 +115,7 @@ def test_a_result_is_dropped_once_its_caller_has_it(api: ApiStand, ask: Asked) -
 def test_equal_requests_under_way_share_a_job(api: ApiStand, ask: Asked) -> None:
     answers = [ask("a text"), ask(["a text"], encoding_format="base64", user="me")]
     job_id = ask.job()
-    eventually(lambda: api.redis.hget(f"embedq:job:{job_id}", "callers") == b"2")
+    eventually(lambda: api.redis.hget(keys.job(job_id), "callers") == b"2")
     assert len(api.messages()) == 1
     api.succeed(job_id, VECTORS[:1], encoding_format="base64")
     assert [answer.result(10).status_code for answer in answers] == [200, 200]
@@ -154,7 +156,7 @@ def test_one_who_joined_goes_on_when_the_first_ones_time_ends_the_job(
     ask()
     first = ask.job()
     joined = ask()
-    eventually(lambda: api.redis.hget(f"embedq:job:{first}", "callers") == b"2")
+    eventually(lambda: api.redis.hget(keys.job(first), "callers") == b"2")
     # As the worker does with a message that has expired.
     api.store.cancel(first)
     api.succeed(ask.job(1), VECTORS[:1], encoding_format="base64")
@@ -188,6 +190,16 @@ def test_a_cancelled_request_is_not_tried_again(api: ApiStand, ask: Asked) -> No
     assert error_of(response)["code"] == "cancelled"
 
 
+def test_a_request_that_redis_loses_is_one_to_try_again(api: ApiStand, ask: Asked) -> None:
+    answer = ask()
+    job_id = ask.job()
+    api.redis.delete(keys.job(job_id))
+    api.redis.publish(keys.EVENTS, json.dumps({"ended": [job_id]}))
+    response = answer.result(10)
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "redis_unavailable"
+
+
 def test_when_the_process_ends_the_job_waits_for_its_client_to_come_back(
     api: ApiStand, ask: Asked
 ) -> None:
@@ -197,7 +209,7 @@ def test_when_the_process_ends_the_job_waits_for_its_client_to_come_back(
     assert answer.result(10).status_code == 503
     api.backend.waiting.released = False
     again = ask()
-    eventually(lambda: api.redis.hget(f"embedq:job:{job_id}", "callers") == b"2")
+    eventually(lambda: api.redis.hget(keys.job(job_id), "callers") == b"2")
     api.succeed(job_id, VECTORS[:1], encoding_format="base64")
     assert again.result(10).status_code == 200
     assert len(api.messages()) == 1

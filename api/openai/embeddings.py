@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds past a caller's time after which a worker drops a job by itself.
 _LATE = 5.0
+#: Seconds after which a request that was lost is worth another try.
+_AT_ONCE = 1
 
 blueprint = Blueprint("embeddings", __name__)
 
@@ -49,7 +51,9 @@ def create_embeddings() -> Response:
                 retry_after=job.retry_after,
             )
         response = json_response(embeddings_of(job.record, job.meta, call.encoding_format))
-        response.headers["openai-model"] = job.record.model or ""
+        model = job.record.model or ""
+        if model.isascii() and model.isprintable():
+            response.headers["openai-model"] = model
         return response
     finally:
         _leave(backend(), job)
@@ -58,7 +62,16 @@ def create_embeddings() -> Response:
 def _run(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitted:
     """The job as it stands when it has ended or its caller's time has."""
     while True:
-        job = submit(
+        job = _submit(backend, call, patience)
+        if not (job.replayed and job.record.status is Status.CANCELLED and patience.left):
+            return job
+        # It expired with the time of the caller who was first; this one's goes on.
+        _leave(backend, job)
+
+
+def _submit(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitted:
+    try:
+        return submit(
             backend,
             call.texts,
             call.options,
@@ -67,10 +80,12 @@ def _run(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitte
             expires=time.time() + patience.left + _LATE,
             patience=patience,
         )
-        if not (job.replayed and job.record.status is Status.CANCELLED and patience.left):
-            return job
-        # It expired with the time of the caller who was first; this one's goes on.
-        _leave(backend, job)
+    except Problem as problem:
+        if problem.code != "not_found":
+            raise
+        # The caller asked for no job, so there is none to miss; another try makes a new one.
+        lost = "Redis has lost the request"
+        raise Problem("redis_unavailable", lost, retry_after=_AT_ONCE) from problem
 
 
 def _leave(backend: Backend, job: Submitted) -> None:

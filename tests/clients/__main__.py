@@ -124,7 +124,7 @@ def make_environment(requirement: str) -> None:
         return
     print(f"Installing {requirement} into {folder.relative_to(ROOT)}", flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", "--no-input"]
     subprocess.run([*pip, "--disable-pip-version-check", requirement], check=True, timeout=900)
     done.touch()
 
