@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Normalize
 
 from tests import tiny_models
 from worker.contract.models import ModelSpec
-from worker.encoder import Encoder, load
+from worker.encoder import Encoder, cpu, library, load
 from worker.encoder.reference import Reference
 from worker.tokens import TokenBlock
 
@@ -158,6 +159,22 @@ def test_the_packaged_model_is_the_librarys() -> None:
     assert found.flags.c_contiguous
     assert encoder.info.packed
     assert (encoder.info.dimensions, encoder.info.max_tokens) == (384, 256)
+
+
+def test_an_activation_is_fused_where_the_block_is_one_that_is_known(tmp_path: Path) -> None:
+    for family, fused in (("bert", 2), ("mpnet", 2), ("qwen3", 0)):
+        model = library.open_model(
+            ModelSpec("tiny", str(tiny_models.FAMILIES[family](tmp_path / family))),
+            torch.device("cpu"),
+            torch.float32,
+        )
+        with torch.inference_mode():
+            before = model.encode(TEXTS)
+            cpu.fuse_activations(model)
+            after = model.encode(TEXTS)
+        kinds = [type(module).__name__ for module in model.modules()]
+        assert kinds.count("_LinearGelu") == (fused if torch.backends.mkldnn.is_available() else 0)
+        np.testing.assert_allclose(after, before, atol=1e-6, rtol=0)
 
 
 def test_sixteen_bits_keep_the_direction_of_every_vector() -> None:

@@ -51,6 +51,7 @@ def load_torch(
     model = open_model(spec, place, number_format)
     if place.type == "cpu":
         cpu.keep_freed_memory()
+        cpu.fuse_activations(model)
         cpu.lay_out_weights(model)
     try:
         rules, rust = token_rules(model)
