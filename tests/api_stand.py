@@ -123,6 +123,13 @@ class ApiStand:
         meta = failure_meta(job_id, JobFailed(code, message), {})
         self.store.finish([Ending(job_id, Status.FAILED, meta=meta, code=code, message=message)])
 
+    def expire(self, job_id: str) -> None:
+        """End a job as Celery does in a worker that finds its time over."""
+        error = {"exc_type": "TaskRevokedError", "exc_message": ["expired"]}
+        meta = {"status": "REVOKED", "result": error, "task_id": job_id}
+        self.redis.set(keys.result(job_id), orjson.dumps(meta))
+        self.store.finish([Ending(job_id, Status.CANCELLED)])
+
     def ledger(self) -> Mapping[str, int]:
         """What the queue's ledger holds."""
         raw: Any = self.redis.hgetall(keys.ledger(self.settings.queue))

@@ -153,12 +153,12 @@ def test_a_caller_who_goes_leaves_the_job_to_those_who_share_it(api: ApiStand, a
 def test_one_who_joined_goes_on_when_the_first_ones_time_ends_the_job(
     api: ApiStand, ask: Asked
 ) -> None:
-    ask()
+    out_of_time = ask()
     first = ask.job()
     joined = ask()
     eventually(lambda: api.redis.hget(keys.job(first), "callers") == b"2")
-    # As the worker does with a message that has expired.
-    api.store.cancel(first)
+    api.expire(first)
+    assert error_of(out_of_time.result(10))["code"] == "not_in_time"
     api.succeed(ask.job(1), VECTORS[:1], encoding_format="base64")
     assert joined.result(10).status_code == 200
 

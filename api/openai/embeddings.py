@@ -24,11 +24,10 @@ from api.submission import Submitted, submit
 from api.waits import Patience
 from worker.contract.jobs import Status
 from worker.contract.openai.calls import EmbeddingsCall, parse_call
+from worker.contract.results import has_expired
 
 logger = logging.getLogger(__name__)
 
-#: Seconds past a caller's time after which a worker drops a job by itself.
-_LATE = 5.0
 #: Seconds after which a request that was lost is worth another try.
 _AT_ONCE = 1
 
@@ -43,7 +42,7 @@ def create_embeddings() -> Response:
     call = parse_call(body, backend().token_table)
     job = _run(backend(), call, patience)
     try:
-        if job.meta is None or not job.record.status.ended:
+        if job.meta is None or not job.record.status.ended or _has_expired(job):
             raise Problem(
                 "not_in_time",
                 "the vectors were not there in time",
@@ -63,9 +62,9 @@ def _run(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitte
     """The job as it stands when it has ended or its caller's time has."""
     while True:
         job = _submit(backend, call, patience)
-        if not (job.replayed and job.record.status is Status.CANCELLED and patience.left):
+        if not (job.replayed and _has_expired(job) and patience.left):
             return job
-        # It expired with the time of the caller who was first; this one's goes on.
+        # With the time of the caller who was first; this one's goes on.
         _leave(backend, job)
 
 
@@ -77,7 +76,7 @@ def _submit(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submi
             call.options,
             owner=callers.owner(),
             shared=True,
-            expires=time.time() + patience.left + _LATE,
+            expires=time.time() + patience.left,
             patience=patience,
         )
     except Problem as problem:
@@ -86,6 +85,11 @@ def _submit(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submi
         # The caller asked for no job, so there is none to miss; another try makes a new one.
         lost = "Redis has lost the request"
         raise Problem("redis_unavailable", lost, retry_after=_AT_ONCE) from problem
+
+
+def _has_expired(job: Submitted) -> bool:
+    cancelled = job.record.status is Status.CANCELLED
+    return cancelled and job.meta is not None and has_expired(job.meta)
 
 
 def _leave(backend: Backend, job: Submitted) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import openai
+import orjson
 import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import Service
+from tests.processes import eventually
+from worker.contract import keys
 from worker.contract.models import ModelSpec
 from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder.reference import Reference
@@ -81,3 +86,31 @@ def test_models_are_listed_and_read(client: openai.OpenAI) -> None:
     assert client.models.retrieve(DEFAULT_MODEL_NAME).owned_by == "embedq"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other")
+
+
+def test_a_request_out_of_time_costs_no_forward_pass(
+    service: Service, client: openai.OpenAI
+) -> None:
+    began = time.time()
+    eventually(lambda: presence(service)["at"] > began, 20)
+    before = presence(service)["texts"]
+    service.worker.signal(signal.SIGSTOP)
+    try:
+        hasty = client.with_options(timeout=1.0, max_retries=0)
+        with pytest.raises(openai.InternalServerError) as late:
+            hasty.embeddings.create(model=DEFAULT_MODEL_NAME, input=["late"] * 100)
+    finally:
+        service.worker.signal(signal.SIGCONT)
+    assert (late.value.status_code, late.value.code) == (503, "not_in_time")
+    # Behind it in the queue: with its vectors there, the other has been dropped.
+    client.embeddings.create(model=DEFAULT_MODEL_NAME, input="after")
+    after = eventually(lambda: max(presence(service)["texts"] - before, 0), 20)
+    assert after == 1
+
+
+def presence(service: Service) -> dict[str, Any]:
+    """What the worker says of itself."""
+    with service.valkey.client() as found:
+        (said,) = found.hvals(keys.workers("embedq"))
+    told: dict[str, Any] = orjson.loads(said)
+    return told

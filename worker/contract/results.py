@@ -126,6 +126,16 @@ def revoked_meta(job_id: str) -> bytes:
     return _meta(job_id, states.REVOKED, exception, {})
 
 
+def has_expired(meta: bytes) -> bool:
+    """Whether a stored outcome is a worker's who found that the job's time was over."""
+    result = orjson.loads(meta)["result"]
+    return (
+        isinstance(result, Mapping)
+        and result.get("exc_type") == "TaskRevokedError"
+        and result.get("exc_message") == ["expired"]
+    )
+
+
 def success_text(meta: bytes) -> bytes | None:
     """The result inside a stored success as JSON text, its vectors unparsed.
 
