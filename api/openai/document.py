@@ -60,7 +60,7 @@ def _embeddings() -> JsonObject:
             parameter(
                 "X-Stainless-Read-Timeout",
                 "Seconds that the caller waits, as OpenAI's clients say; the answer comes before.",
-                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "examples": ["600"]},
                 place="header",
             )
         ],
