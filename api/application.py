@@ -6,7 +6,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from api import errors, jobs, openapi, operations
+from api import errors, jobs, openapi, operations, page, status
 from api.backend import EXTENSION, Backend
 from api.openai import errors as openai_errors
 from api.openai import routes
@@ -38,6 +38,8 @@ def make_app(settings: Settings | None) -> Flask:
     app.register_blueprint(jobs.blueprint)
     app.register_blueprint(operations.blueprint)
     app.register_blueprint(openapi.blueprint)
+    app.register_blueprint(status.blueprint)
+    app.register_blueprint(page.blueprint)
     _observe(app, backend)
     routes.install(app)
     return app

@@ -81,6 +81,8 @@ class ApiStand:
             texts=0,
             tokens=0,
             splits=0,
+            capacity=0,
+            busy_seconds=0.0,
         )
         served = {model.name: model for model in models or (MODEL,)}
         presence = Presence(

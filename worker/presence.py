@@ -16,6 +16,7 @@ import redis
 
 from worker.contract import keys
 from worker.contract.models import ModelInfo
+from worker.contract.pulse import Pulse
 from worker.contract.store import JobStore
 from worker.engine import Engine
 
@@ -53,6 +54,7 @@ class Presence:
         self._key = keys.workers(queue)
         self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
         self._node = node or f"embedq@{socket.gethostname()}"
+        self._pulse = Pulse(self._client, queue, self._node)
         self._forward_seconds = forward_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="embedq-presence", daemon=True)
@@ -109,9 +111,13 @@ class Presence:
             "texts": engine.texts,
             "tokens": engine.tokens,
             "splits": engine.splits,
+            "capacity": engine.capacity,
+            "busy_seconds": engine.busy_seconds,
         }
         try:
             self._client.hset(self._key, self._node, orjson.dumps(presence))
+            queued = self._store.queued_tokens()
+            self._pulse.write(engine, now=time.monotonic(), queued_tokens=queued)
             if not engine.waiting_tokens:
                 self._store.reconcile()
         except redis.RedisError as error:

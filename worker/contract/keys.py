@@ -96,3 +96,8 @@ def batches(owner: str) -> str:
 def batch_queue(queue: str) -> str:
     """List: the Celery queue of batches' coordinators, beside a queue of jobs."""
     return f"{queue}.batches"
+
+
+def pulse(queue: str) -> str:
+    """Stream: what the engines of a queue's workers did in the last minutes, see `pulse`."""
+    return f"embedq:pulse:{queue}"

@@ -61,6 +61,8 @@ class Engine:
         self.batches = 0
         self.texts = 0
         self.tokens = 0
+        #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
+        self.capacity = 0
         self.busy_seconds = 0.0
         self._threads = Threads(
             {
@@ -185,7 +187,9 @@ class Engine:
                 continue
             block = batch.joined(pieces)
             self.busy_since = begun = time.monotonic()
-            vectors, faults = self._forwards[pieces[0].job.info.name].run(block)
+            forward = self._forwards[pieces[0].job.info.name]
+            self.capacity += forward.budget
+            vectors, faults = forward.run(block)
             self.beat = time.monotonic()
             self.busy_since = None
             self.busy_seconds += self.beat - begun

@@ -1,0 +1,69 @@
+"""The last minutes of a queue in equal steps, from what its workers wrote. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, Field
+
+from worker.contract.pulse import KEPT, Sample, Work
+
+#: Seconds of one step: a few samples of each worker, so that none is empty by chance.
+STEP = 5
+STEPS = KEPT // STEP
+
+
+class History(BaseModel):
+    """One value a step, the oldest first; null where no worker wrote, or none encoded."""
+
+    step: int = Field(description="Seconds of one step.")
+    until: int = Field(
+        description="End of the last step, which may lie ahead; seconds since the epoch."
+    )
+    queued_tokens: list[int | None]
+    tokens_per_second: list[float | None]
+    texts_per_second: list[float | None]
+    fill: list[float | None] = Field(description="Tokens of the batches, of their budgets; 0 to 1.")
+    forward_seconds: list[float | None] = Field(description="Mean of one forward pass.")
+
+
+def history(samples: Iterable[Sample], now: float) -> History:
+    """The steps up to `now`, in seconds since the epoch by the clock of the samples."""
+    last = int(now // STEP)
+    by_step: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_step[int(sample.at // STEP)].append(sample)
+    steps = [by_step.get(number, []) for number in range(last - STEPS + 1, last + 1)]
+    return History(
+        step=STEP,
+        until=(last + 1) * STEP,
+        queued_tokens=[one[-1].work.queued_tokens if one else None for one in steps],
+        tokens_per_second=[_rate(one, "tokens") for one in steps],
+        texts_per_second=[_rate(one, "texts") for one in steps],
+        fill=[_fill([sample.work for sample in one]) for one in steps],
+        forward_seconds=[_forward([sample.work for sample in one]) for one in steps],
+    )
+
+
+def _rate(samples: Sequence[Sample], count: str) -> float | None:
+    """The workers' rates added up, each over the seconds of its own samples."""
+    if not samples:
+        return None
+    seconds: dict[str, float] = defaultdict(float)
+    done: dict[str, int] = defaultdict(int)
+    for sample in samples:
+        seconds[sample.node] += sample.work.seconds
+        done[sample.node] += getattr(sample.work, count)
+    return round(sum(done[node] / seconds[node] for node in done if seconds[node] > 0), 2)
+
+
+def _fill(works: Sequence[Work]) -> float | None:
+    capacity = sum(work.capacity for work in works)
+    # One text may be longer than the budget; it goes alone.
+    return round(min(sum(work.tokens for work in works) / capacity, 1.0), 4) if capacity else None
+
+
+def _forward(works: Sequence[Work]) -> float | None:
+    batches = sum(work.batches for work in works)
+    return round(sum(work.busy_seconds for work in works) / batches, 5) if batches else None

@@ -1,0 +1,42 @@
+// Requests to the API that this page came from, with the caller's key where there is one.
+
+const KEY = "embedq-key";
+const PATIENCE = 10_000;
+
+/** What an answer that is no success says, by its code. */
+export class Problem extends Error {
+  constructor(status, code, detail) {
+    super(detail);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+/** The JSON of an answer. Throws Problem; its code is `unreachable` where no answer came. */
+export async function ask(path, { body, method = body ? "POST" : "GET", patience = PATIENCE } = {}) {
+  const headers = { Accept: "application/json" };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  if (body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      body: body && JSON.stringify(body),
+      cache: "no-store",
+      signal: AbortSignal.timeout(patience),
+    });
+  } catch {
+    throw new Problem(0, "unreachable", "The API does not answer.");
+  }
+  const answer = await response.json().catch(() => null);
+  if (response.ok && answer !== null) return answer;
+  const { code = "unreadable", detail = `The API answered ${response.status}.` } = answer ?? {};
+  throw new Problem(response.status, code, detail);
+}

@@ -1,0 +1,44 @@
+// Similarity of every pair as a table whose cells are coloured.
+
+import { h, write } from "./dom.js";
+
+/** Up to so many columns, cells have room for their number. */
+const READABLE = 12;
+
+/** A figure; `light(indices)` marks texts wherever they are shown. */
+export function heatMap(texts, matrix, light) {
+  const readout = h("p", { class: "readout" }, "Cosine similarity; point at a cell to read it.");
+  const head = h("tr", {}, h("td"), ...texts.map((text, j) => h("th", { scope: "col", title: text }, String(j + 1))));
+  const rows = texts.map((text, i) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row", title: text, "data-text": i }, h("b", {}, String(i + 1)), " ", h("span", {}, text)),
+      ...matrix[i].map((value, j) => cell(value, i, j)),
+    ),
+  );
+  const table = h(
+    "table",
+    { class: texts.length > READABLE ? "heat dense" : "heat" },
+    h("caption", { class: "hidden" }, "Cosine similarity of every pair of texts"),
+    h("thead", {}, head),
+    h("tbody", {}, ...rows),
+  );
+  table.addEventListener("pointerover", (event) => {
+    const { row, column } = event.target.closest("td[data-row]")?.dataset ?? {};
+    if (row === undefined) return;
+    light([Number(row), Number(column)]);
+    write(readout, `${matrix[row][column].toFixed(3)}: ${texts[row]} / ${texts[column]}`);
+  });
+  table.addEventListener("pointerleave", () => light([]));
+  const legend = h("p", { class: "legend", "aria-hidden": "true" }, "0", h("i"), "1");
+  return h("figure", { class: "heat-figure" }, h("figcaption", {}, h("h3", {}, "Similarity"), legend), h("div", { class: "scroll" }, table), readout);
+}
+
+function cell(value, row, column) {
+  const made = h("td", { "data-row": row, "data-column": column }, value.toFixed(2).replace(/^(-?)0\./, "$1."));
+  const shade = Math.max(0, Math.min(1, value));
+  made.style.setProperty("--shade", `${(shade * 100).toFixed(1)}%`);
+  made.classList.toggle("strong", shade > 0.55);
+  return made;
+}

@@ -1,0 +1,134 @@
+"""What the page shows, as one document: the queue, the workers, the last minutes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import orjson
+from flask import Blueprint, Response
+from pydantic import BaseModel, Field
+
+from api.answers import json_response
+from api.backend import Backend, backend
+from api.history import History, history
+from worker.contract import keys, pulse
+from worker.contract.liveness import SILENCE
+from worker.contract.pulse import Sample
+
+logger = logging.getLogger(__name__)
+
+blueprint = Blueprint("status", __name__)
+
+#: Seconds over which a worker's share of busy time is taken.
+_LATELY = 10.0
+
+
+class Queue(BaseModel):
+    """What has been accepted and has not ended."""
+
+    name: str
+    tokens: int = Field(description="Of the texts, estimated when they were accepted.")
+    most_tokens: int = Field(description="Past it submissions are refused; 0: no bound.")
+    waiting: int = Field(description="Jobs that no worker has taken.")
+    taken: int = Field(description="Jobs that workers hold.")
+
+
+class ServedModel(BaseModel):
+    """A model in a worker's memory, and what it runs on."""
+
+    name: str
+    dimensions: int
+    max_tokens: int
+    device: str
+    backend: str
+    dtype: str
+
+
+class Worker(BaseModel):
+    """What a worker said of itself last."""
+
+    name: str
+    silent_seconds: float = Field(description="Since its device last made progress.")
+    live: bool = Field(description="Whether it made progress lately enough to count.")
+    models: list[ServedModel] = Field(description="Its default model first.")
+    batch_tokens: dict[str, int] = Field(description="Token budget of a forward pass, by model.")
+    tokens: int = Field(description="Encoded since it started.")
+    texts: int
+    batches: int
+    busy: float | None = Field(
+        default=None, description="Share of the last seconds in a forward pass; null: not known."
+    )
+
+
+class Status(BaseModel):
+    """The service at one moment."""
+
+    at: datetime
+    queue: Queue
+    workers: list[Worker]
+    history: History
+
+
+@blueprint.get("/status")
+def read_status() -> Response:
+    """All of it, as of now."""
+    return json_response(_status(backend()).model_dump())
+
+
+def _status(backend: Backend) -> Status:
+    settings, client = backend.settings, backend.store.client
+    now, samples = pulse.read(client, settings.queue)
+    with (backend.broker or client).pipeline(transaction=False) as pipe:
+        pipe.llen(settings.queue)
+        pipe.hlen(keys.LEASED)
+        waiting, taken = pipe.execute()
+    presences = cast("dict[bytes, bytes]", client.hgetall(keys.workers(settings.queue)))
+    return Status(
+        at=datetime.fromtimestamp(now, UTC),
+        queue=Queue(
+            name=settings.queue,
+            tokens=backend.store.queued_tokens(),
+            most_tokens=settings.max_queued_tokens,
+            waiting=waiting,
+            taken=taken,
+        ),
+        workers=workers(presences, samples, now),
+        history=history(samples, now),
+    )
+
+
+def workers(
+    presences: Mapping[bytes, bytes], samples: Iterable[Sample], now: float
+) -> list[Worker]:
+    """The workers by name, those silent for long included until somebody removes them. Pure."""
+    busy = _busy(samples, now)
+    found = []
+    for node, raw in sorted(presences.items()):
+        name = node.decode(errors="replace")
+        try:
+            said: dict[str, Any] = orjson.loads(raw)
+            silent = max(now - said["at"], 0.0)
+            facts = {"silent_seconds": round(silent, 1), "live": silent <= SILENCE}
+            found.append(Worker(**said | facts | {"name": name, "busy": busy.get(name)}))
+        except (ValueError, TypeError, KeyError) as error:
+            # One worker of another version must not take the others from the page.
+            logger.warning("Worker %r is not understood: %s", name, type(error).__name__)
+    return found
+
+
+def _busy(samples: Iterable[Sample], now: float) -> dict[str, float]:
+    """By node, the share of its latest samples that it spent in forward passes."""
+    seconds: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    for sample in samples:
+        if sample.at > now - _LATELY:
+            node = sample.node
+            seconds[node] = seconds.get(node, 0.0) + sample.work.seconds
+            spent[node] = spent.get(node, 0.0) + sample.work.busy_seconds
+    # A pass is counted when it ends, so it may be longer than the time it is counted in.
+    return {
+        node: round(min(spent[node] / total, 1.0), 3) for node, total in seconds.items() if total
+    }
