@@ -19,6 +19,7 @@ run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a s
 	@exec $(BIN)/embedq up --demo --with-parent $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real processes
+	@$(BIN)/python -m tests.browser
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Style, types and the layers between modules

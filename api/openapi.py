@@ -17,6 +17,7 @@ from api.jobs import MOST_JOBS_A_PAGE
 from api.openai import document as openai_document
 from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_after
 from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
+from api.status import ServiceStatus
 from api.submission import LONGEST_IDEMPOTENCY_KEY
 from api.waits import LONGEST_WAIT
 from worker.contract.jobs import JobRequest, Status
@@ -135,6 +136,8 @@ def _events() -> JsonObject:
 def _operations() -> JsonObject:
     any_json = {"content": {"application/json": {"schema": {"type": "object"}}}}
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    html = {"content": {"text/html": {"schema": {"type": "string"}}}}
+    status = {"content": {"application/json": ref(ServiceStatus.__name__)}}
 
     def get(summary: str, content: JsonObject, *problems: int) -> JsonObject:
         answers = {"200": {"description": "It does.", **content}, **_problems(*problems)}
@@ -144,13 +147,16 @@ def _operations() -> JsonObject:
         "/healthz": get("Whether this process answers", any_json),
         "/readyz": get("Whether Redis answers and a worker makes progress", any_json, 503),
         "/metrics": get("Figures for Prometheus", text),
+        "/status": get("The queue, the workers and the last five minutes", status, 503),
         "/openapi.json": get("This document", any_json),
+        "/docs": get("This document, rendered", html),
+        "/": get("A page to look at", html),
     }
 
 
 def _schemas() -> JsonObject:
     requests = (JobRequest, *openai_document.REQUESTS)
-    native = (Job, FinishedJob, JobList, Result, ProblemDocument)
+    native = (Job, FinishedJob, JobList, Result, ServiceStatus, ProblemDocument)
     answers: tuple[type[BaseModel], ...] = (*native, *openai_document.ANSWERS, *bulk.MODELS)
     _, schema = models_json_schema(
         [

@@ -63,7 +63,7 @@ class Worker(BaseModel):
     )
 
 
-class Status(BaseModel):
+class ServiceStatus(BaseModel):
     """The service at one moment."""
 
     at: datetime
@@ -78,7 +78,7 @@ def read_status() -> Response:
     return json_response(_status(backend()).model_dump())
 
 
-def _status(backend: Backend) -> Status:
+def _status(backend: Backend) -> ServiceStatus:
     settings, client = backend.settings, backend.store.client
     now, samples = pulse.read(client, settings.queue)
     with (backend.broker or client).pipeline(transaction=False) as pipe:
@@ -86,7 +86,7 @@ def _status(backend: Backend) -> Status:
         pipe.hlen(keys.LEASED)
         waiting, taken = pipe.execute()
     presences = cast("dict[bytes, bytes]", client.hgetall(keys.workers(settings.queue)))
-    return Status(
+    return ServiceStatus(
         at=datetime.fromtimestamp(now, UTC),
         queue=Queue(
             name=settings.queue,

@@ -1,0 +1,99 @@
+"""The last minutes: what workers write of them, and the steps that are made of it."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from api.history import STEP, STEPS, history
+from worker.contract import keys, pulse
+from worker.contract.pulse import KEPT, Pulse, Sample, Work
+
+NOW = 1_000_000.0
+
+
+def engine(**counts: float) -> Any:
+    zero = {"batches": 0, "texts": 0, "tokens": 0, "capacity": 0, "busy_seconds": 0.0}
+    return SimpleNamespace(**(zero | counts))
+
+
+def test_a_pulse_tells_what_was_done_since_the_last(redis_client: redis.Redis) -> None:
+    beat = Pulse(redis_client, "q", "w1")
+    beat.write(engine(batches=2, tokens=50, capacity=200), now=10.0, queued_tokens=0)
+    assert pulse.read(redis_client, "q")[1] == []
+    later = engine(batches=5, texts=9, tokens=80, capacity=500, busy_seconds=0.5)
+    beat.write(later, now=12.5, queued_tokens=7)
+    now, (sample,) = pulse.read(redis_client, "q")
+    assert sample.node == "w1"
+    assert sample.work == Work(2.5, 3, 9, 30, 300, 0.5, 7)
+    assert abs(sample.at - now) < 60
+    assert abs(now - time.time()) < 60
+
+
+def test_a_pulse_that_could_not_be_written_is_in_the_next(redis_client: redis.Redis) -> None:
+    beat = Pulse(redis_client, "q", "w1")
+    beat.write(engine(), now=0.0, queued_tokens=0)
+    redis_client.set(keys.pulse("q"), "in the way")
+    with pytest.raises(redis.ResponseError):
+        beat.write(engine(tokens=10), now=2.0, queued_tokens=0)
+    redis_client.delete(keys.pulse("q"))
+    beat.write(engine(tokens=15), now=4.0, queued_tokens=0)
+    _, (sample,) = pulse.read(redis_client, "q")
+    assert (sample.work.seconds, sample.work.tokens) == (4.0, 15)
+
+
+def test_what_is_older_than_some_minutes_is_not_kept(redis_client: redis.Redis) -> None:
+    key = keys.pulse("q")
+    for number in range(500):
+        redis_client.xadd(key, {"node": "old"}, id=f"{number + 1}-0")
+    beat = Pulse(redis_client, "q", "w1")
+    for second in range(3):
+        beat.write(engine(), now=float(second), queued_tokens=0)
+    assert redis_client.xlen(key) < 250
+    assert len(pulse.read(redis_client, "q")[1]) == 2
+    assert 0 < redis_client.ttl(key) <= 2 * KEPT
+
+
+def sample(at: float, node: str = "w1", **work: float) -> Sample:
+    idle: Any = {
+        "seconds": 2.0,
+        "batches": 0,
+        "texts": 0,
+        "tokens": 0,
+        "capacity": 0,
+        "busy_seconds": 0.0,
+        "queued_tokens": 0,
+    }
+    return Sample(at, node, Work(**(idle | work)))
+
+
+def test_history_has_one_value_a_step_and_none_where_nobody_wrote() -> None:
+    found = history([sample(NOW - 2 * STEP, tokens=10, texts=4, queued_tokens=5)], NOW)
+    assert found.until == NOW + STEP
+    for values in (found.queued_tokens, found.tokens_per_second, found.fill):
+        assert len(values) == STEPS
+    assert found.queued_tokens[-4:] == [None, 5, None, None]
+    assert found.tokens_per_second[-4:] == [None, 5.0, None, None]
+    assert found.texts_per_second[-3] == 2.0
+
+
+def test_history_adds_up_workers_but_not_their_samples() -> None:
+    both = [
+        sample(NOW, "w1", tokens=10),
+        sample(NOW + 2, "w1", tokens=30),
+        sample(NOW, "w2", tokens=8),
+    ]
+    assert history(both, NOW + 2).tokens_per_second[-1] == 40 / 4 + 8 / 2
+
+
+def test_history_tells_how_full_batches_were_and_how_long_they_took() -> None:
+    busy = sample(NOW, batches=4, tokens=300, capacity=400, busy_seconds=0.2)
+    found = history([busy, sample(NOW - STEP)], NOW)
+    assert found.fill[-2:] == [None, 0.75]
+    assert found.forward_seconds[-2:] == [None, 0.05]
+    longer = sample(NOW, batches=1, tokens=900, capacity=400)
+    assert history([longer], NOW).fill[-1] == 1.0
