@@ -29,8 +29,11 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86_400)} d`;
 }
 
-/** 12 s ago */
-export const ago = (seconds) => (seconds < 1.5 ? "now" : `${duration(Math.round(seconds))} ago`);
+/** 2 s ago; times like these are never known better than to a second */
+export function ago(seconds) {
+  if (seconds < 1.5) return "now";
+  return `${seconds < 90 ? `${Math.round(seconds)} s` : duration(seconds)} ago`;
+}
 
 /** 1 text, 2 texts */
 export const count = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
