@@ -16,6 +16,8 @@ from worker.contract.errors import EmbedqError, SettingsError
 #: Commands by name, each in a module of its own that is imported when it is asked for.
 COMMANDS = {
     "up": "Run a whole embedq on this machine: Valkey, workers and the API.",
+    "embed": "Embed files of texts, through a service or on this machine.",
+    "jobs": "List, show, await and cancel the jobs of a service.",
     "health": "Tell whether a worker on this machine makes progress.",
     "dead-letters": "Look at messages that no worker could run; run or drop them.",
     "verify": "Compare vectors with sentence-transformers' on this machine.",

@@ -1,0 +1,166 @@
+"""`embedq embed`: files of texts to files of vectors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from worker.contract.jobs import parse_options
+from worker.contract.settings import Settings
+from worker.corpus import Report, run, stream
+from worker.corpus.rows import FORMATS, STDIN, Source
+from worker.corpus.run import folder_of
+from worker.corpus.writing import check_output
+from worker.remote import Remote
+
+#: Exit codes beside those of every command.
+SOME_FAILED, INTERRUPTED = 3, 130
+_STDOUT = Path("-")
+
+
+@click.command("embed")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    default=_STDOUT,
+    help="A file that ends in .npy, .jsonl or .parquet.  [default: JSON Lines on standard output]",
+)
+@click.option("--column", help="Column of the texts.  [default: the only one, or 'text']")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="Copy this column; repeatable.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Where the ending says nothing.")
+@click.option("--url", help="Embed through this service, not on this machine.")
+@click.option("--model", help="A path or a Hub id; with --url a served name.")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps; without --url.")
+@click.option("--prompt-name", help="One of the model's own prompts, such as query.")
+@click.option("--prompt", help="A prompt to put before every text.")
+@click.option("--dimensions", type=click.IntRange(1), help="Fewer than the model's, if it allows.")
+@click.option("--normalize/--no-normalize", default=True, help="Scale to unit length, or do not.")
+@click.option("--truncate/--no-truncate", default=True, help="Cut long texts, or let them fail.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@click.option("--restart", is_flag=True, help="Forget what an interrupted run has done.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no summary.")
+def command(
+    files: tuple[Path, ...],
+    output: Path,
+    column: str | None,
+    keep: tuple[str, ...],
+    form: str | None,
+    url: str | None,
+    model: str | None,
+    device: str | None,
+    overwrite: bool,
+    restart: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Embed the texts of FILES (txt, jsonl, csv, parquet), one row a text, in their order.
+
+    Without FILES, or with -, texts are read from standard input, one a line. With --url they go
+    through a running service (its key in EMBEDQ_API_KEY), else the engine runs in this process.
+
+    An interrupted run with an output file keeps what it has done in OUTPUT.part; the same command
+    goes on from there. A row without a usable text fails alone: null in .jsonl and .parquet, a row
+    of zeros in .npy.
+
+    Exit codes: 0 every row has a vector, 3 some have none, 130 interrupted, 1 it could not be
+    done, 2 a wrong option.
+    """
+    if url and device:
+        raise click.UsageError("--device is for this machine; the service has its own")
+    source = Source(files or (STDIN,), column, form, keep)
+    if output != _STDOUT:
+        if output.exists() and not overwrite:
+            raise click.UsageError(f"{output} is there already; --overwrite replaces it")
+        if restart:
+            shutil.rmtree(folder_of(output), ignore_errors=True)
+        check_output(output, source)
+    elif keep:
+        raise click.UsageError("--keep needs an output file")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    # Reads every file once, so that one that is not as it should be is told at once.
+    total = source.count()
+    try:
+        with (
+            closing(_encoder(url, model, device, chosen, quiet)) as encoder,
+            _progress(total, quiet) as progress,
+        ):
+            if output == _STDOUT:
+                report = stream(source, sys.stdout.buffer, encoder, progress=progress)
+            else:
+                said = [url, model, os.environ.get("EMBEDQ_MODEL"), chosen]
+                report = run(source, output, encoder, options=said, progress=progress)
+    except KeyboardInterrupt:
+        kept = output != _STDOUT and folder_of(output).exists()
+        click.echo(
+            f"Interrupted; what is done is in {folder_of(output)}, the same command goes on."
+            if kept
+            else "Interrupted.",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has enough; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if not quiet:
+        click.echo(_summary(report), err=True)
+    sys.exit(SOME_FAILED if report.failed else 0)
+
+
+def _encoder(
+    url: str | None, model: str | None, device: str | None, chosen: dict[str, Any], quiet: bool
+) -> Any:
+    # Only here: torch takes seconds to import.
+    from worker.corpus.encoders import Local, Through
+    from worker.service import EmbeddingService
+
+    if url:
+        options = parse_options(chosen | ({"model": model} if model else {}))
+        return Through(Remote(url, api_key=os.environ.get("EMBEDQ_API_KEY")), options)
+    Settings.from_env()
+    encoder = Local(EmbeddingService(model, device or "auto"), parse_options(chosen))
+    if not quiet:
+        click.echo("Loading the model …", err=True)
+    encoder.load()
+    return encoder
+
+
+@contextmanager
+def _progress(total: int | None, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, where standard error is a terminal."""
+    bar: tqdm[Any] | None = None
+
+    def show(done: int) -> None:
+        nonlocal bar
+        if bar is None:
+            # What earlier runs have done is no part of this one's rate.
+            earlier = done if done != total else 0
+            bar = tqdm(
+                total=total, initial=earlier, unit=" texts", disable=quiet or None, smoothing=0.05
+            )
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _summary(report: Report) -> str:
+    parts = [f"{report.rows:,} rows, {report.tokens:,} tokens"]
+    if report.truncated:
+        parts.append(f"{report.truncated:,} texts were cut at the model's limit")
+    if report.failed:
+        parts.append(f"{report.failed:,} rows have no vector")
+    return "; ".join(parts)
