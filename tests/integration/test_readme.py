@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Service
@@ -25,7 +27,7 @@ def section(title: str) -> str:
 
 
 def shell_blocks() -> list[str]:
-    return [block for block in blocks("sh") if ADDRESS in block]
+    return [block for block in blocks("sh") if "curl" in block and ADDRESS in block]
 
 
 @pytest.mark.parametrize("number", range(len(shell_blocks())))
@@ -42,6 +44,23 @@ def test_the_rest_examples_work_as_pasted(service: Service, tmp_path: Path, numb
     )
     assert done.returncode == 0, done.stderr
     assert '"status":"succeeded"' in done.stdout
+
+
+def test_the_file_examples_work_as_pasted(service: Service, tmp_path: Path) -> None:
+    (script,) = re.findall(r"^```sh\n(.*?)^```", section("Files"), re.DOTALL | re.MULTILINE)
+    bin_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace(ADDRESS, service.url)],
+        cwd=tmp_path,
+        env=clean_environment(PATH=f"{bin_folder}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "vectors.npy").shape == (2, 384)
+    assert len((tmp_path / "vectors.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

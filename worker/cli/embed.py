@@ -158,9 +158,14 @@ def _progress(total: int | None, quiet: bool) -> Iterator[Callable[[int], None]]
 
 
 def _summary(report: Report) -> str:
-    parts = [f"{report.rows:,} rows, {report.tokens:,} tokens"]
+    parts = [f"{_rows(report.rows)}, {report.tokens:,} tokens"]
     if report.truncated:
-        parts.append(f"{report.truncated:,} texts were cut at the model's limit")
+        parts.append(f"{_rows(report.truncated)} cut at the model's limit")
     if report.failed:
-        parts.append(f"{report.failed:,} rows have no vector")
+        has = "has" if report.failed == 1 else "have"
+        parts.append(f"{_rows(report.failed)} {has} no vector")
     return "; ".join(parts)
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + ("" if count == 1 else "s")

@@ -55,7 +55,11 @@ class Kept:
         except BlockingIOError:
             self._lock.close()
             raise CorpusError(f"another process is writing to {folder}") from None
-        self.done = self._read()
+        try:
+            self.done = self._read()
+        except CorpusError:
+            self._lock.close()
+            raise
         self._vectors = self._opened("vectors.f32", self._vector_bytes())
         self._errors = self._opened("errors.jsonl", self.done.errors_bytes)
 
@@ -100,8 +104,8 @@ class Kept:
         shape = (self.done.rows, self.done.dimensions)
         if not (shape[0] and shape[1]):
             return np.zeros(shape, dtype=np.float32)
-        mapped: Matrix = np.memmap(self._path("vectors.f32"), dtype="<f4", mode="r", shape=shape)
-        return mapped
+        # A plain array over the map: orjson takes no subclasses.
+        return np.asarray(np.memmap(self._path("vectors.f32"), dtype="<f4", mode="r", shape=shape))
 
     def errors(self) -> Iterator[dict[str, Any]]:
         """Why rows have no vector: `index`, `code` and `message`, in the order of the rows."""

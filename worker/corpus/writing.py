@@ -132,7 +132,7 @@ def _strings(row: Mapping[str, Any]) -> dict[str, str | None]:
     return {
         name: value
         if value is None or isinstance(value, str)
-        else orjson.dumps(value, default=str).decode()
+        else orjson.dumps(value, default=_text).decode()
         for name, value in row.items()
     }
 
@@ -151,4 +151,11 @@ def _line(
     line: dict[str, Any] = {"index": index, **values, "embedding": vector}
     if error is not None:
         line["error"] = {"code": error["code"], "message": error["message"]}
-    return orjson.dumps(line, default=str, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+    return orjson.dumps(line, default=_text, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+
+
+def _text(value: Any) -> str:
+    """What JSON has no form for, such as bytes and decimals in a column to keep."""
+    if isinstance(value, np.ndarray):
+        raise TypeError("vectors are no text")
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
