@@ -54,21 +54,20 @@ class Backend:
     def of(cls, settings: Settings) -> Backend:
         client = _connect(settings, settings.result_backend, _ANSWER_TIMEOUT)
         one_server = server.same_server(settings.broker_url, settings.result_backend)
+        broker = None if one_server else _connect(settings, settings.broker_url, _ANSWER_TIMEOUT)
         store = JobStore(client, settings.queue, result_ttl=settings.result_ttl)
         liveness = Liveness(client, settings.queue)
         waiting = Waiting(client)
         return cls(
             settings=settings,
             store=store,
-            broker=(
-                None if one_server else _connect(settings, settings.broker_url, _ANSWER_TIMEOUT)
-            ),
+            broker=broker,
             probe=_connect(settings, settings.result_backend, _PROBE_TIMEOUT),
             liveness=liveness,
             result_room=ResultRoom(client, settings),
             waiting=waiting,
             revocations=Revocations(settings),
-            metrics=Metrics(store, liveness, waiting),
+            metrics=Metrics(store, liveness, waiting, broker),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
             files=FileStore(client, Storage(settings.files)),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import redis
@@ -11,8 +12,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from api import worker_figures
 from api.waiting import Waiting
-from worker.contract.liveness import Liveness
+from worker.contract.liveness import Liveness, live_workers
 from worker.contract.store import JobStore
 
 #: Seconds: from an answer out of memory to the longest wait.
@@ -27,9 +29,16 @@ class Metrics:
     """Counts of this process; what Redis knows is read when somebody asks.
 
     Where `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
+    `broker` is the server of the queue where that is another than the store's.
     """
 
-    def __init__(self, store: JobStore, liveness: Liveness, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        liveness: Liveness,
+        waiting: Waiting,
+        broker: redis.Redis | None = None,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "embedq_http_requests",
@@ -56,7 +65,7 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
-        self._state = _State(store, liveness, waiting)
+        self._state = _State(store, liveness, waiting, broker)
         self._registry.register(self._state)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -87,10 +96,17 @@ class Metrics:
 class _State(Collector):
     """Gauges that are read at the moment of asking."""
 
-    def __init__(self, store: JobStore, liveness: Liveness, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        liveness: Liveness,
+        waiting: Waiting,
+        broker: redis.Redis | None = None,
+    ) -> None:
         self._store = store
         self._liveness = liveness
         self._waiting = waiting
+        self._broker = broker
 
     def describe(self) -> Iterator[Metric]:
         """None by name: registering must not ask Redis."""
@@ -100,16 +116,22 @@ class _State(Collector):
         waiting = self._waiting.count()
         yield _gauge("waiting_clients", "Clients of this process that wait for a job.", waiting)
         try:
-            workers = self._liveness.workers()
+            presences = self._liveness.presences()
             queued = self._store.queued_tokens()
+            depth = self._store.depth(self._broker)
         except redis.RedisError:
             yield _gauge("redis_up", "Whether Redis answers.", 0)
             return
         yield _gauge("redis_up", "Whether Redis answers.", 1)
         yield _gauge("queued_tokens", "Tokens of jobs that have not ended, estimated.", queued)
+        yield _gauge("queued_jobs", "Messages that no worker has taken yet.", depth.queued)
+        yield _gauge("taken_jobs", "Messages that workers hold, of all queues.", depth.taken)
+        yield _gauge("dead_letters", "Messages that no worker can run.", depth.dead_letters)
+        workers = live_workers(presences, time.time())
         yield _gauge("workers", "Workers with a loaded model that make progress.", workers.count)
         rate = workers.tokens_per_second
         yield _gauge("tokens_per_second", "Rate of all workers while they are busy.", rate)
+        yield from worker_figures.families(presences)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

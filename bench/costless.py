@@ -41,6 +41,7 @@ class CostlessEncoder:
         )
         self._seconds = milliseconds / 1000
         self._never = threading.Event()
+        self.padding = 0
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         prefix = (prompt or "").encode()

@@ -74,6 +74,10 @@ class FakeEncoder:
     def info(self) -> ModelInfo:
         return self._info
 
+    @property
+    def padding(self) -> int:
+        return 0
+
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         self.before_tokens(list(texts))
         self.tokenised.append(len(texts))

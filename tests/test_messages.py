@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Any
 
@@ -71,6 +72,8 @@ def test_the_message_is_the_one_a_stock_producer_sends(
         # Who waits for an answer by AMQP; a new one for each process.
         assert isinstance(message["properties"].pop("reply_to"), str)
         assert message["headers"].pop("origin")
+        assert messages.submission_time(message["headers"]) == pytest.approx(time.time(), abs=60)
+        del message["headers"][messages.SUBMITTED_AT]
     assert ours == theirs
 
 

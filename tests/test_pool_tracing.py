@@ -16,6 +16,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome
 from worker.contract.store import Ending, JobStore
+from worker.pool.counts import JobCounts
 from worker.pool.loop import LoopCalls
 from worker.pool.tracing import Tracer
 
@@ -49,7 +50,7 @@ def loop() -> LoopCalls:
 
 @pytest.fixture
 def tracer(store: JobStore, loop: LoopCalls) -> Iterator[Tracer]:
-    tracer = Tracer(store, loop)
+    tracer = Tracer(store, loop, JobCounts())
     yield tracer
     tracer.close(5)
 
@@ -117,7 +118,7 @@ def test_a_redelivered_job_that_has_ended_is_not_run_again(
 def test_a_tracer_that_lags_behind_stops_fetching(tracer: Tracer, loop: LoopCalls) -> None:
     assert tracer.has_room()
     tickets: list[Any] = [Ticket(lambda *_: (0, "", 0.0)) for _ in range(2000)]
-    waits: Any = Ticket(lambda *_: eventually(lambda: not tracer.has_room(), 5))
+    waits: Any = Ticket(lambda *_: (not eventually(lambda: not tracer.has_room(), 5), "", 0.0))
     for ticket in (waits, *tickets):
         tracer.end(ticket, outcome())
     heard(waits, loop)

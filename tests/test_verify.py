@@ -31,6 +31,10 @@ class Leaky:
     def info(self) -> ModelInfo:
         return self._encoder.info
 
+    @property
+    def padding(self) -> int:
+        return self._encoder.padding
+
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._encoder.tokenize(texts, prompt)
 

@@ -9,6 +9,7 @@ In reading order:
 - `engine`     the threads: tokenise, encode, write
 - `batching`   which texts share a forward pass
 - `encoder`    the model on its device; the only package that knows torch
+- `counting`   counts that cost next to nothing to keep
 - `presence`   what the worker says of itself, and the watch over its device
 - `service`    the same engine inside somebody's own process
 - `cli`        the `embedq` command

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import cast
 
@@ -15,6 +15,7 @@ import orjson
 import redis
 
 from worker.contract import keys
+from worker.contract.figures import Figures
 from worker.contract.models import ModelInfo
 from worker.contract.pulse import Pulse
 from worker.contract.store import JobStore
@@ -36,6 +37,12 @@ class Presence:
     Progress is a batch that came back, or an idle device thread that looked for work: a worker
     whose device hangs falls silent here although its process answers. A forward pass that takes
     longer than `forward_seconds` ends the process; its jobs come back by lease.
+
+    Its record is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
+    (seconds since the epoch of the last progress), `pid`, `hostname`, `models` (each a
+    `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
+    `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and `figures`, what the callable
+    given returns on this thread: see `contract.figures`.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Presence:
         *,
         node: str,
         forward_seconds: float,
+        figures: Callable[[], Figures] = dict,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -56,6 +64,7 @@ class Presence:
         self._node = node or f"embedq@{socket.gethostname()}"
         self._pulse = Pulse(self._client, queue, self._node)
         self._forward_seconds = forward_seconds
+        self._figures = figures
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="embedq-presence", daemon=True)
 
@@ -113,6 +122,7 @@ class Presence:
             "splits": engine.splits,
             "capacity": engine.capacity,
             "busy_seconds": engine.busy_seconds,
+            "figures": self._figures(),
         }
         try:
             self._client.hset(self._key, self._node, orjson.dumps(presence))

@@ -15,7 +15,7 @@ from worker import app
 from worker.contract import records
 from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
-from worker.contract.messages import new_id, shown_args
+from worker.contract.messages import new_headers, new_id, shown_args
 from worker.contract.results import Outcome, payload, plain
 
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
@@ -44,6 +44,7 @@ class EmbedTask(Task):
         texts = _texts(args, kwargs)
         options.setdefault("argsrepr", shown_args(len(texts)))
         options.setdefault("kwargsrepr", "{}")
+        options["headers"] = new_headers() | (options.get("headers") or {})
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         recorded = records.open_record(self.app, task_id, texts)

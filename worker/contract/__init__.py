@@ -13,6 +13,7 @@ In reading order:
 - `record`    a job as its owner sees it
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve
+- `figures`   what a worker counts, and how that travels
 - `storage`   where files lie: a folder, or a bucket by URL
 - `listing`   pages of what an owner has
 - `files`     files of users, and what is known of them

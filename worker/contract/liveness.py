@@ -59,8 +59,14 @@ class Liveness:
 
     def read(self, client: redis.Redis | None = None) -> Workers:
         """The live workers as of now. Raises redis.RedisError."""
-        values = cast("dict[bytes, bytes]", (client or self._client).hgetall(self._key))
-        return live_workers(values, time.time())
+        return live_workers(self.presences(client), time.time())
+
+    def presences(self, client: redis.Redis | None = None) -> Mapping[bytes, bytes]:
+        """What workers say of themselves, JSON by node name, those that fell silent included.
+
+        Raises redis.RedisError.
+        """
+        return cast("dict[bytes, bytes]", (client or self._client).hgetall(self._key))
 
 
 def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:

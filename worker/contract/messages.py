@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions
+
+#: Header of our own: when the job was submitted, in seconds since the epoch.
+SUBMITTED_AT = "embedq_submitted_at"
 
 _ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 
@@ -29,6 +33,17 @@ def new_id() -> str:
 def shown_args(count: int) -> str:
     """What events, logs and `inspect` show in place of the texts."""
     return f"(<{count} text{'s' if count != 1 else ''}>,)"
+
+
+def new_headers() -> dict[str, Any]:
+    """Headers of our own for a message that is sent now."""
+    return {SUBMITTED_AT: time.time()}
+
+
+def submission_time(headers: Mapping[str, Any]) -> float | None:
+    """When a message was submitted; None where its producer is not ours."""
+    value = headers.get(SUBMITTED_AT)
+    return value if isinstance(value, float) else None
 
 
 def envelope(
@@ -65,6 +80,7 @@ def envelope(
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        **new_headers(),
     }
     message = {
         "body": _dumps([[list(texts)], kwargs, embed]).decode(),

@@ -21,7 +21,7 @@ from worker.contract.jobs import Status
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 
-__all__ = ["Acceptance", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
+__all__ = ["Acceptance", "Depth", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
 
 #: Seconds that a job may wait or run before its record is given up.
 RECORD_TTL = 7 * 24 * 3600
@@ -95,6 +95,14 @@ class Acceptance(NamedTuple):
     verdict: str
     job_id: str
     level: int = 0
+
+
+class Depth(NamedTuple):
+    """Messages: in the queue, in the hands of workers (of any queue), buried."""
+
+    queued: int
+    taken: int
+    dead_letters: int
 
 
 class JobStore:
@@ -183,6 +191,14 @@ class JobStore:
         held = cast("bytes | None", self.client.hget(self._ledger, "tokens"))
         # Below zero once jobs end that `reconcile` had forgotten.
         return max(int(held or 0), 0)
+
+    def depth(self, broker: redis.Redis | None = None) -> Depth:
+        """What lies in the queue; `broker` where that is on another server. Raises RedisError."""
+        with (broker or self.client).pipeline(transaction=False) as pipe:
+            pipe.llen(self._queue)
+            pipe.hlen(keys.LEASED)
+            pipe.llen(keys.dead_letters(self._queue))
+            return Depth(*pipe.execute())
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""

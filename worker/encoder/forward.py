@@ -30,6 +30,8 @@ class Forward(Protocol):
 
     #: Whether a batch is run without padding.
     packed: bool
+    #: Positions of all batches so far that held padding.
+    padding: int
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
         """Vectors of a batch of texts of one token or more, float32 (n, size)."""
@@ -44,6 +46,7 @@ class PackedForward:
     """
 
     packed = True
+    padding = 0
 
     def __init__(self, model: SentenceTransformer, cost: GroupCost | None) -> None:
         transformer, pooling, *self._rest = model.children()
@@ -87,6 +90,7 @@ class PaddedForward:
     def __init__(self, model: SentenceTransformer) -> None:
         if type(model[0]) is not Transformer:
             raise NotImplementedError("its first module is not a transformer")
+        self.padding = 0
         self._model = model
         self._pad_id = model.tokenizer.pad_token_id or 0
         self._takes_types = takes_token_types(model)
@@ -111,6 +115,7 @@ class PaddedForward:
         lengths = batch.lengths[texts]
         at = np.arange(lengths[-1])
         real = at < lengths[:, None]
+        self.padding += real.size - int(lengths.sum())
         ids = np.full(real.shape, self._pad_id, dtype=np.int64)
         ids[real] = batch.ids[(batch.offsets[texts, None] + at)[real]]
         features: dict[str, Any] = {
@@ -129,6 +134,7 @@ class StaticForward:
     """Runs a table of token vectors, which has no attention and needs no padding."""
 
     packed = True
+    padding = 0
 
     def __init__(self, model: SentenceTransformer) -> None:
         if type(model[0]) is not StaticEmbedding:

@@ -23,6 +23,10 @@ class Encoder(Protocol):
     def info(self) -> ModelInfo:
         """What the model is; never changes."""
 
+    @property
+    def padding(self) -> int:
+        """Positions of batches so far that held padding; 0 where batches are packed. Any thread."""
+
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         """Tokens of `texts`, each with `prompt` before it, cut at the model's limit.
 

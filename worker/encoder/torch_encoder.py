@@ -98,6 +98,10 @@ class TorchEncoder:
     def info(self) -> ModelInfo:
         return self._info
 
+    @property
+    def padding(self) -> int:
+        return self._forward.padding
+
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._tokenizer(texts, prompt)
 

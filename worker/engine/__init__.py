@@ -8,6 +8,7 @@ In reading order:
 - `schedule`    which waiting texts make the next batch; no clock, lock or device
 - `batch`       pieces of jobs joined for the model, and its rows given back to them
 - `forward`     one batch through the model, whatever one of its texts does to it
+- `counts`      what is counted of batches and of the tokenizer
 - `room`        how many tokens wait, and how many more may
 - `outbox`      what the writer has to tell
 - `threads`     started, watched and joined together

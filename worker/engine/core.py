@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
+from worker.engine.counts import Counts
 from worker.engine.forward import Fault, Forward
 from worker.engine.job import Job, Piece
 from worker.engine.outbox import Outbox
@@ -64,6 +65,7 @@ class Engine:
         #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
         self.capacity = 0
         self.busy_seconds = 0.0
+        self.counts = Counts()
         self._threads = Threads(
             {
                 "tokenise": self._run_tokeniser,
@@ -118,6 +120,16 @@ class Engine:
         """Batches that were cut because they raised or ran out of memory."""
         return sum(forward.splits for forward in self._forwards.values())
 
+    @property
+    def memory_splits(self) -> int:
+        """Those of them that ran out of memory."""
+        return sum(forward.memory_splits for forward in self._forwards.values())
+
+    @property
+    def padding(self) -> int:
+        """Positions of batches that held padding."""
+        return sum(encoder.padding for encoder in self._encoders.values())
+
     def tokens_per_second(self) -> float:
         """Tokens a second of forward passes, over the life of the engine; 0.0 before the first."""
         return self.tokens / self.busy_seconds if self.busy_seconds else 0.0
@@ -150,7 +162,10 @@ class Engine:
                 return
             first = slices[0].job
             encoder = self._encoders[first.info.name]
+            begun = time.monotonic()
             pieces, refusals, cut = tokenise(encoder, slices, first.prompt)
+            seconds = time.monotonic() - begun
+            self.counts.tokenised(seconds, [one.code for one in refusals], len(cut))
             estimates = [part.estimate for part in slices]
             with self._lock:
                 for part, estimate in zip(slices, estimates, strict=True):
@@ -188,7 +203,8 @@ class Engine:
             block = batch.joined(pieces)
             self.busy_since = begun = time.monotonic()
             forward = self._forwards[pieces[0].job.info.name]
-            self.capacity += forward.budget
+            budget = forward.budget
+            self.capacity += budget
             vectors, faults = forward.run(block)
             self.beat = time.monotonic()
             self.busy_since = None
@@ -196,6 +212,13 @@ class Engine:
             self.batches += 1
             self.texts += len(block)
             self.tokens += block.tokens
+            self.counts.encoded(
+                self.beat - begun,
+                texts=len(block),
+                tokens=block.tokens,
+                budget=budget,
+                faults=[fault.code for fault in faults.values()],
+            )
             batch.hand_out(pieces, vectors)
             with self._lock:
                 self._arrive(pieces, faults)

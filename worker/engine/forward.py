@@ -46,6 +46,8 @@ class Forward:
     probe: TokenBlock
     #: Batches that were cut because they raised or ran out of memory.
     splits: int = field(default=0)
+    #: Those of them that ran out of memory.
+    memory_splits: int = field(default=0)
 
     def run(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
@@ -77,6 +79,7 @@ class Forward:
             return empty, {0: vectors}
         self.splits += 1
         if vectors.code == OUT_OF_MEMORY:
+            self.memory_splits += 1
             self.budget = min(self.budget, max(block.tokens // 2, 1))
         middle = len(block) // 2
         first, faults = self._halving(block.slice(0, middle))

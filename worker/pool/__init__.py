@@ -12,6 +12,8 @@ In reading order:
 - `outcomes`  what becomes of jobs: in bulk …
 - `tracing`   … or through Celery's own tracer
 - `limits`    jobs that run for too long
+- `counts`    how jobs end and how long they take, counted
+- `figures`   everything counted, put together
 - `keeping`   leases while the worker stops
 - `suspects`  jobs that workers may have died of
 """

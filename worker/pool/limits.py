@@ -7,6 +7,7 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.engine import Engine
+from worker.pool.counts import TIMED_OUT, JobCounts
 from worker.pool.requests import Limits, Ticket
 from worker.pool.tracing import Tracer
 
@@ -17,8 +18,9 @@ class TimeLimits:
     All on the loop's thread, by its timer.
     """
 
-    def __init__(self, engine: Engine, tracer: Tracer) -> None:
+    def __init__(self, engine: Engine, tracer: Tracer, counts: JobCounts) -> None:
         self._engine = engine
+        self._counts = counts
         self._tracer = tracer
 
     def watch(self, ticket: Ticket, limits: Limits, timer: Any) -> list[Any]:
@@ -33,6 +35,7 @@ class TimeLimits:
     def _fail(self, ticket: Ticket, seconds: float) -> None:
         if ticket.job is not None and self._engine.cancel(ticket.job) and ticket.close():
             ticket.time_out(False, seconds)
+            self._counts.ended(TIMED_OUT, [ticket])
 
     def _interrupt(self, ticket: Ticket, seconds: float) -> None:
         if ticket.job is not None and self._engine.cancel(ticket.job):

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import redis
 from celery import Celery
@@ -17,6 +18,7 @@ from worker.contract.jobs import Status
 from worker.contract.results import Outcome, payload, success_meta
 from worker.contract.store import Ending, JobStore
 from worker.engine import Job
+from worker.pool.counts import CANCELLED, EXPIRED, SUCCEEDED, JobCounts
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import Burial, Ticket, overdue
 from worker.pool.suspects import Suspects
@@ -55,8 +57,9 @@ class Outcomes:
         self._bulk = not (app.conf.result_extended or app.conf.task_track_started)
         self._suspects = Suspects(store, max_attempts)
         self._stopping = threading.Event()
+        self.counts = JobCounts()
         self._records = DaemonThreads(1, "embedq-records", self._close_record)
-        self.tracer = Tracer(store, loop)
+        self.tracer = Tracer(store, loop, self.counts)
 
     # -- the engine's sink ------------------------------------------------------------------
 
@@ -73,7 +76,9 @@ class Outcomes:
 
     def started(self, jobs: Sequence[Job]) -> None:
         """Celery shows them as active."""
-        self._loop.call(_accept, [job.owner for job in jobs])
+        tickets = [job.owner for job in jobs]
+        self.counts.started(tickets)
+        self._loop.call(_accept, tickets)
 
     def progressed(self, jobs: Sequence[Job]) -> None:
         """Tell who watches a large job. Not worth a retry: the next batch tells more."""
@@ -100,7 +105,7 @@ class Outcomes:
             tickets = [ticket for ticket, _ in chunk]
             if self._atomic:
                 leases.forget([ticket.tag for ticket in tickets if ticket.tag])
-            self._loop.call(_end, tickets)
+            self._loop.call(self._end, tickets)
 
     def crashed(self, error: BaseException) -> None:
         """Nothing will be encoded any more: end the process, its jobs come back by lease."""
@@ -110,8 +115,9 @@ class Outcomes:
 
     # -- for the pool -----------------------------------------------------------------------
 
-    def close_revoked(self, job_id: str) -> None:
+    def close_revoked(self, job_id: str, *, expired: bool) -> None:
         """Close the record of a job that Celery has announced as revoked. Does not block."""
+        self.counts.dropped(EXPIRED if expired else CANCELLED)
         self._records.submit(job_id)
 
     def give_up_writing(self) -> None:
@@ -162,6 +168,7 @@ class Outcomes:
         lease_keys = (lease.unacked_key, lease.index_key) if lease is not None else ("", "")
         pause = _FIRST_PAUSE
         while True:
+            began = time.perf_counter()
             try:
                 self._store.finish([ending for _, ending in chunk], lease_keys)
             except redis.RedisError as error:
@@ -175,7 +182,13 @@ class Outcomes:
                     return False
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
+                self.counts.written(time.perf_counter() - began)
                 return True
+
+    def _end(self, tickets: Sequence[Ticket]) -> None:
+        now = time.monotonic()
+        ended = [ticket for ticket in tickets if ticket.end(_answer(ticket, now))]
+        self.counts.ended(SUCCEEDED, ended)
 
     # -- one by one -------------------------------------------------------------------------
 
@@ -198,11 +211,10 @@ def _accept(tickets: Sequence[Ticket]) -> None:
         ticket.accept()
 
 
-def _end(tickets: Sequence[Ticket]) -> None:
-    now = time.monotonic()
-    for ticket in tickets:
-        texts = len(ticket.job.texts) if ticket.job is not None else 0
-        ticket.end((0, f"<vectors of {texts} texts>", now - ticket.started))
+def _answer(ticket: Ticket, now: float) -> tuple[int, Any, float]:
+    """As Celery's tracer answers."""
+    texts = len(ticket.job.texts) if ticket.job is not None else 0
+    return 0, f"<vectors of {texts} texts>", now - ticket.started
 
 
 def _chunks(endings: Chunk) -> list[Chunk]:

@@ -13,7 +13,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from worker.contract.messages import shown_args
+from worker.contract.messages import shown_args, submission_time
 from worker.engine import Job
 from worker.transport import Lease, lease_of, leases
 
@@ -119,6 +119,7 @@ class Ticket:
         "limits",
         "request",
         "started",
+        "submitted_at",
         "target",
         "time_out",
     )
@@ -148,6 +149,8 @@ class Ticket:
         self._accept = accept_callback
         self._timers: list[Any] = []
         self.lease: Lease | None = lease_of(self.request.message)
+        #: Seconds since the epoch by its producer's clock, None where that does not say.
+        self.submitted_at = submission_time(self.request.request_dict)
         self.job: Job | None = None
         self.accepted = False
         self.burial: Burial | None = None
@@ -211,13 +214,15 @@ class Ticket:
         if any(self.limits) and self in self._open:
             self._timers = self._owner.watch(self, self.limits)
 
-    def end(self, answer: tuple[int, Any, float]) -> None:
-        """Celery: the task is over; `answer` as its tracer gives it."""
+    def end(self, answer: tuple[int, Any, float]) -> bool:
+        """Celery: the task is over; `answer` as its tracer gives it. Whether it was open."""
         self.accept()
-        if self.close():
-            if self.burial is not None and self.tag:
-                leases.bury(self.tag, *self.burial)
-            self._succeed(answer)
+        if not self.close():
+            return False
+        if self.burial is not None and self.tag:
+            leases.bury(self.tag, *self.burial)
+        self._succeed(answer)
+        return True
 
     def revoke(self) -> None:
         """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import redis
@@ -24,6 +25,7 @@ from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
 from worker.pool.callers import Callers, Reception
+from worker.pool.figures import figures
 from worker.pool.keeping import leases_kept
 from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
@@ -88,7 +90,7 @@ class TaskPool(BasePool):
         )
         self._engine = Engine(encoders, Reception(self._outcomes))
         self._callers = Callers(self._engine, self._infos)
-        self._limits = TimeLimits(self._engine, self._outcomes.tracer)
+        self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
         self._engine.start()
         self._presence = Presence(
             self._engine,
@@ -97,6 +99,7 @@ class TaskPool(BasePool):
             self._infos,
             node=str((self.options.get("initargs") or (None, ""))[1]),
             forward_seconds=settings.forward_seconds,
+            figures=partial(figures, self._engine, self._outcomes.counts),
         )
         self._presence.start()
         admission.room = self.room
@@ -181,10 +184,10 @@ class TaskPool(BasePool):
         """A job with time limits runs now."""
         return self._limits.watch(ticket, limits, self._hub.timer)
 
-    def _on_revoked(self, request: Any = None, **_: Any) -> None:
+    def _on_revoked(self, request: Any = None, expired: bool = False, **_: Any) -> None:
         """Celery ends revoked and expired jobs by itself, most before they get here."""
         if request is not None and request.task == TASK_NAME:
-            self._outcomes.close_revoked(request.id)
+            self._outcomes.close_revoked(request.id, expired=bool(expired))
 
     # -- stopping ---------------------------------------------------------------------------
 

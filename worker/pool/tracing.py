@@ -9,6 +9,7 @@ from worker import tasks
 from worker.contract.jobs import EncodingFormat
 from worker.contract.results import Outcome, payload, plain
 from worker.contract.store import JobStore
+from worker.pool.counts import Ended, JobCounts, ended_by
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import Ticket
 from worker.pool.threads import DaemonThreads
@@ -36,8 +37,9 @@ class Tracer:
     it does until Redis is back.
     """
 
-    def __init__(self, store: JobStore, loop: LoopCalls) -> None:
+    def __init__(self, store: JobStore, loop: LoopCalls, counts: JobCounts) -> None:
         self._store = store
+        self._counts = counts
         self._loop = loop
         self._threads = DaemonThreads(1, "embedq-trace", self._run)
 
@@ -65,15 +67,22 @@ class Tracer:
         try:
             if ticket.redelivered and self._has_ended(ticket.id):
                 # Its links were dispatched when it ended; only the message is left.
-                answer: tuple[int, Any, float] = (0, "", 0.0)
-            else:
-                answer = self._trace(traced)
+                self._loop.call(ticket.end, (0, "", 0.0))
+                return
+            answer = self._trace(traced)
         except Exception:
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
             logger.exception("Job %s could not be ended; it is put back", ticket.id)
             self._loop.call(ticket.put_back)
         else:
-            self._loop.call(ticket.end, answer)
+            # An outcome that could not be handed on, to a link for example, is a failure.
+            failed = answer[0] and isinstance(traced.outcome, Outcome)
+            how: Ended = ("failed", "other") if failed else ended_by(traced.outcome)
+            self._loop.call(self._end, ticket, answer, how)
+
+    def _end(self, ticket: Ticket, answer: tuple[int, Any, float], how: Ended) -> None:
+        if ticket.end(answer):
+            self._counts.ended(how, [ticket])
 
     def _trace(self, traced: Traced) -> Any:
         ticket, outcome, encoding_format = traced

@@ -1,0 +1,31 @@
+"""Everything that this worker counts, put together."""
+
+from __future__ import annotations
+
+from worker.contract.figures import Figures
+from worker.engine import Engine
+from worker.pool.counts import JobCounts
+from worker.transport import leases
+
+
+def figures(engine: Engine, jobs: JobCounts) -> Figures:
+    """By the names of `contract.figures`. Any thread; what is counted meanwhile may be missing."""
+    stats = leases.stats()
+    held = stats.pop("live")
+    out_of_memory = engine.memory_splits
+    return {
+        **jobs.figures(),
+        **engine.counts.figures(),
+        "texts": engine.texts,
+        "tokens": engine.tokens,
+        "padding_tokens": engine.padding,
+        "device_busy_seconds": engine.busy_seconds,
+        "waiting_tokens": engine.waiting_tokens,
+        "batch_budget_tokens": list(engine.budgets.items()),
+        "batch_splits": [
+            ("out_of_memory", out_of_memory),
+            ("error", max(engine.splits - out_of_memory, 0)),
+        ],
+        "leases_held": held,
+        "leases": list(stats.items()),
+    }
