@@ -41,8 +41,8 @@ class Presence:
     Its record is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
     (seconds since the epoch of the last progress), `pid`, `hostname`, `models` (each a
     `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
-    `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and `figures`, what the callable
-    given returns on this thread: see `contract.figures`.
+    `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and
+    `figures`, what the callable given returns on this thread: see `contract.figures`.
     """
 
     def __init__(
