@@ -66,14 +66,12 @@ def test_the_file_examples_work_as_pasted(service: Service, tmp_path: Path) -> N
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_the_python_examples_work_as_pasted(service: Service, tmp_path: Path, number: int) -> None:
     example = tmp_path / "example.py"
-    example.write_text(blocks("python")[number])
+    example.write_text(blocks("python")[number].replace(ADDRESS, service.url))
     done = subprocess.run(
         [sys.executable, str(example)],
         cwd=tmp_path,
         env=clean_environment(
-            CELERY_BROKER_URL=service.broker_url,
-            CELERY_RESULT_BACKEND=service.broker_url,
-            OPENAI_BASE_URL=f"{service.url}/v1",
+            CELERY_BROKER_URL=service.broker_url, CELERY_RESULT_BACKEND=service.broker_url
         ),
         capture_output=True,
         text=True,
