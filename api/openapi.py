@@ -15,6 +15,7 @@ from api.bulk import document as bulk
 from api.errors import MEDIA_TYPE, STATUS_OF
 from api.jobs import MOST_JOBS_A_PAGE
 from api.openai import document as openai_document
+from api.openapi_examples import BODIES
 from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_after
 from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
 from api.status import ServiceStatus
@@ -37,21 +38,37 @@ def read_document() -> Response:
 @cache
 def document() -> JsonObject:
     """What the service takes and answers. The same object each time: do not change it."""
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
-        "paths": {
+    groups = {
+        "Jobs": {
             "/jobs": {"post": _submit(), "get": _list()},
             "/jobs/{id}": {"get": _read(), "delete": _cancel()},
             "/jobs/{id}/result": {"get": _result()},
             "/jobs/{id}/cancel": {"post": _cancel()},
             "/jobs/{id}/events": {"get": _events()},
-            **openai_document.paths(),
-            **bulk.paths(),
-            **_operations(),
+        },
+        "OpenAI's API": {**openai_document.paths(), **bulk.paths()},
+        "Running it": _operations(),
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
+        "tags": [{"name": name} for name in groups],
+        "paths": {
+            path: {method: _complete(path, name, one) for method, one in methods.items()}
+            for name, paths in groups.items()
+            for path, methods in paths.items()
         },
         "components": {"schemas": _schemas()},
     }
+
+
+def _complete(path: str, group: str, operation: JsonObject) -> JsonObject:
+    """An operation with what those of its group and path have in common."""
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if body is not None and path in BODIES:
+        body["examples"] = BODIES[path]
+    bug = openai_document.errors(500) if path.startswith("/v1/") else _problems(500)
+    return operation | {"tags": [group], "responses": bug | operation["responses"]}
 
 
 def _submit() -> JsonObject:

@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from api import create_app
 from api.backend import EXTENSION, Backend
+from tests.documented import watch
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status, TextError
@@ -143,6 +144,7 @@ def api_stand(redis_url: str, **settings: Any) -> Iterator[ApiStand]:
     """An application on `redis_url` with a live worker; `settings` differ from the defaults."""
     chosen = replace(Settings(broker_url=redis_url, result_backend=redis_url), **settings)
     app = create_app(chosen)
+    surprises = watch(app)
     with redis.Redis.from_url(chosen.result_backend) as client:
         store = JobStore(client, chosen.queue, result_ttl=chosen.result_ttl)
         stand = ApiStand(chosen, app, app.test_client(), client, store)
@@ -151,6 +153,7 @@ def api_stand(redis_url: str, **settings: Any) -> Iterator[ApiStand]:
             yield stand
         finally:
             stand.backend.close()
+    assert not surprises
 
 
 def problem(response: TestResponse) -> dict[str, Any]:

@@ -310,9 +310,8 @@ def test_names_that_others_make_up_stay_text(
     stand.fail(job_id, HOSTILE, HOSTILE)
     tab = open_tab(url)
     expect(tab.page.locator("#workers")).to_contain_text(HOSTILE)
-    expect(tab.page.locator("#jobs td[title]").first).to_have_attribute(
-        "title", f"{HOSTILE}: {HOSTILE}"
-    )
+    expect(tab.page.locator("#jobs .status small")).to_have_text(HOSTILE)
+    expect(tab.page.locator("#jobs .status")).to_have_attribute("title", HOSTILE)
     assert tab.page.locator("img").count() == 1
     assert tab.complaints == []
 

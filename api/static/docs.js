@@ -1,6 +1,12 @@
 // The OpenAPI document of this server, rendered. The validator is somebody else's site: not asked.
 "use strict";
 
+// Swagger UI has dark colours behind a class.
+const night = matchMedia("(prefers-color-scheme: dark)");
+const dress = () => document.documentElement.classList.toggle("dark-mode", night.matches);
+night.addEventListener("change", dress);
+dress();
+
 const key = sessionStorage.getItem("embedq-key");
 
 window.SwaggerUIBundle({

@@ -4,6 +4,8 @@ import { h, write } from "./dom.js";
 
 /** Up to so many columns, cells have room for their number. */
 const READABLE = 12;
+/** From here on a cell is so dark (by night: so light) that its number needs the other ink. */
+const STRONG = 0.62;
 
 /** A figure; `light(indices)` marks texts wherever they are shown. */
 export function heatMap(texts, matrix, light) {
@@ -39,6 +41,6 @@ function cell(value, row, column) {
   const made = h("td", { "data-row": row, "data-column": column }, value.toFixed(2).replace(/^(-?)0\./, "$1."));
   const shade = Math.max(0, Math.min(1, value));
   made.style.setProperty("--shade", `${(shade * 100).toFixed(1)}%`);
-  made.classList.toggle("strong", shade > 0.55);
+  made.classList.toggle("strong", shade > STRONG);
   return made;
 }

@@ -50,7 +50,7 @@ function makeJob(job, cancel) {
   return h(
     "tr",
     {},
-    h("td", { class: "status" }, h("i", { class: "dot" }), h("span")),
+    h("td", { class: "status" }, h("i", { class: "dot" }), h("span"), h("small")),
     h("th", { scope: "row" }, h("code", { title: job.id }, job.id.slice(0, 8))),
     h("td", { "data-label": "Texts" }, h("progress", {}), " ", h("span")),
     h("td", { "data-label": "Model" }),
@@ -65,8 +65,9 @@ function fillJob(row, job, now) {
   const { done, total } = job.progress;
   const ended = ENDED.has(job.status);
   mark(row, "data-state", job.status);
-  write(status.lastChild, job.status);
-  mark(status, "title", job.error ? `${job.error.code}: ${job.error.message}` : null);
+  write(status.children[1], job.status);
+  write(status.lastChild, job.error?.code ?? "");
+  mark(status, "title", job.error?.message ?? null);
   const bar = texts.firstChild;
   bar.max = total || 1;
   bar.value = job.status === "succeeded" ? bar.max : done;

@@ -15,7 +15,9 @@ import requests
 from celery.result import AsyncResult
 from numpy.typing import NDArray
 
+from api.openapi_examples import BODIES
 from tests.conftest import Service
+from tests.documented import surprise
 from tests.processes import eventually
 from worker.contract.app import make_app
 from worker.contract.models import ModelSpec
@@ -227,3 +229,21 @@ def read_events(stream: requests.Response) -> Iterator[tuple[str, Any]]:
 
 def assert_close(vectors: Sequence[Any] | Matrix, expected: Matrix) -> None:
     np.testing.assert_allclose(np.asarray(vectors, np.float32), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(path, name) for path in BODIES for name in BODIES[path]]
+)
+def test_the_examples_of_the_document_work_as_they_stand(
+    service: Service, path: str, name: str
+) -> None:
+    document = get(service, "/openapi.json").json()
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    body = content["examples"][name]["value"]
+    response = requests.post(
+        service.url + path, json=body, headers={"Prefer": "wait=60"}, timeout=70
+    )
+    assert response.status_code == 200, response.text
+    kind = response.headers["Content-Type"].partition(";")[0]
+    assert surprise("POST", path, response.status_code, kind, response.content) is None
+    assert "error" not in response.json() or response.json()["error"] is None
