@@ -14,8 +14,9 @@ import numpy as np
 import orjson
 import pytest
 import requests
-from flask import Flask, Response, request
+from flask import Flask
 from playwright.sync_api import Browser, Page, expect
+from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from tests import browser as chromium
@@ -81,7 +82,7 @@ def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
 
 
 @contextmanager
-def served(app: Flask) -> Iterator[str]:
+def served(app: Any) -> Iterator[str]:
     """The address of an application that is served by threads of this process."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -264,39 +265,67 @@ def test_an_api_that_is_gone_is_said_to_be(stand: ApiStand, open_tab: Callable[.
 
 
 def test_where_keys_are_asked_for_the_page_asks_for_one(
-    stand: ApiStand, url: str, open_tab: Callable[..., Tab]
+    stand: ApiStand, open_tab: Callable[..., Tab]
 ) -> None:
-    guard(stand.app, "the-key")
-    tab = open_tab(url)
-    state(tab, "Key needed")
-    expect(tab.page.get_by_label("This service asks for an API key")).to_be_focused()
-    tab.page.keyboard.type("wrong")
-    tab.page.keyboard.press("Enter")
-    state(tab, "Key refused")
-    tab.page.get_by_label("This service asks for an API key").fill("the-key")
-    tab.page.keyboard.press("Enter")
-    state(tab, "1 worker live")
-    expect(tab.page.locator("#key-form")).to_be_hidden()
-    assert "the-key" not in tab.page.url
-    assert tab.page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
-    tab.page.reload()
-    state(tab, "1 worker live")
-    tab.page.get_by_role("button", name="Forget key").click()
-    state(tab, "Key needed")
-    assert tab.complaints == []
-
-
-def guard(app: Flask, key: str) -> None:
-    """Ask for a key as the API does: the pages are everybody's, what they show is not."""
-
-    def check() -> Response | None:
-        data = request.path.startswith(("/status", "/jobs"))
-        if not data or request.headers.get("Authorization") == f"Bearer {key}":
+    def guard(asked: Request) -> Response | None:
+        """The pages are everybody's, what they show is not."""
+        data = asked.path.startswith(("/status", "/jobs"))
+        if not data or asked.headers.get("Authorization") == "Bearer the-key":
             return None
-        body = orjson.dumps({"status": 401, "code": "unauthorized", "detail": "no such key"})
-        return Response(body, 401, content_type="application/problem+json")
+        return refusal(401, "unauthorized")
 
-    app.before_request_funcs.setdefault(None, []).append(check)
+    with served(behind(guard, stand.app)) as url:
+        tab = open_tab(url)
+        state(tab, "Key needed")
+        box = tab.page.get_by_label("This service asks for an API key")
+        expect(box).to_be_focused()
+        tab.page.keyboard.type("wrong")
+        tab.page.keyboard.press("Enter")
+        state(tab, "Key refused")
+        box.fill("the-key")
+        tab.page.keyboard.press("Enter")
+        state(tab, "1 worker live")
+        expect(tab.page.locator("#key-form")).to_be_hidden()
+        assert "the-key" not in tab.page.url
+        assert tab.page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
+        tab.page.reload()
+        state(tab, "1 worker live")
+        tab.page.get_by_role("button", name="Forget key").click()
+        state(tab, "Key needed")
+        assert tab.complaints == []
+
+
+def test_over_its_quota_the_page_waits_as_long_as_it_is_told(
+    stand: ApiStand, open_tab: Callable[..., Tab]
+) -> None:
+    asked = []
+
+    def quota(wanted: Request) -> Response | None:
+        if wanted.path != "/status":
+            return None
+        asked.append(wanted.path)
+        return refusal(429, "rate_limited", {"Retry-After": "600"})
+
+    with served(behind(quota, stand.app)) as url:
+        tab = open_tab(url)
+        state(tab, "Over the quota")
+        # Longer than the page waits between two looks, and between two tries.
+        tab.page.wait_for_timeout(5000)
+        assert len(asked) == 1
+
+
+def behind(guard: Callable[[Request], Response | None], app: Flask) -> Any:
+    """An application some of whose requests are answered by `guard`, as a proxy might."""
+
+    def wsgi(environ: Any, start_response: Any) -> Any:
+        return (guard(Request(environ)) or app)(environ, start_response)
+
+    return wsgi
+
+
+def refusal(status: int, code: str, headers: dict[str, str] | None = None) -> Response:
+    body = orjson.dumps({"status": status, "code": code, "detail": "no"})
+    return Response(body, status, headers, content_type="application/problem+json")
 
 
 def test_names_that_others_make_up_stay_text(

@@ -5,10 +5,12 @@ const PATIENCE = 10_000;
 
 /** What an answer that is no success says, by its code. */
 export class Problem extends Error {
-  constructor(status, code, detail) {
+  /** `retryAfter` in seconds, 0 where nothing was said. */
+  constructor(status, code, detail, retryAfter = 0) {
     super(detail);
     this.status = status;
     this.code = code;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -38,5 +40,5 @@ export async function ask(path, { body, method = body ? "POST" : "GET", patience
   const answer = await response.json().catch(() => null);
   if (response.ok && answer !== null) return answer;
   const { code = "unreadable", detail = `The API answered ${response.status}.` } = answer ?? {};
-  throw new Problem(response.status, code, detail);
+  throw new Problem(response.status, code, detail, Number(response.headers.get("Retry-After")) || 0);
 }

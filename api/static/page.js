@@ -47,7 +47,7 @@ async function look() {
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     away(problem);
-    pause = Math.min(2 * pause, LONGEST);
+    pause = Math.max(Math.min(2 * pause, LONGEST), problem.status === 429 ? problem.retryAfter * 1000 : 0);
   } finally {
     clearTimeout(timer);
     if (!document.hidden) timer = setTimeout(look, pause);
@@ -133,6 +133,8 @@ function away(problem) {
       $("key-form").hidden = false;
       $("key").focus();
     }
+  } else if (problem.status === 429) {
+    say("alone", "Over the quota", `${problem.message}${since} The page slows down.`);
   } else if (problem.code === "redis_unavailable") {
     say("down", "Redis is away", `Redis does not answer; jobs that were accepted are safe.${since}`);
   } else {
