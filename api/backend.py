@@ -9,14 +9,15 @@ from flask import current_app
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.limits import ResultRoom
 from api.metrics import Metrics
 from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
+from worker.contract.batches import BatchStore
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
 from worker.contract.openai.token_table import TokenTable
+from worker.contract.result_room import ResultRoom
 from worker.contract.settings import Settings
 from worker.contract.storage import Storage
 from worker.contract.store import JobStore
@@ -49,6 +50,7 @@ class Backend:
     #: Decodes token ids; None where there is none.
     token_table: TokenTable | None
     files: FileStore
+    batches: BatchStore
 
     @classmethod
     def of(cls, settings: Settings) -> Backend:
@@ -70,6 +72,7 @@ class Backend:
             metrics=Metrics(store, liveness, waiting, broker),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
             files=FileStore(client, Storage(settings.files)),
+            batches=BatchStore(client, broker, settings.queue),
         )
 
     def close(self) -> None:

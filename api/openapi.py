@@ -172,9 +172,13 @@ def _operations() -> JsonObject:
 
 
 def _schemas() -> JsonObject:
-    requests = (JobRequest, *openai_document.REQUESTS)
+    requests: tuple[type[BaseModel], ...] = (
+        JobRequest,
+        *openai_document.REQUESTS,
+        *bulk.REQUESTS,
+    )
     native = (Job, FinishedJob, JobList, Result, ServiceStatus, ProblemDocument)
-    answers: tuple[type[BaseModel], ...] = (*native, *openai_document.ANSWERS, *bulk.MODELS)
+    answers: tuple[type[BaseModel], ...] = (*native, *openai_document.ANSWERS, *bulk.ANSWERS)
     _, schema = models_json_schema(
         [
             *((model, "validation") for model in requests),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -104,9 +104,10 @@ class ApiStand:
         encoding_format: Any = "float",
         errors: tuple[TextError, ...] = (),
         tokens: int = 7,
+        token_counts: Sequence[int] = (),
     ) -> None:
         """End a job as the worker's bulk finish does."""
-        outcome = Outcome(MODEL.name, vectors, tokens, errors)
+        outcome = Outcome(MODEL.name, vectors, tokens, errors, token_counts=token_counts)
         meta = success_meta(job_id, payload(outcome, encoding_format), {})
         self.store.finish(
             [

@@ -132,8 +132,9 @@ def service() -> Iterator[Service]:
     with running() as processes:
         server = ValkeyServer(processes, processes.folder / "data", free_port())
         server.start()
-        worker = start_worker(processes, server.url, ready=None)
-        api = start_api(processes, server.url)
+        env = {"EMBEDQ_FILES": str(processes.folder / "files")}
+        worker = start_worker(processes, server.url, ready=None, env=env)
+        api = start_api(processes, server.url, env=env)
         worker.wait_for_log(" ready.")
         eventually(lambda: answers(api, "/readyz"), START_TIMEOUT_S, message=processes.logs)
         yield Service(processes, server, worker, api)

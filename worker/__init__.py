@@ -4,6 +4,7 @@ In reading order:
 
 - `contract`   what API and worker agree on: settings, jobs, results, keys
 - `tasks`      `embed`, the task that users call
+- `bulk`       batches of requests, coordinated by a task of their own
 - `transport`  how messages are fetched, leased and acknowledged
 - `pool`       how Celery hands over requests and how they end
 - `engine`     the threads: tokenise, encode, write

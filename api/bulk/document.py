@@ -6,18 +6,23 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from api.bulk.batches import BATCHES_A_PAGE, MOST_BATCHES_A_PAGE
 from api.bulk.files import MOST_FILES_A_PAGE
-from api.bulk.schemas import DeletedFile, File, FileList
+from api.bulk.schemas import Batch, BatchList, BatchRequest, DeletedFile, File, FileList
 from api.openai.document import errors
-from api.openapi_parts import JsonObject, answer, parameter
+from api.openapi_parts import JsonObject, answer, parameter, ref
 from worker.contract.files import BATCH, BATCH_OUTPUT
 
-#: Models of the answers.
-MODELS: Final[tuple[type[BaseModel], ...]] = (File, FileList, DeletedFile)
+REQUESTS: Final[tuple[type[BaseModel], ...]] = (BatchRequest,)
+ANSWERS: Final[tuple[type[BaseModel], ...]] = (File, FileList, DeletedFile, Batch, BatchList)
 
 
 def paths() -> JsonObject:
-    """The routes under `/v1/files`."""
+    """The operations by path and method."""
+    return _files() | _batches()
+
+
+def _files() -> JsonObject:
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {
         "/v1/files": {
@@ -54,6 +59,38 @@ def paths() -> JsonObject:
                 "parameters": [_id("The file's id.")],
                 "responses": _answers("The bytes.", "File", 404)
                 | {"200": {"description": "The bytes.", "content": binary}},
+            }
+        },
+    }
+
+
+def _batches() -> JsonObject:
+    body = {"required": True, "content": {"application/json": ref("BatchRequest")}}
+    return {
+        "/v1/batches": {
+            "post": {
+                "summary": "Have the requests of a file answered within a day",
+                "requestBody": body,
+                "responses": _answers("The batch.", "Batch", 400, 404, 413, 415),
+            },
+            "get": {
+                "summary": "The caller's batches, newest first",
+                "parameters": _paging(BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
+                "responses": _answers("One page.", "BatchList", 400),
+            },
+        },
+        "/v1/batches/{id}": {
+            "get": {
+                "summary": "A batch as it stands",
+                "parameters": [_id("The batch's id.")],
+                "responses": _answers("The batch.", "Batch", 404),
+            }
+        },
+        "/v1/batches/{id}/cancel": {
+            "post": {
+                "summary": "Stop a batch and keep the answers it has",
+                "parameters": [_id("The batch's id.")],
+                "responses": _answers("The batch as it stands now.", "Batch", 404),
             }
         },
     }

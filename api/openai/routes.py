@@ -8,13 +8,13 @@ import uuid
 
 from flask import Blueprint, Flask, Response, g, request
 
-from api.bulk import files
+from api.bulk import batches, files
 from api.openai import embeddings, models
 
 PREFIX = "/v1"
 
 blueprint = Blueprint("openai", __name__, url_prefix=PREFIX)
-for _part in (embeddings, models, files):
+for _part in (embeddings, models, files, batches):
     blueprint.register_blueprint(_part.blueprint)
 
 #: What a caller may call a request.

@@ -17,6 +17,9 @@ In reading order:
 - `storage`   where files lie: a folder, or a bucket by URL
 - `listing`   pages of what an owner has
 - `files`     files of users, and what is known of them
+- `result_room` how many bytes stored results may hold
+- `batch`     a batch of requests, and what of it is done
+- `batches`   batches created, claimed, listed, cancelled
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
 - `dead_letters` messages that no worker could run

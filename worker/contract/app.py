@@ -18,7 +18,7 @@ def make_app(settings: Settings) -> Celery:
         if settings.transport == "embedq"
         else "worker.transport.connection:StockAMQP"
     )
-    app = Celery("embedq", amqp=amqp, include=["worker.tasks"])
+    app = Celery("embedq", amqp=amqp, include=["worker.tasks", "worker.bulk.task"])
     app.conf.update(configuration(settings))
     return app
 
@@ -58,6 +58,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "task_default_queue": settings.queue,
+        # A worker without `-Q` also coordinates batches.
+        "task_queues": {
+            name: {"exchange": name, "routing_key": name}
+            for name in (settings.queue, keys.batch_queue(settings.queue))
+        },
         # A job is acknowledged with its outcome, so that it outlives its worker.
         "task_acks_late": True,
         "task_acks_on_failure": True,

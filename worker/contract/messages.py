@@ -59,11 +59,30 @@ def envelope(
     Past `expires`, seconds since the epoch, no worker starts it.
     """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
+    shown = shown_args(len(texts))
+    return _message(TASK_NAME, job_id, ([list(texts)], kwargs), shown, queue, expires)
+
+
+def of_task(task: str, task_id: str, args: Sequence[Any], queue: str) -> bytes:
+    """The message that `send_task(task, args, task_id=…, ignore_result=True)` would put there."""
+    return _message(task, task_id, (list(args), {}), repr(tuple(args)), queue, ignore_result=True)
+
+
+def _message(
+    task: str,
+    task_id: str,
+    call: tuple[list[Any], dict[str, Any]],
+    shown: str,
+    queue: str,
+    expires: float | None = None,
+    *,
+    ignore_result: bool = False,
+) -> bytes:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     headers: dict[str, Any] = {
         "lang": "py",
-        "task": TASK_NAME,
-        "id": job_id,
+        "task": task,
+        "id": task_id,
         "shadow": None,
         "eta": None,
         "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
@@ -71,24 +90,24 @@ def envelope(
         "group_index": None,
         "retries": 0,
         "timelimit": [None, None],
-        "root_id": job_id,
+        "root_id": task_id,
         "parent_id": None,
-        "argsrepr": shown_args(len(texts)),
+        "argsrepr": shown,
         "kwargsrepr": "{}",
         "origin": _ORIGIN,
-        "ignore_result": False,
+        "ignore_result": ignore_result,
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
         **new_headers(),
     }
     message = {
-        "body": _dumps([[list(texts)], kwargs, embed]).decode(),
+        "body": _dumps([*call, embed]).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": headers,
         "properties": {
-            "correlation_id": job_id,
+            "correlation_id": task_id,
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": queue},

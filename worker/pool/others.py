@@ -12,6 +12,7 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from celery.worker.request import Request
 
+from worker.contract.batches import TASK_NAME as BATCH
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import overdue
 from worker.pool.threads import DaemonThreads
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Tasks that may wait for a thread before no more messages are fetched.
 _BACKLOG = 256
+#: Batches that are coordinated at once: they wait most of the time, and users' tasks need not.
+_COORDINATORS = 2
 
 
 class OtherTask:
@@ -39,6 +42,8 @@ class OtherTask:
         self.callback = callback
         self.accept_callback = accept_callback
         lease = lease_of(self.request.message)
+        #: Whether it may be cut off at any moment, since another run goes on where it was.
+        self.resumes = args[0] == BATCH
         #: The name of its lease, or '' on the stock transport.
         self.tag = lease.tag if lease is not None else ""
         self.accepted = False
@@ -54,6 +59,7 @@ class OtherTasks:
     def __init__(self, threads: int, loop: LoopCalls) -> None:
         self._loop = loop
         self._threads = DaemonThreads(threads, "embedq-task", self._run)
+        self._coordinators = DaemonThreads(_COORDINATORS, "embedq-batch", self._run)
         self._open: dict[OtherTask, None] = {}
 
     def has_room(self) -> bool:
@@ -65,36 +71,41 @@ class OtherTasks:
         if task.tag:
             leases.keep([task.tag])
         self._open[task] = None
-        self._threads.submit(task)
+        self._threads_of(task).submit(task)
 
     def flush(self) -> None:
         """The connection is lost; see `TaskPool.flush`."""
         for task in list(self._open):
             if task.tag or task.accepted:
                 state.task_reserved(task.request)
-            elif self._threads.withdraw(task):
+            elif self._threads_of(task).withdraw(task):
                 del self._open[task]
 
     def withdraw(self) -> None:
         """Give back what nobody has begun."""
-        waiting = [task for task in self._open if self._threads.withdraw(task)]
+        waiting = [task for task in self._open if self._threads_of(task).withdraw(task)]
         leases.release([task.tag for task in waiting if task.tag])
         for task in waiting:
             del self._open[task]
 
     def wait(self, seconds: float) -> bool:
-        """Whether those that run ended within so many seconds."""
+        """Whether those that run, and cannot be resumed, ended within so many seconds."""
         return self._threads.wait(seconds)
 
     def close(self) -> None:
         """Put back what still runs; the process is about to end."""
-        if self._open:
-            logger.warning("%d tasks still run; their messages are put back", len(self._open))
+        cut_off = sum(not task.resumes for task in self._open)
+        if cut_off:
+            logger.warning("%d tasks still run; their messages are put back", cut_off)
         for task in self._open:
             if task.tag:
                 leases.reject(task.tag, requeue=True)
         self._open.clear()
         self._threads.close()
+        self._coordinators.close()
+
+    def _threads_of(self, task: OtherTask) -> DaemonThreads:
+        return self._coordinators if task.resumes else self._threads
 
     def _run(self, task: OtherTask) -> None:
         if overdue(task.request):

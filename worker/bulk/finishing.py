@@ -1,0 +1,63 @@
+"""The end of a batch: parts of its output become files of its owner."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from worker.bulk.means import Means
+from worker.contract import keys
+from worker.contract.batch import Batch, BatchStatus
+from worker.contract.batches import Claim
+from worker.contract.files import BATCH_OUTPUT, FileRecord, object_name
+from worker.contract.storage import StorageUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+def finish(means: Means, claim: Claim, batch: Batch, status: BatchStatus) -> Batch:
+    """Put the files together and end the batch with `status`, unless it got another meanwhile.
+
+    May be repeated: the files have the same ids each time. Raises Superseded.
+    """
+    output = _file(means, batch, "output", batch.output_parts, batch.completed)
+    errors = _file(means, batch, "error", batch.error_parts, batch.failed)
+    ended = replace(batch, output_file_id=output, error_file_id=errors)
+    return means.batches.move(claim, ended, status, come_from=(batch.status,))
+
+
+def clean_up(means: Means, batch: Batch) -> None:
+    """Remove what only the running batch needed."""
+    means.store.client.delete(keys.jobs(batch.id))
+    try:
+        means.files.storage.remove(batch.folder)
+    except StorageUnavailable as error:
+        logger.warning("The parts of batch %s were not removed: %s", batch.id, error.message)
+
+
+def _file(means: Means, batch: Batch, kind: str, parts: Sequence[str], lines: int) -> str:
+    """The id of the file made of some parts, or '' where there are none."""
+    if not parts:
+        return ""
+    # As hard to guess as the batch's own id.
+    digest = hashlib.sha256(f"{batch.id} {kind}".encode()).hexdigest()
+    file_id = f"file-{digest[:32]}"
+    means.files.reserve(file_id)
+    size = means.files.storage.join(parts, object_name(file_id))
+    now = time.time()
+    means.files.add(
+        FileRecord(
+            file_id,
+            name=f"{batch.id}_{kind}.jsonl",
+            bytes=size,
+            lines=lines,
+            purpose=BATCH_OUTPUT,
+            owner=batch.owner,
+            created_at=now,
+            expires_at=now + batch.output_ttl,
+        )
+    )
+    return file_id

@@ -1,0 +1,65 @@
+"""`embedq.batch`, the Celery task that runs a batch; the API sends for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import cache
+
+import redis
+
+from worker import app
+from worker.bulk.coordinator import Coordinator
+from worker.bulk.means import Means
+from worker.contract.batch import FileFault
+from worker.contract.batches import TASK_NAME, Superseded
+from worker.contract.storage import StorageUnavailable
+
+logger = logging.getLogger(__name__)
+
+#: Seconds before another try, from the first to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+#: Tries after which a batch fails whose files cannot be read or written: about two minutes' worth.
+_TRIES = 10
+
+
+@app.task(name=TASK_NAME, ignore_result=True)
+def batch(batch_id: str) -> None:
+    """Run a batch to its end, or for a turn; it is not left without a next run or an end.
+
+    While Redis is away it waits. Where this process dies, the message is delivered again.
+    """
+    fault: FileFault | None = None
+    tries = 0
+    # Nobody sets it: the thread ends with its process.
+    pause = threading.Event()
+    while True:
+        try:
+            coordinator = Coordinator(_means(), _means().batches.claim(batch_id))
+            if fault is not None:
+                coordinator.fail(fault)
+            elif not coordinator.run():
+                _means().batches.send(batch_id)
+        except Superseded:
+            logger.info("Batch %s is another run's, or gone", batch_id)
+            return
+        except redis.RedisError as error:
+            logger.warning("Batch %s waits for Redis: %s", batch_id, type(error).__name__)
+        except StorageUnavailable as error:
+            logger.warning("Batch %s waits for its files: %s", batch_id, error.message)
+            if tries >= _TRIES:
+                fault = FileFault(error.code, error.message)
+        except Exception:
+            logger.exception("Batch %s cannot be run", batch_id)
+            if fault is not None:
+                return
+            fault = FileFault("internal_error", "the batch cannot be run; the worker's log has why")
+        else:
+            return
+        pause.wait(min(_FIRST_PAUSE * 2 ** min(tries, 10), _LONGEST_PAUSE))
+        tries += 1
+
+
+@cache
+def _means() -> Means:
+    return Means.of(app)
