@@ -16,7 +16,8 @@ USER embedq
 WORKDIR /home/embedq
 # Two processes add up their metrics in here.
 ENV PROMETHEUS_MULTIPROC_DIR=/home/embedq/metrics
-RUN mkdir metrics
+# Uploaded files are in a volume, shared with the workers.
+RUN mkdir metrics files
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]

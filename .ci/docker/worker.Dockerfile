@@ -18,9 +18,9 @@ RUN pip install --constraint .ci/constraints.txt '.[worker]'
 
 USER embedq
 WORKDIR /home/embedq
-# Models from the Hub are kept in a volume.
+# Models from the Hub are kept in a volume, files of requests in one shared with the API.
 ENV HF_HOME=/home/embedq/models
-RUN mkdir models
+RUN mkdir models files
 VOLUME /home/embedq/models
 # The device's own progress, read from Redis; a process that only lives does not pass.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
