@@ -18,7 +18,8 @@ In reading order:
 - `callers`      who asks, and whose jobs they see
 - `backend`      what the routes share
 - `serving`      gunicorn's configuration
-- `limits`, `revocations`, `metrics`, `answers`   its parts
+- `request_ids`, `logs`   what lines of the log have in common
+- `limits`, `revocations`, `metrics`, `worker_figures`, `answers`   its parts
 """
 
 from __future__ import annotations

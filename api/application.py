@@ -6,7 +6,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from api import errors, jobs, openapi, operations, page, status
+from api import errors, jobs, openapi, operations, page, request_ids, status
 from api.backend import EXTENSION, Backend
 from api.openai import errors as openai_errors
 from api.openai import routes
@@ -51,11 +51,13 @@ def _observe(app: Flask, backend: Backend) -> None:
     @app.before_request
     def begin() -> None:
         g.began = time.perf_counter()
+        g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))
 
     @app.after_request
     def end(response: Response) -> Response:
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
+        response.headers[request_ids.HEADER] = g.request_id
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         seconds = time.perf_counter() - g.began
         backend.metrics.answered(request.method, route, response.status_code, seconds)

@@ -17,6 +17,12 @@ worker_connections = 4_000
 #: Seconds that open requests and idle connections have when the server is to end.
 graceful_timeout = 5
 control_socket_disable = True
+#: The application's records beside gunicorn's, as lines or as JSON (EMBEDQ_LOG_FORMAT).
+logger_class = "api.logs.Logger"
+#: gunicorn's own form and the request's id.
+access_log_format = (
+    '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({x-request-id}o)s'
+)
 
 
 def post_worker_init(worker: Any) -> None:

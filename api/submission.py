@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import redis
@@ -15,6 +16,8 @@ from api.waits import NONE, Patience, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.store import Acceptance, JobRecord, NewJob, Once
+
+logger = logging.getLogger(__name__)
 
 LONGEST_IDEMPOTENCY_KEY = 255
 
@@ -82,6 +85,7 @@ def submit(
             record, meta = _replay(backend, acceptance.job_id, patience)
         else:
             backend.metrics.accepted(len(texts))
+            logger.info("Job %s accepted", job.id, extra={"job_id": job.id})
             record, meta = await_accepted(backend, _record(job), watch, patience)
     retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
     return Submitted(record, meta, replayed, retry_after)

@@ -39,6 +39,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_FORWARD_SECONDS", "9", "forward_seconds", 9),
     ("EMBEDQ_SHUTDOWN_SECONDS", "9", "shutdown_seconds", 9),
     ("EMBEDQ_TASK_THREADS", "9", "task_threads", 9),
+    ("EMBEDQ_LOG_FORMAT", "json", "log_format", "json"),
 ]
 
 

@@ -25,5 +25,6 @@ In reading order:
 - `dead_letters` messages that no worker could run
 - `openai`    OpenAI's embeddings requests and answers
 - `messages`  a job as a Celery message, built without a producer
+- `logs`      log records as lines of JSON
 - `app`       the Celery application and its configuration
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from worker.contract import keys
+from worker.contract import keys, logs
 from worker.contract.settings import Settings
 
 
@@ -19,6 +19,8 @@ def make_app(settings: Settings) -> Celery:
         else "worker.transport.connection:StockAMQP"
     )
     app = Celery("embedq", amqp=amqp, include=["worker.tasks", "worker.bulk.task"])
+    if settings.log_format == "json":
+        logs.use_json_in_worker()
     app.conf.update(configuration(settings))
     return app
 

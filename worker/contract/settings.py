@@ -24,6 +24,7 @@ T = TypeVar("T")
 BACKENDS = ("auto", "torch", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 TRANSPORTS = ("embedq", "stock")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Settings:
     token_table: Path | None = None
     #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
     files: str = ""
+
+    #: `json`: one object a line, for programs that collect logs.
+    log_format: str = "text"
 
     #: Seconds after which the jobs of a worker that fell silent run elsewhere.
     lease_seconds: int = 12
@@ -99,6 +103,7 @@ class Settings:
             api_keys_file=Path(keys_file) if keys_file else None,
             token_table=Path(token_table) if token_table else None,
             files=env.parse("EMBEDQ_FILES", "", _place),
+            log_format=env.choice("EMBEDQ_LOG_FORMAT", LOG_FORMATS),
             lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
             max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),
             forward_seconds=env.whole("EMBEDQ_FORWARD_SECONDS", cls.forward_seconds, least=1),

@@ -87,7 +87,9 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Celery: no task of this name is registered here."""
-        self._bury(message, f"no worker here knows the task {message.headers.get('task')!r}")
+        reason = f"no worker here knows the task {message.headers.get('task')!r}"
+        _log_refusal(message.headers.get("id"), reason)
+        self._bury(message, reason)
         # Celery logs these, and the texts may be meant for `embed`.
         message.body = ""
         message.headers |= {"argsrepr": "", "kwargsrepr": ""}
@@ -96,7 +98,7 @@ class Consumer(consumer.Consumer):
     def _refuse(self, message: Any, reason: str) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
         job_id = headers.get("id")
-        logger.error("Message %s cannot be run: %s", job_id, reason)
+        _log_refusal(job_id, reason)
         if not self._bury(message, reason):
             message.reject_log_error(logger, self.connection_errors)
         if isinstance(job_id, str):
@@ -111,3 +113,7 @@ class Consumer(consumer.Consumer):
             return False
         leases.bury(lease.tag, reason, keys.dead_letters(self.app.conf.task_default_queue))
         return True
+
+
+def _log_refusal(job_id: Any, reason: str) -> None:
+    logger.error("Message %s cannot be run: %s", job_id, reason, extra={"job_id": job_id})

@@ -194,7 +194,7 @@ class Outcomes:
 
     def _fail_poisoned(self, ticket: Ticket, deaths: int) -> None:
         message = f"the worker died {deaths} times while it ran this job alone"
-        logger.error("Job %s is poisoned: %s", ticket.id, message)
+        logger.error("Job %s is poisoned: %s", ticket.id, message, extra={"job_id": ticket.id})
         ticket.burial = Burial(message, keys.dead_letters(self._app.conf.task_default_queue))
         self.tracer.end(ticket, JobFailed("poisoned", message))
 

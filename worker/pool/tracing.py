@@ -72,7 +72,11 @@ class Tracer:
             answer = self._trace(traced)
         except Exception:
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
-            logger.exception("Job %s could not be ended; it is put back", ticket.id)
+            logger.exception(
+                "Job %s could not be ended; it is put back",
+                ticket.id,
+                extra={"job_id": ticket.id},
+            )
             self._loop.call(ticket.put_back)
         else:
             # An outcome that could not be handed on, to a link for example, is a failure.

@@ -1,0 +1,27 @@
+"""The id of a request, its caller's own or a new one: in its answer and in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+HEADER = "X-Request-Id"
+
+#: What a caller may name a request: ids of the usual forms, nothing that a log could trip over.
+_SANE = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
+
+
+def request_id(given: str | None) -> str:
+    """The caller's own id of a request where it is sane, else a new one."""
+    return given if given and _SANE.fullmatch(given) else uuid.uuid4().hex
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    """A filter that drops nothing: a record made for a request gets the request's id."""
+    # Not before: gunicorn reads this before gevent has patched what Flask imports.
+    from flask import g, has_request_context
+
+    if has_request_context() and "request_id" in g:
+        record.request_id = g.request_id
+    return True
