@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from pydantic import BaseModel, Field
 
+from worker.contract.figures import WAIT_SECONDS
 from worker.contract.pulse import KEPT, Sample, Work
 
 #: Seconds of one step: a few samples of each worker, so that none is empty by chance.
@@ -26,6 +28,10 @@ class History(BaseModel):
     texts_per_second: list[float | None]
     fill: list[float | None] = Field(description="Tokens of the batches, of their budgets; 0 to 1.")
     forward_seconds: list[float | None] = Field(description="Mean of one forward pass.")
+    job_seconds_p50: list[float | None] = Field(
+        description="Median of the time from a job's submission to its outcome."
+    )
+    job_seconds_p95: list[float | None] = Field(description="What 95 % of the jobs took at most.")
 
 
 def history(samples: Iterable[Sample], now: float) -> History:
@@ -35,6 +41,7 @@ def history(samples: Iterable[Sample], now: float) -> History:
     for sample in samples:
         by_step[int(sample.at // STEP)].append(sample)
     steps = [by_step.get(number, []) for number in range(last - STEPS + 1, last + 1)]
+    times = [_job_counts([sample.work for sample in one]) for one in steps]
     return History(
         step=STEP,
         until=(last + 1) * STEP,
@@ -43,7 +50,26 @@ def history(samples: Iterable[Sample], now: float) -> History:
         texts_per_second=[_rate(one, "texts") for one in steps],
         fill=[_fill([sample.work for sample in one]) for one in steps],
         forward_seconds=[_forward([sample.work for sample in one]) for one in steps],
+        job_seconds_p50=[quantile(one, 0.5) for one in times],
+        job_seconds_p95=[quantile(one, 0.95) for one in times],
     )
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """The seconds that so many of the jobs took at most; None where none ended.
+
+    `counts` by `WAIT_SECONDS`. Between two bounds times count as spread evenly, as in Prometheus's
+    `histogram_quantile`; what took longer than the last bound counts as that.
+    """
+    wanted = share * sum(counts)
+    if not wanted:
+        return None
+    index = next(at for at, total in enumerate(accumulate(counts)) if total >= wanted)
+    if index == len(WAIT_SECONDS):
+        return WAIT_SECONDS[-1]
+    lower = WAIT_SECONDS[index - 1] if index else 0.0
+    part = (wanted - sum(counts[:index])) / counts[index]
+    return round(lower + part * (WAIT_SECONDS[index] - lower), 5)
 
 
 def _rate(samples: Sequence[Sample], count: str) -> float | None:
@@ -67,3 +93,10 @@ def _fill(works: Sequence[Work]) -> float | None:
 def _forward(works: Sequence[Work]) -> float | None:
     batches = sum(work.batches for work in works)
     return round(sum(work.busy_seconds for work in works) / batches, 5) if batches else None
+
+
+def _job_counts(works: Sequence[Work]) -> list[int]:
+    """The workers' counts added up, but for those of a version with other bounds."""
+    size = len(WAIT_SECONDS) + 1
+    known = [work.job_counts for work in works if len(work.job_counts) == size]
+    return [sum(column) for column in zip(*known, strict=True)]

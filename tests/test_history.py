@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from api.history import STEP, STEPS, history
+from api.history import STEP, STEPS, history, quantile
 from worker.contract import keys, pulse
+from worker.contract.figures import WAIT_SECONDS
 from worker.contract.pulse import KEPT, Pulse, Sample, Work
 
 NOW = 1_000_000.0
@@ -23,13 +24,14 @@ def engine(**counts: float) -> Any:
 
 def test_a_pulse_tells_what_was_done_since_the_last(redis_client: redis.Redis) -> None:
     beat = Pulse(redis_client, "q", "w1")
-    beat.write(engine(batches=2, tokens=50, capacity=200), now=10.0, queued_tokens=0)
+    earlier = engine(batches=2, tokens=50, capacity=200)
+    beat.write(earlier, now=10.0, queued_tokens=0, job_counts=[1, 5, 0])
     assert pulse.read(redis_client, "q")[1] == []
     later = engine(batches=5, texts=9, tokens=80, capacity=500, busy_seconds=0.5)
-    beat.write(later, now=12.5, queued_tokens=7)
+    beat.write(later, now=12.5, queued_tokens=7, job_counts=[2, 5, 4])
     now, (sample,) = pulse.read(redis_client, "q")
     assert sample.node == "w1"
-    assert sample.work == Work(2.5, 3, 9, 30, 300, 0.5, 7)
+    assert sample.work == Work(2.5, 3, 9, 30, 300, 0.5, 7, (1, 0, 4))
     assert abs(sample.at - now) < 60
     assert abs(now - time.time()) < 60
 
@@ -58,7 +60,7 @@ def test_what_is_older_than_some_minutes_is_not_kept(redis_client: redis.Redis) 
     assert 0 < redis_client.ttl(key) <= 2 * KEPT
 
 
-def sample(at: float, node: str = "w1", **work: float) -> Sample:
+def sample(at: float, node: str = "w1", **work: Any) -> Sample:
     idle: Any = {
         "seconds": 2.0,
         "batches": 0,
@@ -97,3 +99,33 @@ def test_history_tells_how_full_batches_were_and_how_long_they_took() -> None:
     assert found.forward_seconds[-2:] == [None, 0.05]
     longer = sample(NOW, batches=1, tokens=900, capacity=400)
     assert history([longer], NOW).fill[-1] == 1.0
+
+
+def counts(**jobs: int) -> tuple[int, ...]:
+    """How many jobs took longer than one bound and up to the next, by the index of the upper."""
+    found = [0] * (len(WAIT_SECONDS) + 1)
+    for name, number in jobs.items():
+        found[int(name.removeprefix("up_to_"))] = number
+    return tuple(found)
+
+
+def test_a_quantile_lies_between_the_bounds_of_its_jobs() -> None:
+    assert quantile(counts(), 0.5) is None
+    assert quantile(counts(up_to_0=4), 0.5) == WAIT_SECONDS[0] / 2
+    middle = (WAIT_SECONDS[3] + WAIT_SECONDS[4]) / 2
+    assert quantile(counts(up_to_0=1, up_to_4=4, up_to_9=1), 0.5) == pytest.approx(middle)
+    assert quantile(counts(up_to_0=19, up_to_5=1), 0.95) == WAIT_SECONDS[0]
+    slowest = f"up_to_{len(WAIT_SECONDS)}"
+    assert quantile(counts(**{slowest: 3}), 0.5) == WAIT_SECONDS[-1]
+
+
+def test_history_tells_how_long_jobs_took_on_all_workers() -> None:
+    both = [
+        sample(NOW, "w1", job_counts=counts(up_to_2=3)),
+        sample(NOW, "w2", job_counts=counts(up_to_6=1)),
+        sample(NOW, "another version", job_counts=(9, 9)),
+    ]
+    found = history(both, NOW)
+    assert found.job_seconds_p50[-1] == quantile(counts(up_to_2=3, up_to_6=1), 0.5)
+    assert found.job_seconds_p95[-1] == quantile(counts(up_to_2=3, up_to_6=1), 0.95)
+    assert found.job_seconds_p50[-2] is None

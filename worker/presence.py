@@ -106,7 +106,7 @@ class Presence:
         os._exit(EX_HUNG)
 
     def _write(self) -> None:
-        engine = self._engine
+        engine, figures = self._engine, self._figures()
         silent = time.monotonic() - engine.beat
         presence = {
             "at": time.time() - silent,
@@ -122,12 +122,16 @@ class Presence:
             "splits": engine.splits,
             "capacity": engine.capacity,
             "busy_seconds": engine.busy_seconds,
-            "figures": self._figures(),
+            "figures": figures,
         }
         try:
             self._client.hset(self._key, self._node, orjson.dumps(presence))
-            queued = self._store.queued_tokens()
-            self._pulse.write(engine, now=time.monotonic(), queued_tokens=queued)
+            self._pulse.write(
+                engine,
+                now=time.monotonic(),
+                queued_tokens=self._store.queued_tokens(),
+                job_counts=figures.get("job_seconds", {}).get("counts", ()),
+            )
             if not engine.waiting_tokens:
                 self._store.reconcile()
         except redis.RedisError as error:

@@ -1,4 +1,5 @@
-// One figure: a number, a line about it, and its last minutes as an area.
+// One figure: a number, a line about it, and its last minutes as an area; above it, where there is
+// one, the line of another value that is never lower.
 
 import { h, mark, s, write } from "./dom.js";
 import { ago } from "./format.js";
@@ -17,8 +18,9 @@ export class Figure {
     this.note = h("p", { class: "note" });
     this.area = s("path", { class: "area" });
     this.line = s("path", { class: "line" });
+    this.upper = s("path", { class: "upper" });
     this.cursor = s("path", { class: "cursor" });
-    this.svg = s("svg", { preserveAspectRatio: "none", "aria-hidden": "true" }, this.area, this.line, this.cursor);
+    this.svg = s("svg", { preserveAspectRatio: "none", "aria-hidden": "true" }, this.area, this.upper, this.line, this.cursor);
     this.top = h("span", { class: "top" });
     this.readout = h("output", { class: "readout" });
     this.chart = h(
@@ -32,6 +34,7 @@ export class Figure {
     );
     article.append(h("p", { class: "value" }, this.value, " ", this.unit), this.note, this.chart);
     this.values = [];
+    this.above = [];
     this.at = null;
     this.chart.addEventListener("pointermove", (event) => this.#point(event));
     this.chart.addEventListener("pointerleave", () => this.#read(null));
@@ -40,31 +43,29 @@ export class Figure {
   }
 
   /** Show a number, its unit, a line of text, and a value for each step up to now. */
-  show({ value, unit, note, values, step }) {
+  show({ value, unit, note, values, above = [], step }) {
     write(this.value, value);
     write(this.unit, unit);
     write(this.note, note);
     this.values = values;
+    this.above = above;
     this.step = step;
     this.#draw();
   }
 
   #draw() {
     const known = this.values.filter((value) => value !== null);
-    const highest = Math.max(0, ...known);
+    const highest = Math.max(0, ...known, ...this.above);
     const top = this.most ?? ceiling(highest);
     const last = this.values.length - 1;
     const y = (value) => HEIGHT - (Math.min(value / top, 1) || 0) * HEIGHT;
+    const path = (run) => run.map(([x, value]) => `${x} ${y(value).toFixed(2)}`).join("L");
+    const lines = (runs) => runs.map((run) => `M${path(run)}`).join("");
     const runs = stretches(this.values);
     mark(this.svg, "viewBox", `0 0 ${last} ${HEIGHT}`);
-    mark(this.line, "d", runs.map((run) => `M${run.map(([x, value]) => `${x} ${y(value).toFixed(2)}`).join("L")}`).join(""));
-    mark(
-      this.area,
-      "d",
-      runs
-        .map((run) => `M${run[0][0]} ${HEIGHT}L${run.map(([x, value]) => `${x} ${y(value).toFixed(2)}`).join("L")}L${run.at(-1)[0]} ${HEIGHT}Z`)
-        .join(""),
-    );
+    mark(this.line, "d", lines(runs));
+    mark(this.upper, "d", lines(stretches(this.above)));
+    mark(this.area, "d", runs.map((run) => `M${run[0][0]} ${HEIGHT}L${path(run)}L${run.at(-1)[0]} ${HEIGHT}Z`).join(""));
     write(this.top, known.length ? this.format(top) : "");
     mark(
       this.chart,
@@ -97,7 +98,9 @@ export class Figure {
 
   #text(index) {
     const value = this.values[index];
-    return value === null ? "nothing" : this.format(value);
+    if (value === null) return "nothing";
+    const above = this.above[index] ?? null;
+    return above === null ? this.format(value) : `${this.format(value)} to ${this.format(above)}`;
   }
 }
 

@@ -63,7 +63,7 @@ function show(status, jobs) {
   $("forget-key").hidden = key.get() === null;
   if (live.length) say("live", `${count(live.length, "worker")} live`);
   else say("alone", "No worker", "No worker makes progress, so jobs are refused. Start one with: celery -A worker worker");
-  showFigures(status, jobs);
+  showFigures(status);
   showWorkers($("workers"), status.workers);
   empty("workers", status.workers.length, "No worker has been here in the last ten minutes.");
   showJobs($("jobs"), jobs, now, cancel);
@@ -72,7 +72,7 @@ function show(status, jobs) {
   document.title = status.queue.tokens ? `${short(status.queue.tokens)} queued · embedq` : "embedq";
 }
 
-function showFigures({ queue, history, workers }, jobs) {
+function showFigures({ queue, history, workers }) {
   const { step } = history;
   const rate = latest(history.tokens_per_second);
   const clears = queue.tokens && rate ? `, clears in ${duration(queue.tokens / rate)}` : "";
@@ -98,9 +98,15 @@ function showFigures({ queue, history, workers }, jobs) {
     values: history.fill,
     step,
   });
-  const forward = duration(recent(history.forward_seconds));
-  const [value, unit = ""] = forward.split(" ");
-  figures.latency.show({ value, unit, note: median(jobs), values: history.forward_seconds, step });
+  const [value, unit = ""] = duration(recent(history.job_seconds_p50)).split(" ");
+  figures.latency.show({
+    value,
+    unit: unit && `${unit} median`,
+    note: `95 % within ${duration(recent(history.job_seconds_p95))}, one pass ${duration(recent(history.forward_seconds))}`,
+    values: history.job_seconds_p50,
+    above: history.job_seconds_p95,
+    step,
+  });
 }
 
 /** The newest value, or the one before where this step has none yet. */
@@ -111,14 +117,6 @@ function latest(values) {
 /** The newest value at all: how the last batches were, also while there are none. */
 function recent(values) {
   return values.findLast((value) => value !== null) ?? null;
-}
-
-function median(jobs) {
-  const times = jobs
-    .filter((job) => job.status === "succeeded" && job.created_at && job.finished_at)
-    .map((job) => (Date.parse(job.finished_at) - Date.parse(job.created_at)) / 1000)
-    .sort((a, b) => a - b);
-  return times.length ? `recent jobs took ${duration(times[times.length >> 1])}` : "no recent job has ended";
 }
 
 /** Say why nothing new can be shown. */

@@ -9,7 +9,9 @@ const MARGIN = 28;
 const NAMED = 20;
 const LINE = 16;
 /** Pixels of a character, about. */
-const WIDE = 6.6;
+const WIDE = 6.4;
+/** Pixels between a point and its label. */
+const GAP = 10;
 
 /** A figure that redraws itself when its width changes. */
 export function scatter(texts, { points, shares }, light) {
@@ -54,23 +56,33 @@ function scale(values, from, to) {
   return (value) => Math.round((from + ((value - low) / span) * (to - from)) * 10) / 10;
 }
 
-/** Labels on the side with more room, moved down where they would lie on another. */
+/** Labels beside their points, where they lie on no other point or label if there is such a place. */
 function spread(placed, texts, width) {
-  const taken = [];
+  const taken = placed.map(({ x, y }) => ({ start: x - 7, end: x + 7, y }));
   return [...placed]
     .sort((a, b) => a.y - b.y)
-    .map(({ index, x, y }) => {
-      const left = x > width / 2;
-      const room = Math.floor((left ? x - 12 : width - x - 12) / WIDE);
-      const label = placed.length > NAMED ? String(index + 1) : shorten(texts[index], Math.min(room, 34));
-      const [start, end] = left ? [x - 10 - label.length * WIDE, x - 10] : [x + 10, x + 10 + label.length * WIDE];
-      let top = y + 4;
-      for (const other of taken) {
-        if (start < other.end && other.start < end && Math.abs(other.top - top) < LINE) top = other.top + LINE;
-      }
-      taken.push({ start, end, top });
-      return { index, x: left ? x - 10 : x + 10, y: top, anchor: left ? "end" : "start", label };
+    .map((point) => {
+      const places = candidates(point, placed.length > NAMED ? String(point.index + 1) : texts[point.index], width);
+      const free = places.find((place) => !taken.some((other) => overlap(place, other)));
+      const place = free ?? places[0];
+      taken.push(place);
+      return { ...place, index: point.index, x: point.x + (place.anchor === "end" ? -GAP : GAP), y: place.y + 4 };
     });
 }
 
+/** Where a label may stand: on the side with more room first, beside its point before above or below. */
+function candidates({ x, y }, text, width) {
+  const sides = x > width / 2 ? ["end", "start"] : ["start", "end"];
+  return [0, LINE, -LINE, 2 * LINE].flatMap((shift) =>
+    sides.map((anchor) => {
+      const room = (anchor === "end" ? x : width - x) - GAP - 4;
+      const label = shorten(text, Math.min(Math.floor(room / WIDE), 34));
+      const long = label.length * WIDE;
+      const start = anchor === "end" ? x - GAP - long : x + GAP;
+      return { anchor, label, start, end: start + long, y: y + shift };
+    }),
+  );
+}
+
+const overlap = (a, b) => a.start < b.end && b.start < a.end && Math.abs(a.y - b.y) < LINE - 3;
 const shorten = (text, most) => (text.length <= most ? text : `${text.slice(0, Math.max(most - 1, 1)).trimEnd()}…`);

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -38,6 +39,8 @@ class Work(NamedTuple):
     busy_seconds: float
     #: What waited in the queue at the end of it, see `JobStore.queued_tokens`.
     queued_tokens: int
+    #: Jobs that ended, by the time since their submission: as of the figure `job_seconds`.
+    job_counts: tuple[int, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -59,10 +62,13 @@ class Pulse:
         #: Milliseconds since the epoch by Redis's clock, when the last entry was added.
         self._added_at = 0
 
-    def write(self, engine: Counters, *, now: float, queued_tokens: int) -> None:
+    def write(
+        self, engine: Counters, *, now: float, queued_tokens: int, job_counts: Sequence[int] = ()
+    ) -> None:
         """Add what was done since the last call; the first has nothing to tell.
 
-        `now` is monotonic, in seconds. Raises redis.RedisError; then the next call tells of both.
+        `now` is monotonic, in seconds; `job_counts` are those since the worker's start. Raises
+        redis.RedisError; then the next call tells of both.
         """
         counts = Work(
             now,
@@ -72,6 +78,7 @@ class Pulse:
             engine.capacity,
             engine.busy_seconds,
             queued_tokens,
+            tuple(job_counts),
         )
         if self._told is not None:
             self._add(_between(self._told, counts))
@@ -79,6 +86,7 @@ class Pulse:
 
     def _add(self, work: Work) -> None:
         entry: dict[Any, Any] = {"node": self._node, **work._asdict()}
+        entry["job_counts"] = " ".join(map(str, work.job_counts))
         oldest = max(self._added_at - KEPT * 1000, 0)
         with self._client.pipeline(transaction=False) as pipe:
             pipe.xadd(self._key, entry, minid=oldest)
@@ -107,6 +115,7 @@ def _between(before: Work, after: Work) -> Work:
         after.capacity - before.capacity,
         round(after.busy_seconds - before.busy_seconds, 4),
         after.queued_tokens,
+        tuple(map(operator.sub, after.job_counts, before.job_counts)),
     )
 
 
@@ -121,6 +130,7 @@ def _sample(entry_id: bytes, entry: Mapping[bytes, bytes]) -> Sample | None:
             int(entry[b"capacity"]),
             float(entry[b"busy_seconds"]),
             int(entry[b"queued_tokens"]),
+            tuple(map(int, entry[b"job_counts"].split())),
         )
         return Sample(_milliseconds(entry_id) / 1000, entry[b"node"].decode(), work)
     except (KeyError, ValueError):
