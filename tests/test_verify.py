@@ -54,6 +54,13 @@ def test_every_row_passes_on_a_model_that_is_right(family: str, tmp_path: Path) 
     assert "beyond the limit" in {row.kind for row in rows}
 
 
+def test_every_row_passes_through_openvino(tmp_path: Path) -> None:
+    spec = ModelSpec("tiny", str(tiny_models.mpnet(tmp_path)))
+    info, rows = verify(spec, device="cpu", backend="openvino", cache=tmp_path / "cache")
+    assert (info.backend, info.packed) == ("openvino", False)
+    assert [row.kind for row in rows if not row.passed] == []
+
+
 def test_the_models_prompts_are_verified(tmp_path: Path) -> None:
     path = tiny_models.bert(tmp_path, include_prompt=False, prompts={"ask": "the job "})
     _, rows = verify(ModelSpec("tiny", str(path)), device="cpu")

@@ -61,6 +61,8 @@ def _load_encoders(settings: Settings) -> dict[str, Encoder]:
             dtype=settings.dtype,
             batch_tokens=settings.batch_tokens,
             threads=settings.threads,
+            min_cosine=settings.min_cosine,
+            cache=settings.cache_dir,
         )
         encoder.warm_up()
         info = encoder.info

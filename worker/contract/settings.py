@@ -39,6 +39,10 @@ class Settings:
     batch_tokens: int | None = None
     #: Threads of one forward pass on a CPU; None: one a core.
     threads: int | None = None
+    #: Mean cosine to float32 below which a smaller number format is refused.
+    min_cosine: float = 0.99
+    #: Where converted models are kept; None: the user's cache, see `user_cache`.
+    cache_dir: Path | None = None
 
     broker_url: str = DEFAULT_BROKER
     result_backend: str = DEFAULT_BROKER
@@ -83,6 +87,7 @@ class Settings:
         broker = env.text("CELERY_BROKER_URL", DEFAULT_BROKER)
         keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
         token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
+        cache_dir = env.text("EMBEDQ_CACHE_DIR", "")
         max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
         return cls(
             models=env.parse("EMBEDQ_MODEL", "", _models),
@@ -91,6 +96,8 @@ class Settings:
             dtype=env.choice("EMBEDQ_DTYPE", DTYPES),
             batch_tokens=env.whole_or_none("EMBEDQ_BATCH_TOKENS", least=1),
             threads=env.whole_or_none("EMBEDQ_THREADS", least=1),
+            min_cosine=env.parse("EMBEDQ_MIN_COSINE", str(cls.min_cosine), _cosine),
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             broker_url=broker,
             result_backend=env.text("CELERY_RESULT_BACKEND", broker),
             sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
@@ -117,6 +124,13 @@ def default_folder() -> Path:
     base = os.environ.get("XDG_DATA_HOME", "")
     home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
     return home / "embedq"
+
+
+def user_cache() -> Path:
+    """The user's cache folder for embedq, which may not exist yet."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, by the XDG Base Directory Specification.
+    return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "embedq"
 
 
 class _Reader:
@@ -184,6 +198,13 @@ def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError("is not one of auto, cpu, cuda, cuda:N, mps")
     return value
+
+
+def _cosine(value: str) -> float:
+    number = float(value) if re.fullmatch(r"-?[01](\.[0-9]{1,9})?", value) else 2.0
+    if not -1.0 <= number <= 1.0:
+        raise ValueError("is not a cosine from -1 to 1 such as 0.99")
+    return number
 
 
 def _queue(value: str) -> str:

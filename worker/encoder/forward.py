@@ -15,8 +15,9 @@ from worker.encoder.attention import PACKED_ATTENTION, attending_to
 from worker.encoder.layout import pack
 from worker.encoder.library import attention_of, set_attention
 from worker.encoder.pooling import packed_pooling
+from worker.encoder.rectangles import Rectangle, rectangles
 from worker.encoder.token_rules import position_offset, takes_token_types
-from worker.packing import GroupCost, group_by_length
+from worker.packing import GroupCost
 from worker.tokens import TokenBlock
 
 #: An attention group costs as much as this many tokens on top of its cells.
@@ -98,34 +99,22 @@ class PaddedForward:
         self._truncate_dim = model.truncate_dim
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
-        lengths = batch.lengths
-        order = np.lexsort((lengths, batch.skip))
-        parts = []
-        for texts in _runs(order, batch.skip[order]):
-            start = 0
-            for stop in group_by_length(lengths[texts], PADDED_COST):
-                parts.append(self._rectangle(batch, texts[start:stop]))
-                start = stop
-        vectors = torch.cat(parts)[:, : self._truncate_dim]
+        parts = list(rectangles(batch, PADDED_COST, self._pad_id))
+        vectors = torch.cat([self._vectors(part) for part in parts])[:, : self._truncate_dim]
         out = np.empty(vectors.shape, dtype=np.float32)
-        out[order] = vectors.float().cpu().numpy()
+        out[np.concatenate([part.texts for part in parts])] = vectors.float().cpu().numpy()
         return out
 
-    def _rectangle(self, batch: TokenBlock, texts: NDArray[np.int64]) -> torch.Tensor:
-        lengths = batch.lengths[texts]
-        at = np.arange(lengths[-1])
-        real = at < lengths[:, None]
-        self.padding += real.size - int(lengths.sum())
-        ids = np.full(real.shape, self._pad_id, dtype=np.int64)
-        ids[real] = batch.ids[(batch.offsets[texts, None] + at)[real]]
+    def _vectors(self, part: Rectangle) -> torch.Tensor:
+        self.padding += part.padding
         features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids).to(self._device),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)).to(self._device),
+            "input_ids": torch.from_numpy(part.ids).to(self._device),
+            "attention_mask": torch.from_numpy(part.real.astype(np.int64)).to(self._device),
         }
         if self._takes_types:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        if skip := int(batch.skip[texts[0]]):
-            features["prompt_length"] = skip
+        if part.skip:
+            features["prompt_length"] = part.skip
         vectors: torch.Tensor = self._model(features)["sentence_embedding"]
         return vectors
 
@@ -150,8 +139,3 @@ class StaticForward:
         }
         vectors = self._model(features)["sentence_embedding"][:, : self._truncate_dim]
         return np.ascontiguousarray(vectors.float().cpu().numpy())
-
-
-def _runs(order: NDArray[np.int64], values: NDArray[np.int32]) -> list[NDArray[np.int64]]:
-    """`order` cut wherever `values` changes."""
-    return np.split(order, np.flatnonzero(np.diff(values)) + 1)

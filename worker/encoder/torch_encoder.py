@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
-from worker.contract.models import ModelInfo, ModelSpec
-from worker.encoder import cpu, devices, probe
+from worker.contract.models import UNLIMITED, ModelInfo, ModelSpec
+from worker.encoder import accuracy, cpu, devices, probe
 from worker.encoder.forward import (
     GROUP_COST,
     Forward,
@@ -27,9 +27,6 @@ from worker.tokens import TokenBlock
 
 _log = logging.getLogger(__name__)
 
-#: `ModelInfo.max_tokens` of a model without a limit.
-UNLIMITED = 2**31 - 1
-
 
 def load_torch(
     spec: ModelSpec,
@@ -38,6 +35,7 @@ def load_torch(
     dtype: str = "auto",
     batch_tokens: int | None = None,
     threads: int | None = None,
+    min_cosine: float = accuracy.MIN_COSINE,
     padded: bool = False,
 ) -> TorchEncoder:
     """Load `spec`; see `worker.encoder.load` for arguments and errors.
@@ -48,6 +46,7 @@ def load_torch(
         torch.set_num_threads(threads)
     place = devices.choose_device(device)
     number_format = devices.choose_dtype(dtype, place)
+    exact = None if number_format == torch.float32 else _float32_vectors(spec, place)
     model = open_model(spec, place, number_format)
     if place.type == "cpu":
         cpu.keep_freed_memory()
@@ -57,6 +56,11 @@ def load_torch(
         rules, rust = token_rules(model)
         tokenizer = Tokenizer(rust, rules)
         forward, dimensions = _choose_forward(spec, model, tokenizer, padded)
+        cosine = None
+        if exact is not None:
+            with torch.inference_mode():
+                found = forward(tokenizer(accuracy.TEXTS))
+            cosine = accuracy.checked(spec, found, exact, dtype, min_cosine)
     except Exception as error:
         if devices.is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -75,6 +79,7 @@ def load_torch(
         prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         matryoshka=matryoshka_sizes(model, dimensions),
+        cosine=cosine,
     )
     return TorchEncoder(info, model, tokenizer, forward)
 
@@ -131,6 +136,19 @@ class TorchEncoder:
         device = self._model.device
         del self._model, self._forward, self._tokenizer
         devices.release_cached_memory(device)
+
+
+def _float32_vectors(spec: ModelSpec, place: torch.device) -> NDArray[np.float32] | None:
+    """The vectors that 16 bits are compared with; None where float32 does not fit."""
+    try:
+        model = open_model(spec, place, torch.float32)
+        vectors: NDArray[np.float32] = model.encode(list(accuracy.TEXTS), show_progress_bar=False)
+    except Exception as error:
+        if not (isinstance(error, DeviceMemoryError) or devices.is_out_of_memory(error)):
+            raise
+        _log.warning("model %s: no float32 on %s to compare with", spec.name, place)
+        return None
+    return vectors
 
 
 def _choose_forward(

@@ -1,0 +1,164 @@
+"""A sentence-transformers model run by OpenVINO, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+
+from worker.contract.errors import ModelUnavailable, SettingsError
+from worker.contract.models import UNLIMITED, ModelInfo, ModelSpec
+from worker.encoder import accuracy, probe
+from worker.encoder.devices import is_out_of_memory
+from worker.encoder.library import matryoshka_sizes, open_model
+from worker.encoder.openvino_graph import graph
+from worker.encoder.rectangles import rectangles
+from worker.encoder.token_rules import token_rules
+from worker.encoder.tokenizer import Tokenizer
+from worker.packing import GroupCost
+from worker.tokens import TokenBlock
+
+#: OpenVINO's name for the numbers that each format computes in; int8 is in the graph itself.
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
+#: A rectangle costs as much as this many tokens on top of its cells.
+_RECTANGLE_COST = GroupCost(fixed=48.0, knee=512.0)
+#: Tokens of a full batch for each thread: rectangles waste less, the more texts they choose from.
+_TOKENS_A_THREAD = 2048
+
+
+def load_openvino(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int | None = None,
+    threads: int | None = None,
+    min_cosine: float = accuracy.MIN_COSINE,
+    cache: Path,
+) -> OpenVinoEncoder:
+    """Load `spec`; see `worker.encoder.load` for arguments and errors."""
+    if device not in ("auto", "cpu"):
+        raise SettingsError(f"backend openvino runs on the cpu, not on {device!r}")
+    dtype = "float32" if dtype == "auto" else dtype
+    if dtype not in _PRECISIONS:
+        raise SettingsError(f"dtype {dtype!r} is none of auto, {', '.join(_PRECISIONS)}")
+    model = open_model(spec, torch.device("cpu"), torch.float32)
+    rules, rust = token_rules(model)
+    tokenizer = Tokenizer(rust, rules)
+    if model.transformers_model is None or not rules.pool_prompt:
+        raise ModelUnavailable(
+            f"model {spec.name!r} does not run on openvino: it is a table of token vectors, "
+            "or leaves its prompt out of pooling"
+        )
+    texts = [*probe.probe_texts(model), *accuracy.TEXTS]
+    expected = np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
+    cores = threads or torch.get_num_threads()
+    try:
+        network = openvino.Core().compile_model(
+            graph(model, tokenizer, int8=dtype == "int8", cache=cache),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": cores,
+                # Callers and Redis may share the cores.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        forward = _Rectangles(network, model.tokenizer.pad_token_id or 0, model.truncate_dim)
+        found = forward(tokenizer(texts))
+    except ImportError as error:
+        raise SettingsError("dtype int8 needs nncf: pip install 'embedq[openvino]'") from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelUnavailable(f"model {spec.name!r} does not run on openvino: {reason}") from error
+    cosine = None
+    if dtype == "float32":
+        if objection := probe.objection(found, expected, exact=True):
+            raise ModelUnavailable(f"model {spec.name!r} does not run on openvino: {objection}")
+    else:
+        cosine = accuracy.checked(spec, found, expected, dtype, min_cosine)
+    info = ModelInfo(
+        name=spec.name,
+        dimensions=expected.shape[1],
+        max_tokens=rules.limit or UNLIMITED,
+        device="cpu",
+        backend="openvino",
+        dtype=dtype,
+        packed=False,
+        batch_tokens=batch_tokens or min(_TOKENS_A_THREAD * max(2, cores), 16_384),
+        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
+        default_prompt_name=model.default_prompt_name,
+        matryoshka=matryoshka_sizes(model, expected.shape[1]),
+        cosine=cosine,
+    )
+    return OpenVinoEncoder(info, tokenizer, forward)
+
+
+class OpenVinoEncoder:
+    """The OpenVINO backend; see `Encoder` for the threads and promises of each method."""
+
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, forward: _Rectangles) -> None:
+        self._info = info
+        self._tokenizer = tokenizer
+        self._forward = forward
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def padding(self) -> int:
+        return self._forward.padding
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        return self._tokenizer(texts, prompt)
+
+    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+        return self._forward(batch)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error) or "bad_alloc" in str(error)
+
+    def release_memory(self) -> None:
+        self._forward.forget_buffers()
+
+    def warm_up(self) -> None:
+        short, long = self.tokenize(["warm"]), self.tokenize(["warm up " * 16])
+        self.forward(short)
+        self.forward(TokenBlock.join([long] * max(1, self._info.batch_tokens // long.tokens)))
+
+    def close(self) -> None:
+        del self._forward, self._tokenizer
+
+
+class _Rectangles:
+    """Runs a compiled graph over rectangles of texts. Only the device thread calls it."""
+
+    def __init__(self, network: Any, pad_id: int, truncate_dim: int | None) -> None:
+        self._network = network
+        self._request = network.create_infer_request()
+        self._pad_id = pad_id
+        size = network.output(0).partial_shape[1].get_length()
+        self._dimensions = min(truncate_dim or size, size)
+        #: Positions of all batches so far that held padding.
+        self.padding = 0
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        out = np.empty((len(batch), self._dimensions), dtype=np.float32)
+        for part in rectangles(batch, _RECTANGLE_COST, self._pad_id):
+            self.padding += part.padding
+            self._request.infer([part.ids, part.real.astype(np.int64)], share_inputs=True)
+            # The request's own buffer, which the next rectangle overwrites.
+            out[part.texts] = self._request.get_output_tensor(0).data[:, : self._dimensions]
+        return out
+
+    def forget_buffers(self) -> None:
+        """Give memory back: a request keeps what its largest rectangle needed."""
+        self._request = self._network.create_infer_request()
+        self._network.release_memory()

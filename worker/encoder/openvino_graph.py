@@ -1,0 +1,162 @@
+"""A model as an OpenVINO graph: converted once, quantised where asked for, kept on disk."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from sentence_transformers import SentenceTransformer
+
+from worker.encoder.rectangles import rectangles
+from worker.encoder.token_rules import takes_token_types
+from worker.encoder.tokenizer import Tokenizer
+from worker.packing import GroupCost
+
+_log = logging.getLogger(__name__)
+
+#: What a graph on disk depends on, beside the model.
+_MADE_BY = ("openvino", "torch", "transformers", "sentence-transformers")
+#: Words of the texts that quantisation looks at, in turn, and how many texts those are.
+_CALIBRATION_WORDS = (3, 8, 12, 20, 40, 120)
+_CALIBRATION_TEXTS = 192
+
+
+def graph(model: SentenceTransformer, tokenizer: Tokenizer, *, int8: bool, cache: Path) -> Any:
+    """The `openvino.Model` of `model`: ids and mask int64 (n, L) in, vectors float32 (n, d) out.
+
+    `cache`: the folder where graphs are kept, by what they are made from. One that cannot be
+    written costs the next start a conversion, nothing else. Raises whatever OpenVINO raises where
+    it cannot convert the model, ImportError where `int8` lacks nncf.
+    """
+    folder = cache / "openvino" / _key(model, int8=int8)
+    kept = folder / "graph.xml"
+    if kept.is_file():
+        return openvino.Core().read_model(kept)
+    converted = _converted(model)
+    if int8:
+        converted = _quantised(converted, tokenizer)
+    try:
+        _keep(converted, folder)
+    except (OSError, RuntimeError) as error:
+        _log.warning("The converted model is not kept in %s: %s", folder, error)
+    return converted
+
+
+class _Whole(torch.nn.Module):
+    """All modules of a sentence-transformers model, from ids to vectors."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self._parts = torch.nn.ModuleList(model.children())
+        self._takes_types = takes_token_types(model)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._takes_types:
+            features["token_type_ids"] = torch.zeros_like(input_ids)
+        for part in self._parts:
+            features = part(features)
+        vectors: torch.Tensor = features["sentence_embedding"]
+        return vectors
+
+
+def _converted(model: SentenceTransformer) -> Any:
+    """The graph, by OpenVINO's reader of traced modules.
+
+    `openvino.convert_model` does the same, and reports it to its makers over the network.
+    """
+    # Of unequal lengths, so that the trace holds the branch that masks.
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    mask[1, 5:] = 0
+    example = {"input_ids": torch.full((2, 8), 5) * mask, "attention_mask": mask}
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with warnings.catch_warnings(), torch.inference_mode():
+        # That a trace holds constants is what the check against the library is for.
+        warnings.simplefilter("ignore")
+        decoder = TorchScriptPythonDecoder(_Whole(model).eval(), example_input=example)
+        converted = frontend.convert(frontend.load(decoder))
+    for parameter in converted.get_parameters():
+        parameter.set_partial_shape(openvino.PartialShape([-1, -1]))
+        parameter.set_element_type(openvino.Type.i64)
+    converted.validate_nodes_and_infer_types()
+    return converted
+
+
+def _quantised(converted: Any, tokenizer: Tokenizer) -> Any:
+    """Weights and activations in int8, their ranges from texts of all lengths."""
+    # It reports its use over the network unless it believes that it is being tested.
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+
+    block = tokenizer(calibration_texts())
+    batches = [
+        [part.ids, part.real.astype(np.int64)]
+        for part in rectangles(block, GroupCost(fixed=96.0, knee=512.0), 0)
+    ]
+    return nncf.quantize(
+        converted,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(batches),
+    )
+
+
+def calibration_texts() -> Sequence[str]:
+    """English of all lengths that comes with Python: what its built-in functions say of themselves.
+
+    The same texts on every machine with the same Python.
+    """
+    return list(_runs_of_words())
+
+
+def _runs_of_words() -> Iterator[str]:
+    named = sorted(vars(builtins).items())
+    words = [word for _, thing in named for word in (getattr(thing, "__doc__", "") or "").split()]
+    at = 0
+    for number in range(_CALIBRATION_TEXTS):
+        count = _CALIBRATION_WORDS[number % len(_CALIBRATION_WORDS)]
+        yield " ".join(words[at : at + count])
+        at = (at + count) % max(len(words) - max(_CALIBRATION_WORDS), 1)
+
+
+def _key(model: SentenceTransformer, *, int8: bool) -> str:
+    """Names what a graph is made from: weights, modules, and the versions that made it."""
+    digest = hashlib.blake2b(digest_size=16)
+    versions = [metadata.version(name) for name in _MADE_BY]
+    config = getattr(model.config, "to_json_string", str)()
+    for part in (*versions, repr(model), config, str(int8)):
+        digest.update(part.encode() + b"\0")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _keep(converted: Any, folder: Path) -> None:
+    """Write a graph so that it is there whole or not at all, also beside others who write it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))
+    try:
+        openvino.save_model(converted, draft / "graph.xml", compress_to_fp16=False)
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Somebody else was first.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
