@@ -113,7 +113,7 @@ function stretches(values) {
     else if (run) run.push([index, value]);
     else found.push((run = [[index, value]]));
   });
-  for (const one of found) if (one.length === 1) one.push([one[0][0] + 0.4, one[0][1]]);
+  for (const one of found) if (one.length === 1) one.unshift([Math.max(one[0][0] - 0.4, 0), one[0][1]]);
   return found;
 }
 

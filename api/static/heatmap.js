@@ -10,7 +10,11 @@ const STRONG = 0.62;
 /** A figure; `light(indices)` marks texts wherever they are shown. */
 export function heatMap(texts, matrix, light) {
   const readout = h("p", { class: "readout" }, "Cosine similarity; point at a cell to read it.");
-  const head = h("tr", {}, h("td"), ...texts.map((text, j) => h("th", { scope: "col", title: text }, String(j + 1))));
+  const dense = texts.length > READABLE;
+  const head = texts.map((text, j) => {
+    const named = !dense || j === 0 || j % 5 === 4;
+    return h("th", { scope: "col", title: text }, h("span", { class: named ? null : "hidden" }, String(j + 1)));
+  });
   const rows = texts.map((text, i) =>
     h(
       "tr",
@@ -21,9 +25,9 @@ export function heatMap(texts, matrix, light) {
   );
   const table = h(
     "table",
-    { class: texts.length > READABLE ? "heat dense" : "heat" },
+    { class: dense ? "heat dense" : "heat" },
     h("caption", { class: "hidden" }, "Cosine similarity of every pair of texts"),
-    h("thead", {}, head),
+    h("thead", {}, h("tr", {}, h("td"), ...head)),
     h("tbody", {}, ...rows),
   );
   table.addEventListener("pointerover", (event) => {

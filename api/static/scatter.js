@@ -72,16 +72,16 @@ function spread(placed, texts, width) {
 
 /** Where a label may stand: on the side with more room first, beside its point before above or below. */
 function candidates({ x, y }, text, width) {
-  const sides = x > width / 2 ? ["end", "start"] : ["start", "end"];
-  return [0, LINE, -LINE, 2 * LINE].flatMap((shift) =>
-    sides.map((anchor) => {
-      const room = (anchor === "end" ? x : width - x) - GAP - 4;
-      const label = shorten(text, Math.min(Math.floor(room / WIDE), 34));
-      const long = label.length * WIDE;
-      const start = anchor === "end" ? x - GAP - long : x + GAP;
-      return { anchor, label, start, end: start + long, y: y + shift };
-    }),
-  );
+  const sides = (x > width / 2 ? ["end", "start"] : ["start", "end"]).map((anchor) => {
+    const room = (anchor === "end" ? x : width - x) - GAP - 4;
+    const label = shorten(text, Math.min(Math.floor(room / WIDE), 34));
+    const long = label.length * WIDE;
+    const start = anchor === "end" ? x - GAP - long : x + GAP;
+    return { anchor, label, start, end: start + long };
+  });
+  // The other side only where it cuts off no more.
+  const fit = sides.filter((side) => side.label.length >= sides[0].label.length);
+  return [0, LINE, -LINE, 2 * LINE].flatMap((shift) => fit.map((side) => ({ ...side, y: y + shift })));
 }
 
 const overlap = (a, b) => a.start < b.end && b.start < a.end && Math.abs(a.y - b.y) < LINE - 3;
