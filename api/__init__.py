@@ -11,6 +11,8 @@ In reading order:
 - `events`       progress as server-sent events
 - `bulk`         OpenAI's files and batches
 - `operations`   health, readiness, metrics
+- `page`         the page to look at, the documents rendered, and their `assets`
+- `status`       what the page shows, and its `history`
 - `bodies`       requests, read within bounds
 - `schemas`      what is answered, as models
 - `openapi`      the same as a document

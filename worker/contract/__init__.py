@@ -14,6 +14,7 @@ In reading order:
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve
 - `figures`   what a worker counts, and how that travels
+- `pulse`     the last minutes of a queue, for the page
 - `storage`   where files lie: a folder, or a bucket by URL
 - `listing`   pages of what an owner has
 - `files`     files of users, and what is known of them
