@@ -6,12 +6,16 @@ Any of it can be overridden on gunicorn's command line; `gunicorn 'api:create_ap
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 from types import FrameType
 from typing import Any
 
-#: A greenlet for each request, so that whoever waits costs no thread.
-worker_class = "gevent"
+#: fsspec talks to buckets by an event loop of asyncio's, which gevent's patches break.
+_BUCKET = "://" in os.environ.get("EMBEDQ_FILES", "").removeprefix("file://")
+#: A greenlet for each request, so that whoever waits costs no thread; with a bucket, a thread.
+worker_class = "gthread" if _BUCKET else "gevent"
+threads = 256 if _BUCKET else 1
 #: Connections of one process. gunicorn's 1,000 would all be taken by a thousand waiting clients.
 worker_connections = 4_000
 #: Seconds that open requests and idle connections have when the server is to end.

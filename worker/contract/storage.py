@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 #: Bytes that are copied or sent at once.
 CHUNK = 256 * 1024
-#: What reading and writing raise, and what opening raises beside it: the package for this kind of
-#: URL is not installed, the URL is none, there is no home.
-_USING = (OSError,)
+#: What reading and writing raise (the second where gevent has patched the event loop of a bucket),
+#: and what opening raises beside it: the package for this kind of URL is not installed, the URL is
+#: none, there is no home.
+_USING = (OSError, NotImplementedError)
 _OPENING = (OSError, ImportError, ValueError, RuntimeError)
 
 
