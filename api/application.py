@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
 
@@ -12,6 +13,10 @@ from api.openai import errors as openai_errors
 from api.openai import routes
 from worker.contract.errors import SettingsError
 from worker.contract.settings import Settings
+from worker.contract.traces import TRACE_HEADERS, traces_of
+
+if TYPE_CHECKING:
+    from worker.contract.spans import Request
 
 #: Of every answer that has not its own: answers are data for their caller, never a page.
 _HEADERS = {
@@ -51,6 +56,7 @@ def _observe(app: Flask, backend: Backend) -> None:
     @app.before_request
     def begin() -> None:
         g.began = time.perf_counter()
+        g.span = _begin_span()
         g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))
 
     @app.after_request
@@ -61,4 +67,17 @@ def _observe(app: Flask, backend: Backend) -> None:
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         seconds = time.perf_counter() - g.began
         backend.metrics.answered(request.method, route, response.status_code, seconds)
+        if g.span is not None:
+            facts = {"http.request.method": request.method, "http.route": route}
+            facts["embedq.request_id"] = g.request_id
+            g.span.end(f"{request.method} {route}", response.status_code, facts)
         return response
+
+
+def _begin_span() -> Request | None:
+    """The request as a span, where somebody collects traces."""
+    traces = traces_of("api")
+    if traces is None:
+        return None
+    given = {name: request.headers.get(name, "") for name in TRACE_HEADERS}
+    return traces.begin(request.method, given)

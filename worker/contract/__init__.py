@@ -26,6 +26,8 @@ In reading order:
 - `dead_letters` messages that no worker could run
 - `openai`    OpenAI's embeddings requests and answers
 - `messages`  a job as a Celery message, built without a producer
+- `traces`    whether somebody collects traces
+- `spans`     spans of requests and jobs, for OpenTelemetry
 - `logs`      log records as lines of JSON
 - `app`       the Celery application and its configuration
 """

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from worker.contract import traces
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions
 
 #: Header of our own: when the job was submitted, in seconds since the epoch.
@@ -37,7 +38,7 @@ def shown_args(count: int) -> str:
 
 def new_headers() -> dict[str, Any]:
     """Headers of our own for a message that is sent now."""
-    return {SUBMITTED_AT: time.time()}
+    return {SUBMITTED_AT: time.time(), **traces.carried()}
 
 
 def submission_time(headers: Mapping[str, Any]) -> float | None:

@@ -165,7 +165,7 @@ class Engine:
             begun = time.monotonic()
             pieces, refusals, cut = tokenise(encoder, slices, first.prompt)
             seconds = time.monotonic() - begun
-            self.counts.tokenised(seconds, [one.code for one in refusals], len(cut))
+            self.counts.tokenised(slices, seconds, [one.code for one in refusals], len(cut))
             estimates = [part.estimate for part in slices]
             with self._lock:
                 for part, estimate in zip(slices, estimates, strict=True):
@@ -213,6 +213,7 @@ class Engine:
             self.texts += len(block)
             self.tokens += block.tokens
             self.counts.encoded(
+                pieces,
                 self.beat - begun,
                 texts=len(block),
                 tokens=block.tokens,

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from worker.counting import Histogram, tallied
+from worker.engine.job import Job, Piece
+from worker.engine.tokenising import Slice
+
+
+class Watch(Protocol):
+    """Who wants to know of each step and the jobs it served. Must neither block nor raise."""
+
+    def tokenised(self, jobs: Iterable[Job], seconds: float, texts: int) -> None:
+        """One call of the tokenizer has ended. Tokeniser thread."""
+
+    def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
+        """One batch has ended. Device thread."""
 
 
 class Counts:
@@ -16,6 +28,8 @@ class Counts:
     """
 
     def __init__(self) -> None:
+        #: Set before the engine starts.
+        self.watch: Watch | None = None
         self._tokenise_seconds = Histogram("tokenise_seconds")
         self._forward_seconds = Histogram("forward_seconds")
         self._batch_texts = Histogram("batch_texts")
@@ -26,15 +40,27 @@ class Counts:
         self._refused: Counter[tuple[str, ...]] = Counter()
         self._faulty: Counter[tuple[str, ...]] = Counter()
 
-    def tokenised(self, seconds: float, refused: Iterable[str], truncated: int) -> None:
+    def tokenised(
+        self, slices: Sequence[Slice], seconds: float, refused: Iterable[str], truncated: int
+    ) -> None:
         """One call of the tokenizer; `refused` are codes. Tokeniser thread."""
         self._tokenise_seconds.observe(seconds)
         self._truncated += truncated
         for code in refused:
             self._refused[code,] += 1
+        if self.watch is not None:
+            texts = sum(part.stop - part.start for part in slices)
+            self.watch.tokenised([part.job for part in slices], seconds, texts)
 
     def encoded(
-        self, seconds: float, *, texts: int, tokens: int, budget: int, faults: Iterable[str]
+        self,
+        pieces: Sequence[Piece],
+        seconds: float,
+        *,
+        texts: int,
+        tokens: int,
+        budget: int,
+        faults: Iterable[str],
     ) -> None:
         """One batch of at most `budget` tokens; `faults` are codes. Device thread."""
         self._forward_seconds.observe(seconds)
@@ -43,6 +69,10 @@ class Counts:
         self._batch_fill.observe(tokens / budget)
         for code in faults:
             self._faulty[code,] += 1
+        if self.watch is not None:
+            # A job can have pieces of several blocks in a batch.
+            jobs = dict.fromkeys(piece.job for piece in pieces)
+            self.watch.encoded(jobs, seconds, texts, tokens)
 
     def figures(self) -> dict[str, Any]:
         """All of it as it travels, see `contract.figures`."""

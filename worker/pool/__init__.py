@@ -14,6 +14,7 @@ In reading order:
 - `limits`    jobs that run for too long
 - `counts`    how jobs end and how long they take, counted
 - `figures`   everything counted, put together
+- `spans`     what becomes of jobs, for OpenTelemetry
 - `keeping`   leases while the worker stops
 - `suspects`  jobs that workers may have died of
 """

@@ -21,6 +21,7 @@ from worker.engine import Job
 from worker.pool.counts import CANCELLED, EXPIRED, SUCCEEDED, JobCounts
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import Burial, Ticket, overdue
+from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
 from worker.pool.threads import EX_SOFTWARE, DaemonThreads
 from worker.pool.tracing import Tracer
@@ -46,7 +47,14 @@ class Outcomes:
     """
 
     def __init__(
-        self, app: Celery, store: JobStore, loop: LoopCalls, *, atomic: bool, max_attempts: int
+        self,
+        app: Celery,
+        store: JobStore,
+        loop: LoopCalls,
+        *,
+        atomic: bool,
+        max_attempts: int,
+        spans: JobSpans | None = None,
     ) -> None:
         self._app = app
         self._store = store
@@ -58,8 +66,9 @@ class Outcomes:
         self._suspects = Suspects(store, max_attempts)
         self._stopping = threading.Event()
         self.counts = JobCounts()
+        self._spans = spans
         self._records = DaemonThreads(1, "embedq-records", self._close_record)
-        self.tracer = Tracer(store, loop, self.counts)
+        self.tracer = Tracer(store, loop, self.counts, spans)
 
     # -- the engine's sink ------------------------------------------------------------------
 
@@ -78,6 +87,8 @@ class Outcomes:
         """Celery shows them as active."""
         tickets = [job.owner for job in jobs]
         self.counts.started(tickets)
+        if self._spans is not None:
+            self._spans.started(tickets)
         self._loop.call(_accept, tickets)
 
     def progressed(self, jobs: Sequence[Job]) -> None:
@@ -182,7 +193,10 @@ class Outcomes:
                     return False
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
-                self.counts.written(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                self.counts.written(seconds)
+                if self._spans is not None:
+                    self._spans.written([ticket for ticket, _ in chunk], seconds)
                 return True
 
     def _end(self, tickets: Sequence[Ticket]) -> None:

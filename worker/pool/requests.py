@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from celery import signals
 from celery.exceptions import InvalidTaskError
@@ -16,6 +16,9 @@ from celery.worker.request import Request
 from worker.contract.messages import shown_args, submission_time
 from worker.engine import Job
 from worker.transport import Lease, lease_of, leases
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 #: Signals that Celery's tracer sends around a task. With nobody listening it need not run.
 _TRACER_SIGNALS = (
@@ -122,6 +125,7 @@ class Ticket:
         "submitted_at",
         "target",
         "time_out",
+        "trace",
     )
 
     def __init__(
@@ -149,6 +153,8 @@ class Ticket:
         self._accept = accept_callback
         self._timers: list[Any] = []
         self.lease: Lease | None = lease_of(self.request.message)
+        #: The span that submitted it, where its trace is recorded; see `spans`.
+        self.trace: SpanContext | None = None
         #: Seconds since the epoch by its producer's clock, None where that does not say.
         self.submitted_at = submission_time(self.request.request_dict)
         self.job: Job | None = None

@@ -32,6 +32,7 @@ from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
 from worker.pool.requests import Limits, Ticket
+from worker.pool.spans import JobSpans
 from worker.presence import Presence
 from worker.transport import admission, leases
 
@@ -81,14 +82,17 @@ class TaskPool(BasePool):
         self._loop = LoopCalls()
         self._others = OtherTasks(settings.task_threads, self._loop)
         conf = self.app.conf
+        self._spans = JobSpans.of_environment()
         self._outcomes = Outcomes(
             self.app,
             store,
             self._loop,
             atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
             max_attempts=settings.max_attempts,
+            spans=self._spans,
         )
         self._engine = Engine(encoders, Reception(self._outcomes))
+        self._engine.counts.watch = self._spans
         self._callers = Callers(self._engine, self._infos)
         self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
         self._engine.start()
@@ -139,6 +143,8 @@ class TaskPool(BasePool):
         )
         if ticket.lease is not None:
             leases.keep([ticket.tag])
+        if self._spans is not None:
+            self._spans.open(ticket)
         try:
             ticket.job = self._job(ticket)
         except InvalidJob as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, NamedTuple
 
 from worker import tasks
@@ -12,6 +13,7 @@ from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import Ticket
+from worker.pool.spans import JobSpans
 from worker.pool.threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,16 @@ class Tracer:
     it does until Redis is back.
     """
 
-    def __init__(self, store: JobStore, loop: LoopCalls, counts: JobCounts) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        loop: LoopCalls,
+        counts: JobCounts,
+        spans: JobSpans | None = None,
+    ) -> None:
         self._store = store
         self._counts = counts
+        self._spans = spans
         self._loop = loop
         self._threads = DaemonThreads(1, "embedq-trace", self._run)
 
@@ -69,7 +78,9 @@ class Tracer:
                 # Its links were dispatched when it ended; only the message is left.
                 self._loop.call(ticket.end, (0, "", 0.0))
                 return
+            began = time.perf_counter()
             answer = self._trace(traced)
+            seconds = time.perf_counter() - began
         except Exception:
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
             logger.exception(
@@ -82,6 +93,8 @@ class Tracer:
             # An outcome that could not be handed on, to a link for example, is a failure.
             failed = answer[0] and isinstance(traced.outcome, Outcome)
             how: Ended = ("failed", "other") if failed else ended_by(traced.outcome)
+            if self._spans is not None:
+                self._spans.written([ticket], seconds, how)
             self._loop.call(self._end, ticket, answer, how)
 
     def _end(self, ticket: Ticket, answer: tuple[int, Any, float], how: Ended) -> None:

@@ -1,0 +1,82 @@
+"""What becomes of jobs as spans, each in the trace that its job was submitted in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from worker.contract.traces import traces_of
+from worker.engine import Job
+from worker.pool.counts import SUCCEEDED, Ended
+from worker.pool.requests import Ticket
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
+    from worker.contract.spans import Traces
+
+Facts = Mapping[str, str | int]
+
+
+class JobSpans:
+    """Makes the spans `queued`, `tokenise`, `forward` and `write`; any thread may call.
+
+    A step that served one job is a span of that job's trace. One that served many is a trace of
+    its own, linked to all of them, and beside that a span in each of theirs, linked to it. Jobs
+    that nobody traces cost a look at their ticket.
+    """
+
+    def __init__(self, traces: Traces) -> None:
+        self._traces = traces
+
+    @classmethod
+    def of_environment(cls) -> JobSpans | None:
+        """None where nobody collects traces."""
+        traces = traces_of("worker")
+        return None if traces is None else cls(traces)
+
+    def open(self, ticket: Ticket) -> None:
+        """A job comes in: keep the span that submitted it."""
+        ticket.trace = self._traces.sender(ticket.request.request_dict)
+
+    def started(self, tickets: Sequence[Ticket]) -> None:
+        """Their first batch runs now."""
+        now = time.time()
+        for ticket in tickets:
+            if ticket.trace is not None and ticket.submitted_at is not None:
+                seconds = max(now - ticket.submitted_at, 0.0)
+                facts = {"embedq.job_id": ticket.id}
+                self._traces.record("queued", ticket.trace, seconds, facts)
+
+    def tokenised(self, jobs: Iterable[Job], seconds: float, texts: int) -> None:
+        """The engine: one call of the tokenizer."""
+        self._share("tokenise", _tickets(jobs), seconds, {"embedq.texts": texts})
+
+    def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
+        """The engine: one batch."""
+        facts = {"embedq.texts": texts, "embedq.tokens": tokens}
+        self._share("forward", _tickets(jobs), seconds, facts)
+
+    def written(self, tickets: Iterable[Ticket], seconds: float, how: Ended = SUCCEEDED) -> None:
+        """Their outcomes are stored."""
+        outcome, code = how
+        facts: Facts = {"embedq.outcome": outcome} | ({"embedq.code": code} if code else {})
+        self._share("write", tickets, seconds, facts)
+
+    def _share(self, name: str, tickets: Iterable[Ticket], seconds: float, facts: Facts) -> None:
+        traced = [(ticket.id, ticket.trace) for ticket in tickets if ticket.trace is not None]
+        shared: Sequence[SpanContext] = ()
+        if len(traced) > 1:
+            contexts = [span for _, span in traced]
+            facts = {**facts, "embedq.jobs": len(traced)}
+            shared = [self._traces.record(f"{name} batch", None, seconds, facts, contexts)]
+        for job_id, span in traced:
+            own: Facts = {"embedq.job_id": job_id, **facts}
+            self._traces.record(name, span, seconds, own, shared)
+
+
+def _tickets(jobs: Iterable[Job]) -> list[Ticket]:
+    # Others belong to calls inside the worker.
+    owners = [job.owner for job in jobs]
+    return [owner for owner in owners if isinstance(owner, Ticket)]
