@@ -53,7 +53,7 @@ def test_texts_of_many_jobs_share_a_batch(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    jobs = [job_of(["two words"], f"{n}") for n in range(16)]
+    jobs = [job_of([f"word {n}"], f"{n}") for n in range(16)]
     with busy(engine, encoder):
         for job in jobs:
             engine.submit(job)

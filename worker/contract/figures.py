@@ -100,6 +100,7 @@ _ALL = (
         "Batches that were halved, by `reason`: `out_of_memory`, or `error` where one raised.",
         ("reason",),
     ),
+    Figure("texts_repeated", "counter", "Texts that took the vector of another in their batch."),
     Figure("padding_tokens", "counter", "Positions of batches that held padding, not tokens."),
     Figure("texts", "counter", "Texts that were in a batch."),
     Figure("tokens", "counter", "Tokens that were in a batch, without padding."),

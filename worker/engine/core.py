@@ -21,6 +21,7 @@ from worker.engine.counts import Counts
 from worker.engine.forward import Fault, Forward
 from worker.engine.job import Job, Piece
 from worker.engine.outbox import Outbox
+from worker.engine.repeats import Distinct, distinct
 from worker.engine.room import Room
 from worker.engine.schedule import Schedules
 from worker.engine.sink import Sink
@@ -29,6 +30,8 @@ from worker.engine.tokenising import Intake, Refusal, Slice, tokenise
 
 #: Seconds between two signs of life of an idle device thread.
 _IDLE_BEAT = 5.0
+#: Token budgets' worth of texts that may share a batch where most of them repeat.
+_MOST_BUDGETS = 8
 
 
 class Engine:
@@ -61,6 +64,8 @@ class Engine:
         self.busy_since: float | None = None
         self.batches = 0
         self.texts = 0
+        #: Texts of these that another one of their batch had the vector of.
+        self.repeats = 0
         self.tokens = 0
         #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
         self.capacity = 0
@@ -200,23 +205,25 @@ class Engine:
             pieces = self._admitted(pieces)
             if not pieces:
                 continue
-            block = batch.joined(pieces)
+            pieces, texts = self._without_repeats(pieces)
             self.busy_since = begun = time.monotonic()
             forward = self._forwards[pieces[0].job.info.name]
             budget = forward.budget
             self.capacity += budget
-            vectors, faults = forward.run(block)
+            vectors, faults = texts.spread(*forward.run(texts.block))
             self.beat = time.monotonic()
             self.busy_since = None
             self.busy_seconds += self.beat - begun
             self.batches += 1
-            self.texts += len(block)
-            self.tokens += block.tokens
+            encoded = sum(piece.texts for piece in pieces)
+            self.texts += encoded
+            self.repeats += texts.repeats
+            self.tokens += sum(piece.tokens for piece in pieces)
             self.counts.encoded(
                 pieces,
                 self.beat - begun,
-                texts=len(block),
-                tokens=block.tokens,
+                texts=encoded,
+                tokens=texts.block.tokens,
                 budget=budget,
                 faults=[fault.code for fault in faults.values()],
             )
@@ -240,6 +247,24 @@ class Engine:
                 self.beat = time.monotonic()
                 self._to_encode.wait(_IDLE_BEAT)
             return None
+
+    def _without_repeats(self, pieces: list[Piece]) -> tuple[list[Piece], Distinct]:
+        """What differs among a batch's texts; the room of what repeats goes to others that wait."""
+        texts = distinct(batch.joined(pieces))
+        name, most = pieces[0].job.info.name, self._forwards[pieces[0].job.info.name].budget
+        tokens = sum(piece.tokens for piece in pieces)
+        while texts.repeats and texts.block.tokens <= most // 2 and tokens < _MOST_BUDGETS * most:
+            with self._lock:
+                more = self._schedules.more(name, most - texts.block.tokens)
+                for piece in more:
+                    self._room.weigh(piece.job, -piece.tokens)
+            more = self._admitted(more)
+            if not more:
+                break
+            pieces = [*pieces, *more]
+            tokens += sum(piece.tokens for piece in more)
+            texts = distinct(batch.joined(pieces))
+        return pieces, texts
 
     def _admitted(self, pieces: list[Piece]) -> list[Piece]:
         """Ask for the jobs that start with this batch; drop those that may not, or are gone."""

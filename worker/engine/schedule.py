@@ -39,6 +39,10 @@ class Schedules:
                 return pieces
         return []
 
+    def more(self, name: str, room: int) -> list[Piece]:
+        """Further texts of a model for the batch just cut, at most `room` tokens."""
+        return self._schedules[name].more(room)
+
 
 class Schedule:
     """The jobs of one model that have tokenised texts waiting.
@@ -84,7 +88,11 @@ class Schedule:
         self._alone_next = True
         return self._cut_shared(budget)
 
-    def _cut_shared(self, budget: int) -> list[Piece]:
+    def more(self, room: int) -> list[Piece]:
+        """Further texts for the batch just cut; none where that was a job's own."""
+        return self._cut_shared(room, force=False) if self._alone_next else []
+
+    def _cut_shared(self, budget: int, *, force: bool = True) -> list[Piece]:
         pieces: list[Piece] = []
         room = budget
         turn = self._line(budget)
@@ -92,7 +100,7 @@ class Schedule:
             share = max(room // len(turn), 1)
             served, misses = [], 0
             for job in turn:
-                piece = job.take(share, room, force=not pieces)
+                piece = job.take(share, room, force=force and not pieces)
                 if piece is None:
                     misses += 1
                     if misses == _MISSES:

@@ -19,6 +19,7 @@ def figures(engine: Engine, jobs: JobCounts) -> Figures:
         "texts": engine.texts,
         "tokens": engine.tokens,
         "padding_tokens": engine.padding,
+        "texts_repeated": engine.repeats,
         "device_busy_seconds": engine.busy_seconds,
         "waiting_tokens": engine.waiting_tokens,
         "batch_budget_tokens": list(engine.budgets.items()),
