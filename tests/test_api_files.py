@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,19 @@ def test_a_file_whose_bytes_are_elsewhere_is_not_found(stand: ApiStand) -> None:
     file_id = uploaded(stand)["id"]
     stand.backend.files.storage.remove(f"files/{file_id}")
     assert stand.client.get(f"/v1/files/{file_id}/content").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ("", "gevent"),
+        ("/data/files", "gevent"),
+        ("file:///data/files", "gevent"),
+        ("s3://bucket/files", "gthread"),
+    ],
+)
+def test_requests_have_threads_where_files_are_in_a_bucket(
+    monkeypatch: pytest.MonkeyPatch, files: str, kind: str
+) -> None:
+    monkeypatch.setenv("EMBEDQ_FILES", files)
+    assert runpy.run_module("api.serving")["worker_class"] == kind

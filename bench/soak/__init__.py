@@ -9,4 +9,5 @@ outcome of each accepted job and compares the vectors.
 - `load`   who submits, and what was accepted
 - `chaos`  what happens to the processes, by a seed
 - `audit`  what became of the jobs
+- `bulk`   the same for one batch of requests: `python -m bench.soak.bulk`
 """

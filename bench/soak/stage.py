@@ -43,6 +43,7 @@ class Stage:
             "EMBEDQ_BENCH_FORWARD_MS": str(forward_ms),
             "EMBEDQ_BATCH_TOKENS": "1024",
             "EMBEDQ_MAX_QUEUED_TOKENS": "200000",
+            "EMBEDQ_FILES": str(self.folder / "files"),
         }
         self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
         self.api: Api | None = (
@@ -72,6 +73,12 @@ class Stage:
         """SIGKILL one and start another in its place, which joins when it is ready."""
         self.workers[index].kill()
         self.workers[index] = self.start_worker(wait=False)
+
+    def kill_api(self) -> None:
+        """SIGKILL the API and start another, at another address."""
+        assert self.api is not None
+        self.api.process.kill()
+        self.api = start_api(self.processes, self.valkey.url, env=self.env)
 
     def stop_worker(self, index: int) -> Process:
         """SIGSTOP: it holds its leases and does not renew them."""
