@@ -134,6 +134,9 @@ def test_a_visitor_sees_the_worker_and_compares_texts(
     assert np.abs(np.array(shown).reshape(4, 4) - vectors @ vectors.T).max() < 0.0051
     expect(page.locator(".scatter circle")).to_have_count(len(texts))
     expect(page.locator(".pairs li").first).to_contain_text("a cat sleeps")
+    expect(page.locator("#compared")).to_have_text(
+        re.compile(r"^4 texts compared\. Most alike, at 0\.\d\d: a cat sleeps / a kitten naps$")
+    )
     # It was a job like any other, and its texts are not among what is told of jobs.
     expect(page.locator("#jobs")).to_contain_text("succeeded")
     assert "kitten" not in page.locator("#jobs").inner_text()

@@ -25,7 +25,7 @@ export class Figure {
     this.readout = h("output", { class: "readout" });
     this.chart = h(
       "div",
-      { class: "chart", role: "img", tabindex: "0" },
+      { class: "chart", role: "group", "aria-roledescription": "chart", tabindex: "0" },
       this.svg,
       this.top,
       this.readout,

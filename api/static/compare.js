@@ -93,13 +93,20 @@ function show(place, given, result, tell) {
       one.classList.toggle("lit", indices.includes(Number(one.dataset.text)));
     }
   };
-  place.replaceChildren(heatMap(texts, matrix, light), scatter(texts, principal(vectors), light), pairs(texts, matrix));
+  const best = closest(matrix);
+  place.replaceChildren(heatMap(texts, matrix, light), scatter(texts, principal(vectors), light), pairs(texts, best));
+  const [value, i, j] = best[0];
+  const told = `${count(texts.length, "text")} compared. Most alike, at ${value.toFixed(2)}: ${texts[i]} / ${texts[j]}`;
+  write(place.parentElement.querySelector("[role=status]"), told);
 }
 
-/** The pairs most alike, in words. */
-function pairs(texts, matrix) {
-  const all = texts.flatMap((_, i) => texts.slice(i + 1).map((_, k) => [matrix[i][i + 1 + k], i, i + 1 + k]));
-  const best = all.sort((a, b) => b[0] - a[0]).slice(0, 3);
+/** The pairs most alike, as [similarity, index, index]. */
+function closest(matrix) {
+  const all = matrix.flatMap((row, i) => row.slice(i + 1).map((value, k) => [value, i, i + 1 + k]));
+  return all.sort((a, b) => b[0] - a[0]).slice(0, 3);
+}
+
+function pairs(texts, best) {
   const items = best.map(([value, i, j]) => h("li", {}, h("b", {}, value.toFixed(2)), h("span", {}, texts[i]), h("span", {}, texts[j])));
   return h("div", { class: "pairs" }, h("h3", {}, "Most alike"), h("ol", {}, ...items));
 }
