@@ -73,7 +73,7 @@ function fillJob(row, job, now) {
   bar.value = job.status === "succeeded" ? bar.max : done;
   mark(bar, "aria-label", `${whole(done)} of ${total === null ? "an unknown number of" : whole(total)} texts`);
   write(texts.lastChild, total === null ? NOTHING : ended || !done ? whole(total) : `${whole(done)} of ${whole(total)}`);
-  mark(texts, "data-noun", total === 1 ? "text" : "texts");
+  mark(texts.lastChild, "data-noun", total === 1 ? "text" : "texts");
   write(model, job.model ?? NOTHING);
   const age = job.created_at === null ? null : now - Date.parse(job.created_at) / 1000;
   write(submitted, age === null ? NOTHING : ago(Math.max(age, 0)));
