@@ -56,6 +56,11 @@ class Metrics:
         self._accepted = Counter(
             "embedq_jobs_accepted", "Jobs accepted over REST.", registry=self._registry
         )
+        self._joined = Counter(
+            "embedq_jobs_joined",
+            "Submissions that an earlier, equal job answers.",
+            registry=self._registry,
+        )
         self._texts = Counter(
             "embedq_texts_accepted", "Texts of jobs accepted over REST.", registry=self._registry
         )
@@ -78,6 +83,10 @@ class Metrics:
         """Count a job."""
         self._accepted.inc()
         self._texts.inc(texts)
+
+    def joined(self) -> None:
+        """Count a submission that made no job of its own."""
+        self._joined.inc()
 
     def refused(self, reason: str) -> None:
         """Count a job that there was no room or no worker for."""

@@ -82,6 +82,7 @@ def submit(
         _check(backend, acceptance, job, workers.tokens_per_second)
         replayed = acceptance.verdict == "replayed"
         if replayed:
+            backend.metrics.joined()
             record, meta = _replay(backend, acceptance.job_id, patience)
         else:
             backend.metrics.accepted(len(texts))

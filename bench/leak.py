@@ -73,7 +73,11 @@ class Callers:
             (
                 ("POST", "/jobs?wait=5", {"input": f"text {self.chance.random()}"}),
                 ("POST", "/jobs", {"input": ["one", "another"], "encoding_format": "base64"}),
-                ("POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "in OpenAI's form"}),
+                (
+                    "POST",
+                    "/v1/embeddings",
+                    {"model": "all-MiniLM-L6-v2", "input": "a text"},
+                ),
                 ("GET", f"/jobs/{job_id}", None),
                 ("GET", f"/jobs/{job_id}?wait=1", None),
                 ("GET", f"/jobs/{job_id}/events", None),

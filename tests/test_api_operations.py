@@ -74,6 +74,14 @@ def test_metrics_count_requests_by_pattern_and_tell_what_waits(api: ApiStand) ->
     assert f"embedq_queued_tokens {api.ledger()['tokens']}.0" in text
 
 
+def test_a_submission_that_an_earlier_job_answers_is_counted(api: ApiStand) -> None:
+    for _ in range(3):
+        api.submit("a text", headers={"Idempotency-Key": "once"})
+    text = api.client.get("/metrics").text
+    assert "embedq_jobs_joined_total 2.0" in text
+    assert "embedq_jobs_accepted_total 1.0" in text
+
+
 def test_callers_cannot_make_up_series(api: ApiStand) -> None:
     for word in ("BREW", "WHEN"):
         api.client.open("/jobs", method=word)
