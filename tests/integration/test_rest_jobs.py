@@ -14,6 +14,7 @@ import pytest
 import requests
 from celery.result import AsyncResult
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.openapi_examples import BODIES
 from tests.conftest import Service
@@ -247,3 +248,39 @@ def test_the_examples_of_the_document_work_as_they_stand(
     kind = response.headers["Content-Type"].partition(";")[0]
     assert surprise("POST", path, response.status_code, kind, response.content) is None
     assert "error" not in response.json() or response.json()["error"] is None
+
+
+def test_metrics_show_what_the_worker_did(service: Service) -> None:
+    before = worker_samples(service)
+    assert post(service, {"input": "metered " * 900}, Prefer="wait=60").status_code == 200
+    refused = post(service, {"input": "metered " * 900, "truncate": False}, Prefer="wait=60")
+    assert refused.json()["error"]["code"] == "text_too_long"
+
+    def counted(name: str, least: float = 1, **labels: str) -> bool:
+        key = (f"embedq_{name}", *sorted(labels.items()))
+        return worker_samples(service).get(key, 0) >= before.get(key, 0) + least
+
+    # A worker tells every two seconds.
+    eventually(lambda: counted("jobs_ended_total", outcome="failed", code="text_too_long"), 30)
+    eventually(lambda: counted("jobs_ended_total", outcome="succeeded", code=""), 30)
+    assert counted("texts_truncated_total")
+    assert counted("texts_failed_total", code="text_too_long")
+    for name in ("queue", "tokenise", "forward", "write"):
+        assert counted(f"{name}_seconds_count"), name
+    assert counted("job_seconds_count", 2)
+    assert counted("batch_fill_count")
+    assert counted("leases_total", event="settled")
+    assert counted("leases_total", 2, event="fetched")
+
+
+def worker_samples(service: Service) -> dict[tuple[Any, ...], float]:
+    """What `/metrics` says of the only worker, by name and labels."""
+    families = text_string_to_metric_families(get(service, "/metrics").text)
+    return {
+        (sample.name, *sorted((k, v) for k, v in sample.labels.items() if k != "worker")): (
+            sample.value
+        )
+        for family in families
+        for sample in family.samples
+        if "worker" in sample.labels
+    }
