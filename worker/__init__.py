@@ -4,6 +4,7 @@ In reading order:
 
 - `contract`   what API and worker agree on: settings, jobs, results, keys
 - `tasks`      `embed`, the task that users call
+- `collection` many texts through the task, in order, some at a time
 - `bulk`       batches of requests, coordinated by a task of their own
 - `transport`  how messages are fetched, leased and acknowledged
 - `pool`       how Celery hands over requests and how they end
