@@ -37,7 +37,8 @@ def families(presences: Mapping[bytes, bytes]) -> Iterator[Metric]:
     A worker that fell silent keeps its last figures until its record is removed; when it was heard
     of last is a figure, too. What a worker of another version says otherwise is left out.
     """
-    found = [figures for raw in presences.items() if (figures := _Worker.read(*raw)) is not None]
+    read = (_Worker.read(node, raw) for node, raw in sorted(presences.items()))
+    found = [worker for worker in read if worker is not None]
     yield _info(found)
     progress = GaugeMetricFamily(
         "embedq_worker_progress_timestamp_seconds",

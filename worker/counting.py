@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
 from typing import Any
 
 from worker.contract.figures import FIGURES
@@ -32,6 +31,7 @@ class Histogram:
         return {"bounds": self._bounds, "counts": list(self._counts), "sum": self._sum}
 
 
-def tallied(counts: Mapping[tuple[str, ...], int]) -> list[list[str | int]]:
+def tallied(counts: dict[tuple[str, ...], int]) -> list[list[str | int]]:
     """A figure with labels, as it travels; whoever counts may go on meanwhile."""
-    return [[*labels, count] for labels, count in list(counts.items())]
+    # A copy is one step of the interpreter; walking along is many, and another thread adds labels.
+    return [[*labels, count] for labels, count in dict.copy(counts).items()]

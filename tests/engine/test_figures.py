@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,3 +160,20 @@ def test_metrics_show_what_lies_in_the_queue(api: ApiStand, redis_client: redis.
 
 def test_tallies_travel_with_their_labels() -> None:
     assert tallied({("failed", "poisoned"): 2}) == [["failed", "poisoned", 2]]
+
+
+def test_labels_may_be_added_while_somebody_reads() -> None:
+    counts: Counter[tuple[str, ...]] = Counter()
+
+    def count() -> None:
+        for number in range(20_000):
+            counts[str(number),] += 1
+
+    writer = threading.Thread(target=count)
+    writer.start()
+    sizes = []
+    while writer.is_alive():
+        sizes.append(len(tallied(counts)))
+    writer.join()
+    assert sizes == sorted(sizes)
+    assert len(tallied(counts)) == 20_000

@@ -24,7 +24,7 @@ class Watch(Protocol):
 class Counts:
     """Each of the two methods belongs to one thread and takes no lock; any thread may read.
 
-    A batch costs about two microseconds here, whatever it holds.
+    A batch costs about a microsecond here, whatever it holds.
     """
 
     def __init__(self) -> None:
