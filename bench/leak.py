@@ -98,8 +98,9 @@ class Callers:
         status = int(head.split(b" ", 2)[1])
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if b"content-length:" not in head:
-            await reader.read()
-            return False
+            # Events, in chunks; the last one is empty.
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+            return True
         length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
         body = await reader.readexactly(length)
         if status in (200, 202) and body.startswith(b'{"id"'):
