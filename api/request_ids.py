@@ -13,8 +13,8 @@ _SANE = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
 
 
 def request_id(given: str | None) -> str:
-    """The caller's own id of a request where it is sane, else a new one."""
-    return given if given and _SANE.fullmatch(given) else uuid.uuid4().hex
+    """The caller's own id of a request where it is sane, else a new one in OpenAI's form."""
+    return given if given and _SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
 def add_request_id(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -115,4 +116,4 @@ def test_a_sane_request_id_is_kept(api: ApiStand, given: str) -> None:
 def test_any_other_is_replaced(given: str | None) -> None:
     made = request_id(given)
     assert made != given
-    assert len(made) == 32
+    assert re.fullmatch("req_[0-9a-f]{32}", made)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 
 from flask import Blueprint, Flask, Response, g, request
 
@@ -17,9 +15,6 @@ blueprint = Blueprint("openai", __name__, url_prefix=PREFIX)
 for _part in (embeddings, models, files, batches):
     blueprint.register_blueprint(_part.blueprint)
 
-#: What a caller may call a request.
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-
 
 def install(app: Flask) -> None:
     """Add the routes to `app`, and to every answer under `/v1`, errors too, OpenAI's headers."""
@@ -28,10 +23,6 @@ def install(app: Flask) -> None:
     @app.after_request
     def describe(response: Response) -> Response:
         if request.path.startswith(f"{PREFIX}/"):
-            given = request.headers.get("X-Request-Id", "")
-            response.headers["x-request-id"] = (
-                given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-            )
             milliseconds = round((time.perf_counter() - g.began) * 1000)
             response.headers["openai-processing-ms"] = str(milliseconds)
         return response
