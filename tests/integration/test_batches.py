@@ -147,7 +147,13 @@ def test_a_batch_outlives_worker_api_and_server_and_answers_each_line_once(
     processes: Processes, valkey_server: Callable[..., ValkeyServer], tmp_path: Path
 ) -> None:
     valkey = valkey_server("--appendfsync", "always")
-    env = {"EMBEDQ_FILES": str(tmp_path / "files"), "EMBEDQ_LEASE_SECONDS": "3"}
+    env = {
+        "EMBEDQ_FILES": str(tmp_path / "files"),
+        "EMBEDQ_LEASE_SECONDS": "3",
+        # So slow that the batch is killed before it is done.
+        "EMBEDQ_DEVICE": "cpu",
+        "EMBEDQ_THREADS": "1",
+    }
     worker = start_worker(processes, valkey.url, env=env)
     api = start_api(processes, valkey.url, env=env)
     total = 4000

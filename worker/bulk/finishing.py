@@ -30,10 +30,11 @@ def finish(means: Means, claim: Claim, batch: Batch, status: BatchStatus) -> Bat
 
 
 def clean_up(means: Means, batch: Batch) -> None:
-    """Remove what only the running batch needed."""
+    """Remove what only the running batch needed, and files whose time has passed."""
     means.store.client.delete(keys.jobs(batch.id))
     try:
         means.files.storage.remove(batch.folder)
+        means.files.sweep()
     except StorageUnavailable as error:
         logger.warning("The parts of batch %s were not removed: %s", batch.id, error.message)
 
