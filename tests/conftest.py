@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -141,6 +142,8 @@ def service() -> Iterator[Service]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What was tuned on this machine is not what the tests are about.
+    os.environ["EMBEDQ_TUNED"] = os.devnull
     config.stash[VALKEY_KEY] = set()
     config.stash[PROCESSES_KEY] = set()
 

@@ -22,6 +22,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_DTYPE", "bfloat16", "dtype", "bfloat16"),
     ("EMBEDQ_BATCH_TOKENS", "4096", "batch_tokens", 4096),
     ("EMBEDQ_MIN_COSINE", "0.95", "min_cosine", 0.95),
+    ("EMBEDQ_TUNED", "/etc/tuned.json", "tuned", Path("/etc/tuned.json")),
     ("EMBEDQ_CACHE_DIR", "/var/cache/embedq", "cache_dir", Path("/var/cache/embedq")),
     ("EMBEDQ_THREADS", "3", "threads", 3),
     ("CELERY_BROKER_URL", "redis://broker:1/2", "broker_url", "redis://broker:1/2"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from worker import tuned
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 
@@ -54,15 +55,16 @@ def _load_encoders(settings: Settings) -> dict[str, Encoder]:
     encoders: dict[str, Encoder] = {}
     for spec in settings.models:
         started = time.monotonic()
+        chosen = tuned.applied(settings, spec)
         encoder = load(
             spec,
-            device=settings.device,
-            backend=settings.backend,
-            dtype=settings.dtype,
-            batch_tokens=settings.batch_tokens,
-            threads=settings.threads,
-            min_cosine=settings.min_cosine,
-            cache=settings.cache_dir,
+            device=chosen.device,
+            backend=chosen.backend,
+            dtype=chosen.dtype,
+            batch_tokens=chosen.batch_tokens,
+            threads=chosen.threads,
+            min_cosine=chosen.min_cosine,
+            cache=chosen.cache_dir,
         )
         encoder.warm_up()
         info = encoder.info

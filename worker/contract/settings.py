@@ -41,6 +41,8 @@ class Settings:
     threads: int | None = None
     #: Mean cosine to float32 below which a smaller number format is refused.
     min_cosine: float = 0.99
+    #: What `embedq tune` wrote; None: `tuned.json` in the cache.
+    tuned: Path | None = None
     #: Where converted models are kept; None: the user's cache, see `user_cache`.
     cache_dir: Path | None = None
 
@@ -88,6 +90,7 @@ class Settings:
         keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
         token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
         cache_dir = env.text("EMBEDQ_CACHE_DIR", "")
+        tuned = env.text("EMBEDQ_TUNED", "")
         max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
         return cls(
             models=env.parse("EMBEDQ_MODEL", "", _models),
@@ -97,6 +100,7 @@ class Settings:
             batch_tokens=env.whole_or_none("EMBEDQ_BATCH_TOKENS", least=1),
             threads=env.whole_or_none("EMBEDQ_THREADS", least=1),
             min_cosine=env.parse("EMBEDQ_MIN_COSINE", str(cls.min_cosine), _cosine),
+            tuned=Path(tuned).expanduser() if tuned else None,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             broker_url=broker,
             result_backend=env.text("CELERY_RESULT_BACKEND", broker),

@@ -6,6 +6,7 @@ In reading order:
 `torch_encoder`  the torch backend: load, choose a forward pass by evidence
 `openvino_encoder`  the OpenVINO backend, and `openvino_graph`, its copy of a model
 `accuracy`       how close the number formats below float32 come to it
+`english`        texts to calibrate and measure with
 `library`        models and their facts as sentence-transformers loads them
 `devices`        device, number format, running out of memory
 `cpu`            what makes torch faster there

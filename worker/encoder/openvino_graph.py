@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from sentence_transformers import SentenceTransformer
 
+from worker.encoder.english import english
 from worker.encoder.rectangles import rectangles
 from worker.encoder.token_rules import takes_token_types
 from worker.encoder.tokenizer import Tokenizer
@@ -30,8 +29,7 @@ _log = logging.getLogger(__name__)
 
 #: What a graph on disk depends on, beside the model.
 _MADE_BY = ("openvino", "torch", "transformers", "sentence-transformers")
-#: Words of the texts that quantisation looks at, in turn, and how many texts those are.
-_CALIBRATION_WORDS = (3, 8, 12, 20, 40, 120)
+#: Texts that quantisation looks at.
 _CALIBRATION_TEXTS = 192
 
 
@@ -102,7 +100,7 @@ def _quantised(converted: Any, tokenizer: Tokenizer) -> Any:
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
-    block = tokenizer(calibration_texts())
+    block = tokenizer(english(_CALIBRATION_TEXTS))
     batches = [
         [part.ids, part.real.astype(np.int64)]
         for part in rectangles(block, GroupCost(fixed=96.0, knee=512.0), 0)
@@ -113,24 +111,6 @@ def _quantised(converted: Any, tokenizer: Tokenizer) -> Any:
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(batches),
     )
-
-
-def calibration_texts() -> Sequence[str]:
-    """English of all lengths that comes with Python: what its built-in functions say of themselves.
-
-    The same texts on every machine with the same Python.
-    """
-    return list(_runs_of_words())
-
-
-def _runs_of_words() -> Iterator[str]:
-    named = sorted(vars(builtins).items())
-    words = [word for _, thing in named for word in (getattr(thing, "__doc__", "") or "").split()]
-    at = 0
-    for number in range(_CALIBRATION_TEXTS):
-        count = _CALIBRATION_WORDS[number % len(_CALIBRATION_WORDS)]
-        yield " ".join(words[at : at + count])
-        at = (at + count) % max(len(words) - max(_CALIBRATION_WORDS), 1)
 
 
 def _key(model: SentenceTransformer, *, int8: bool) -> str:

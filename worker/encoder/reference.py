@@ -17,7 +17,10 @@ class Reference:
 
     def __init__(self, spec: ModelSpec, *, device: str = "auto") -> None:
         """Raises what `worker.encoder.load` raises."""
-        self._model = open_model(spec, choose_device(device), DTYPES["float32"])
+        place = choose_device(device)
+        #: Where it runs: `cpu`, `cuda` or `mps`.
+        self.device = place.type
+        self._model = open_model(spec, place, DTYPES["float32"])
 
     def encode_alone(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
         """Vectors of `texts`, each in a call of its own, float32 (n, dimensions)."""

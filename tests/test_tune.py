@@ -1,0 +1,146 @@
+"""`embedq tune`: the fastest way that is right, written where workers look."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests import tiny_models
+from worker import tune as tuning
+from worker import tuned
+from worker.cli.tune import command
+from worker.contract.errors import ModelUnavailable
+from worker.contract.models import ModelSpec
+from worker.contract.settings import Settings
+from worker.encoder import load
+from worker.loading import load_encoders
+from worker.tune import Finding, best, smallest_worthwhile, table
+from worker.tuned import Tuned, applied, remember
+
+SPEC = ModelSpec("tiny", "some/tiny")
+FOUND = Tuned("torch", "float32", 3, 777)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(models=(SPEC,), tuned=tmp_path / "folder" / "tuned.json")
+
+
+def kept(settings: Settings, found: Tuned = FOUND, device: str = "auto") -> None:
+    remember(tuned.path_of(settings), SPEC, device, found)
+
+
+def test_what_was_found_fills_what_the_settings_leave_open(settings: Settings) -> None:
+    kept(settings)
+    assert applied(settings, SPEC) == replace(
+        settings, backend="torch", dtype="float32", threads=3, batch_tokens=777
+    )
+    own = replace(settings, backend="torch", threads=1)
+    assert applied(own, SPEC).threads == 1
+    assert applied(own, SPEC).batch_tokens == 777
+
+
+@pytest.mark.parametrize("own", [{"backend": "openvino"}, {"dtype": "bfloat16"}])
+def test_nothing_of_it_applies_where_the_environment_wants_another_way(
+    own: dict[str, Any], settings: Settings
+) -> None:
+    kept(settings)
+    own_settings = replace(settings, **own)
+    assert applied(own_settings, SPEC) is own_settings
+
+
+def test_it_is_for_this_model_on_this_device_of_this_machine(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(settings)
+    assert applied(settings, ModelSpec("tiny", "other/tiny")) is settings
+    elsewhere = replace(settings, device="cuda")
+    assert applied(elsewhere, SPEC) is elsewhere
+    monkeypatch.setattr(tuned, "machine", lambda: "another machine")
+    assert applied(settings, SPEC) is settings
+
+
+def test_models_and_devices_share_the_file(settings: Settings) -> None:
+    kept(settings)
+    kept(settings, Tuned("torch", "bfloat16", None, 65536), device="cuda")
+    assert applied(settings, SPEC).batch_tokens == 777
+    assert applied(replace(settings, device="cuda"), SPEC).batch_tokens == 65536
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"a": {}}'])
+def test_a_damaged_file_counts_as_empty(content: str, settings: Settings) -> None:
+    path = tuned.path_of(settings)
+    path.parent.mkdir()
+    path.write_text(content)
+    assert applied(settings, SPEC) is settings
+    kept(settings)
+    assert applied(settings, SPEC).batch_tokens == 777
+
+
+def test_a_backend_that_is_gone_since_is_not_asked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept(settings, Tuned("openvino", "int8", None, 4096))
+    monkeypatch.setattr(tuned, "find_spec", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        assert applied(settings, SPEC) is settings
+    assert "tuned for openvino, which is not installed" in caplog.text
+
+
+def test_a_larger_budget_is_taken_only_where_it_pays() -> None:
+    assert smallest_worthwhile({512: 100.0, 1024: 102.0, 2048: 102.5}) == 512
+    assert smallest_worthwhile({512: 100.0, 1024: 110.0, 2048: 111.0}) == 1024
+    assert smallest_worthwhile({512: 100.0, 1024: 102.0, 2048: 120.0}) == 2048
+
+
+def test_the_fastest_way_that_ran_is_the_best() -> None:
+    findings = [
+        Finding("torch", "float32", None, 1536, 100.0, 1e-7, 1.0),
+        Finding("openvino", "float32", None, objection="it does not convert"),
+        Finding("openvino", "int8", 2, 4096, 300.0, 1e-2, 0.997),
+    ]
+    assert best(findings) == Tuned("openvino", "int8", 2, 4096)
+    lines = table(findings).splitlines()
+    assert "it does not convert" in lines[2]
+    assert "0.99700" in lines[3]
+
+
+def test_tuning_measures_writes_and_workers_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_TEXTS", 12)
+    monkeypatch.setattr(tuning, "_COMPARED", 6)
+    tried: list[tuple[str, str]] = []
+
+    def watched(spec: ModelSpec, **options: Any) -> Any:
+        tried.append((options["backend"], options["dtype"]))
+        if options["backend"] == "openvino":
+            raise ModelUnavailable("it does not convert")
+        return load(spec, **options)
+
+    monkeypatch.setattr(tuning, "load", watched)
+    path = tmp_path / "tuned.json"
+    monkeypatch.setenv("EMBEDQ_TUNED", str(path))
+    monkeypatch.setenv("EMBEDQ_MODEL", f"tiny={tiny_models.bert(tmp_path)}")
+    monkeypatch.setenv("EMBEDQ_DEVICE", "cpu")
+    ended = CliRunner().invoke(command, ["--seconds", "1", "--allow", "bfloat16"])
+    assert ended.exit_code == 0, ended.output
+    assert {("torch", "float32"), ("torch", "bfloat16")} <= set(tried)
+    assert "torch" in ended.output
+    [entry] = json.loads(path.read_text()).values()
+    assert entry["backend"] == "torch"
+    [encoder] = load_encoders(Settings.from_env()).values()
+    assert encoder.info.batch_tokens == entry["batch_tokens"]
+    assert encoder.info.dtype == entry["dtype"]
+
+
+def test_a_format_that_is_not_there_is_a_wrong_option() -> None:
+    ended = CliRunner().invoke(command, ["--allow", "int4"])
+    assert ended.exit_code == 2
+    assert "'int4' is not one of bfloat16, float16, int8" in ended.output

@@ -1,0 +1,73 @@
+"""`embedq tune`: the fastest way to run a model on this machine, for workers to take."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import click
+
+from worker import tuned
+from worker.contract.settings import DTYPES, Settings
+
+_ALLOWED = tuple(dtype for dtype in DTYPES if dtype not in ("auto", "float32"))
+
+
+@click.command("tune")
+@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+@click.option(
+    "--allow",
+    default="",
+    help=f"Number formats to try beside float32, of {', '.join(_ALLOWED)}, with commas.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=120,
+    show_default=True,
+    help="How long to measure, loading apart.",
+)
+def command(model: str | None, device: str | None, allow: str, seconds: float) -> None:
+    """Find backend, number format, threads and token budget for a model on this machine.
+
+    Prints speed and accuracy of each way, and writes the fastest to the file EMBEDQ_TUNED.
+    `embedq up` and workers take from it what their settings leave open. Keep the machine idle
+    meanwhile.
+    """
+    asked = {"EMBEDQ_MODEL": model, "EMBEDQ_DEVICE": device}
+    env = os.environ | {name: value for name, value in asked.items() if value is not None}
+    settings = Settings.from_env(env)
+    dtypes = [dtype.strip() for dtype in allow.split(",") if dtype.strip()]
+    for dtype in dtypes:
+        if dtype not in _ALLOWED:
+            raise click.BadParameter(f"{dtype!r} is not one of {', '.join(_ALLOWED)}")
+    # Only here: torch takes seconds to import.
+    from tqdm import tqdm
+
+    from worker.tune import best, table, tune
+
+    path = tuned.path_of(settings)
+    for spec in settings.models:
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s"
+        with tqdm(total=seconds, desc=f"Tuning {spec.name}", bar_format=shape) as bar:
+            findings = tune(
+                spec,
+                device=settings.device,
+                allow=dtypes,
+                seconds=seconds,
+                min_cosine=settings.min_cosine,
+                cache=settings.cache_dir,
+                progress=partial(_advance, bar),
+            )
+        click.echo(f"{spec.name} on {tuned.machine()}\n\n{table(findings)}\n")
+        try:
+            tuned.remember(path, spec, settings.device, best(findings))
+        except OSError as error:
+            raise click.ClickException(f"{path} cannot be written: {error}") from error
+    click.echo(f"The fastest is in {path}; workers take it when they start.")
+
+
+def _advance(bar: Any, seconds: float) -> None:
+    bar.update(seconds)

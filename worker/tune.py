@@ -1,0 +1,205 @@
+"""Which backend, number format, threads and token budget run a model fastest on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.errors import EmbedqError
+from worker.contract.models import ModelSpec
+from worker.encoder import Encoder, load
+from worker.loading import on_passing_thread
+from worker.tokens import TokenBlock
+from worker.tuned import Tuned, cores
+
+#: Token budgets that are tried, in those that a backend takes by itself.
+_BUDGETS = (0.5, 1.0, 2.0, 4.0)
+#: A larger budget must be faster by this much: it costs every job that shares its batches latency.
+_WORTH_IT = 1.03
+#: Seconds that a batch may take.
+_LONGEST_BATCH_S = 1.0
+#: Texts that are encoded again and again, and how many of them are compared with the library.
+_TEXTS, _COMPARED = 384, 24
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one way to run the model fared; `objection` says why it did not run at all."""
+
+    backend: str
+    dtype: str
+    threads: int | None
+    batch_tokens: int = 0
+    texts_per_second: float = 0.0
+    #: Largest difference of an element to the library's float32 vectors, and the mean cosine.
+    difference: float = 0.0
+    cosine: float = 0.0
+    objection: str = ""
+
+
+def tune(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    allow: Sequence[str] = (),
+    seconds: float = 120.0,
+    min_cosine: float = 0.99,
+    cache: Path | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[Finding]:
+    """Measure every way to run `spec`, the best first.
+
+    On a CPU in float32 and the formats in `allow`; on another device through torch. Takes about
+    `seconds`, of which `progress` hears as they pass. Raises what `worker.encoder.load` raises
+    where the default way does not run.
+    """
+    reference = on_passing_thread(lambda: _Reference(spec, device))
+    ways = _ways(reference.on_cpu, allow)
+    each = seconds / len(ways)
+    findings = []
+    for number, (backend, dtype, threads) in enumerate(ways):
+        way = Finding(backend, dtype, threads)
+
+        def measured(way: Finding = way) -> Finding:
+            encoder = load(
+                spec,
+                device=device,
+                backend=way.backend,
+                dtype=way.dtype,
+                threads=way.threads,
+                min_cosine=min_cosine,
+                cache=cache,
+            )
+            return _measured(encoder, way, reference, each, progress)
+
+        try:
+            findings.append(on_passing_thread(measured))
+        except EmbedqError as error:
+            if number == 0:
+                raise
+            findings.append(Finding(backend, dtype, threads, objection=error.message))
+    return sorted(findings, key=lambda finding: -finding.texts_per_second)
+
+
+def best(findings: Sequence[Finding]) -> Tuned:
+    """The settings of the fastest way that ran. At least one did."""
+    fastest = max(findings, key=lambda finding: finding.texts_per_second)
+    return Tuned(fastest.backend, fastest.dtype, fastest.threads, fastest.batch_tokens)
+
+
+def smallest_worthwhile(rates: dict[int, float]) -> int:
+    """The token budget to take, of texts a second by budget: no larger than pays."""
+    chosen = min(rates)
+    for budget in sorted(rates):
+        if rates[budget] > rates[chosen] * _WORTH_IT:
+            chosen = budget
+    return chosen
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """The findings as text, one line each."""
+    head = f"{'backend':<10}{'dtype':<10}{'threads':>8}{'tokens':>8}{'texts/s':>9}"
+    lines = [f"{head}{'difference':>12}{'cosine':>10}"]
+    for found in findings:
+        way = f"{found.backend:<10}{found.dtype:<10}{found.threads or 'auto':>8}"
+        lines.append(
+            f"{way}  {found.objection}"
+            if found.objection
+            else f"{way}{found.batch_tokens:>8}{found.texts_per_second:>9.0f}"
+            f"{found.difference:>12.1e}{found.cosine:>10.5f}"
+        )
+    return "\n".join(lines)
+
+
+class _Reference:
+    """The library's vectors, and texts to encode."""
+
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        # Only here: it imports torch.
+        from worker.encoder.english import english
+        from worker.encoder.reference import Reference
+
+        library = Reference(spec, device=device)
+        self.texts = english(_TEXTS)
+        self.vectors: NDArray[np.float32] = library.encode_alone(self.texts[:_COMPARED])
+        self.on_cpu = library.device == "cpu"
+
+
+def _ways(on_cpu: bool, allow: Sequence[str]) -> list[tuple[str, str, int | None]]:
+    """Backend, number format and threads, the default first."""
+    if not on_cpu:
+        return [("torch", dtype, None) for dtype in ("auto", *allow)]
+    backends = ["torch", "openvino"] if find_spec("openvino") else ["torch"]
+    # Two threads a core, where a machine counts them as two cores, can slow each other down.
+    threads = [None, cores() // 2] if cores() >= 4 else [None]
+    return [
+        (backend, dtype, count)
+        for dtype in ("float32", *allow)
+        for backend in backends
+        if dtype != "int8" or backend == "openvino"
+        for count in threads
+    ]
+
+
+def _measured(
+    encoder: Encoder,
+    way: Finding,
+    reference: _Reference,
+    seconds: float,
+    progress: Callable[[float], None],
+) -> Finding:
+    """`way` with its figures; the encoder is closed."""
+    encoder.warm_up()
+    block = encoder.tokenize(reference.texts)
+    found = encoder.forward(block.slice(0, _COMPARED))
+    budgets = sorted({max(int(encoder.info.batch_tokens * factor), 1) for factor in _BUDGETS})
+    rates: dict[int, float] = {}
+    began = time.monotonic()
+    for number, budget in enumerate(budgets):
+        rate, batch_seconds = _rate(encoder, block, budget, seconds / len(budgets))
+        if not rates or batch_seconds <= _LONGEST_BATCH_S:
+            rates[budget] = rate
+        progress(min(time.monotonic() - began, seconds * (number + 1) / len(budgets)))
+        began = time.monotonic()
+    budget = smallest_worthwhile(rates)
+    dtype = encoder.info.dtype
+    encoder.close()
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(reference.vectors, axis=1)
+    return Finding(
+        way.backend,
+        dtype,
+        way.threads,
+        budget,
+        rates[budget],
+        float(np.abs(found - reference.vectors).max()),
+        float(((found * reference.vectors).sum(axis=1) / np.maximum(norms, 1e-30)).mean()),
+    )
+
+
+def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> tuple[float, float]:
+    """Texts a second in batches of `budget` tokens in arrival order, and the longest batch's time.
+
+    Whole rounds over `block`, as many as fit into `seconds`, at least one; the best of them counts.
+    """
+    until = time.monotonic() + seconds
+    fastest = longest = 0.0
+    while True:
+        began = time.perf_counter()
+        start = 0
+        while start < len(block):
+            bound = block.offsets[start] + budget
+            stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
+            batch_began = time.perf_counter()
+            encoder.forward(block.slice(start, stop))
+            longest = max(longest, time.perf_counter() - batch_began)
+            start = stop
+        took = time.perf_counter() - began
+        fastest = max(fastest, len(block) / took)
+        if time.monotonic() + took > until:
+            return fastest, longest

@@ -1,0 +1,111 @@
+"""What `embedq tune` found best for a model on a machine, kept in a file for workers to read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from worker.contract.models import ModelSpec
+from worker.contract.settings import Settings, user_cache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Values for the settings of the same names."""
+
+    backend: str
+    dtype: str
+    threads: int | None
+    batch_tokens: int
+
+
+def path_of(settings: Settings) -> Path:
+    """The file that holds what was found, whether it is there or not."""
+    return settings.tuned or (settings.cache_dir or user_cache()) / "tuned.json"
+
+
+def remember(path: Path, spec: ModelSpec, device: str, found: Tuned) -> None:
+    """Write `found` beside what the file holds for other models and machines.
+
+    Whole or not at all. Raises OSError where it cannot be written.
+    """
+    entries = _read(path) | {_key(spec, device): asdict(found)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(entries, indent=2) + "\n")
+    draft.replace(path)
+
+
+def applied(settings: Settings, spec: ModelSpec) -> Settings:
+    """`settings` with what was found for `spec` on this machine where they leave it open.
+
+    Where the environment asks for another backend or number format than was found, nothing of it
+    applies.
+    """
+    entry = _read(path_of(settings)).get(_key(spec, settings.device))
+    if entry is None:
+        return settings
+    try:
+        found = Tuned(**entry)
+    except TypeError:
+        logger.warning("%s has an entry that is none of embedq's", path_of(settings))
+        return settings
+    if settings.backend not in ("auto", found.backend) or settings.dtype not in (
+        "auto",
+        found.dtype,
+    ):
+        return settings
+    if found.backend == "openvino" and find_spec("openvino") is None:
+        logger.warning("model %s was tuned for openvino, which is not installed", spec.name)
+        return settings
+    return replace(
+        settings,
+        backend=found.backend,
+        dtype=found.dtype,
+        threads=settings.threads or found.threads,
+        batch_tokens=settings.batch_tokens or found.batch_tokens,
+    )
+
+
+def machine() -> str:
+    """What speed depends on: the kind of processor and how many cores this process may use."""
+    kind = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else kind}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _key(spec: ModelSpec, device: str) -> str:
+    source = spec.source or spec.name
+    where = Path(source).expanduser()
+    return f"{where.resolve() if where.is_dir() else source} on {device} of {machine()}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        entries = json.loads(text) if text else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and counts as empty: %s", path, error)
+        return {}
+    return entries if isinstance(entries, dict) else {}
