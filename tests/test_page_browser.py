@@ -143,6 +143,9 @@ def test_a_visitor_sees_the_worker_and_compares_texts(
     expect(page.locator("#throughput .chart")).to_have_attribute(
         "aria-label", re.compile(r"now [\d,]+ tokens/s, highest [\d,]+ tokens/s")
     )
+    page.set_viewport_size({"width": 360, "height": 800})
+    expect(page.locator(".scatter")).to_have_attribute("viewBox", re.compile("^0 0 3[0-5]"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert tab.complaints == []
     assert tab.hosts == {service.url.removeprefix("http://")}
 
@@ -284,6 +287,7 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(
         state(tab, "Key needed")
         box = tab.page.get_by_label("This service asks for an API key")
         expect(box).to_be_focused()
+        expect(tab.page.locator("main")).to_be_hidden()
         tab.page.keyboard.type("wrong")
         tab.page.keyboard.press("Enter")
         state(tab, "Key refused")
@@ -295,8 +299,10 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(
         assert tab.page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
         tab.page.reload()
         state(tab, "1 worker live")
+        expect(tab.page.locator("main")).to_be_visible()
         tab.page.get_by_role("button", name="Forget key").click()
         state(tab, "Key needed")
+        expect(tab.page.locator("main")).to_be_hidden()
         assert tab.complaints == []
 
 

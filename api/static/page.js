@@ -4,7 +4,7 @@ import { Figure } from "./chart.js";
 import { ask, key, Problem } from "./client.js";
 import { installCompare } from "./compare.js";
 import { mark, write } from "./dom.js";
-import { count, duration, NOTHING, percent, short, whole } from "./format.js";
+import { count, duration, percent, short, whole } from "./format.js";
 import { showJobs, showWorkers } from "./tables.js";
 
 const INTERVAL = 2000;
@@ -31,7 +31,8 @@ $("key-form").addEventListener("submit", (event) => {
 });
 $("forget-key").addEventListener("click", () => {
   key.forget();
-  look();
+  // What the key let one see goes with it.
+  location.reload();
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
 installCompare($("compare-form"), $("comparison"), away);
@@ -58,7 +59,7 @@ function show(status, jobs) {
   const now = Date.parse(status.at) / 1000;
   const live = status.workers.filter((worker) => worker.live);
   seenAt = new Date();
-  document.body.classList.remove("stale");
+  document.body.classList.remove("stale", "locked");
   $("key-form").hidden = true;
   $("forget-key").hidden = key.get() === null;
   if (live.length) say("live", `${count(live.length, "worker")} live`);
@@ -85,8 +86,8 @@ function showFigures({ queue, history, workers }) {
   });
   figures.throughput.show({
     value: short(rate),
-    unit: "tokens/s",
-    note: `${short(latest(history.texts_per_second))} texts/s`,
+    unit: rate === null ? "" : "tokens/s",
+    note: rate === null ? "" : `${short(latest(history.texts_per_second))} texts/s`,
     values: history.tokens_per_second,
     step,
   });
@@ -94,7 +95,7 @@ function showFigures({ queue, history, workers }) {
   figures.fill.show({
     value: percent(recent(history.fill)).replace(" %", ""),
     unit: recent(history.fill) === null ? "" : "%",
-    note: budgets.length ? `of ${budgets.map(whole).join(" or ")} tokens a batch` : NOTHING,
+    note: budgets.length ? `of ${budgets.map(whole).join(" or ")} tokens a batch` : "",
     values: history.fill,
     step,
   });
@@ -102,7 +103,9 @@ function showFigures({ queue, history, workers }) {
   figures.latency.show({
     value,
     unit: unit && `${unit} median`,
-    note: `95 % within ${duration(recent(history.job_seconds_p95))}, one pass ${duration(recent(history.forward_seconds))}`,
+    note: unit
+      ? `95 % within ${duration(recent(history.job_seconds_p95))}, one pass ${duration(recent(history.forward_seconds))}`
+      : "no job has ended lately",
     values: history.job_seconds_p50,
     above: history.job_seconds_p95,
     step,
@@ -125,6 +128,7 @@ function away(problem) {
   const since = seenAt ? ` Figures are of ${seenAt.toLocaleTimeString()}.` : "";
   if (problem.status === 401 || problem.status === 403) {
     const refused = key.get() !== null;
+    document.body.classList.toggle("locked", seenAt === null);
     say("locked", refused ? "Key refused" : "Key needed", refused ? problem.message : "");
     $("forget-key").hidden = !refused;
     if ($("key-form").hidden) {
