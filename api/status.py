@@ -15,6 +15,7 @@ from api.answers import json_response
 from api.backend import Backend, backend
 from api.history import History, history
 from worker.contract import keys, pulse
+from worker.contract.lanes import lists_of
 from worker.contract.liveness import SILENCE
 from worker.contract.pulse import Sample
 
@@ -82,9 +83,10 @@ def _status(backend: Backend) -> ServiceStatus:
     settings, client = backend.settings, backend.store.client
     now, samples = pulse.read(client, settings.queue)
     with (backend.broker or client).pipeline(transaction=False) as pipe:
-        pipe.llen(settings.queue)
+        for name in lists_of(settings.queue):
+            pipe.llen(name)
         pipe.hlen(keys.LEASED)
-        waiting, taken = pipe.execute()
+        *waiting, taken = pipe.execute()
     presences = cast("dict[bytes, bytes]", client.hgetall(keys.workers(settings.queue)))
     return ServiceStatus(
         at=datetime.fromtimestamp(now, UTC),
@@ -92,7 +94,7 @@ def _status(backend: Backend) -> ServiceStatus:
             name=settings.queue,
             tokens=backend.store.queued_tokens(),
             most_tokens=settings.max_queued_tokens,
-            waiting=waiting,
+            waiting=sum(waiting),
             taken=taken,
         ),
         workers=workers(presences, samples, now),

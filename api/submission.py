@@ -15,11 +15,15 @@ from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
 from api.waits import NONE, Patience, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
+from worker.contract.lanes import Lane, list_of
 from worker.contract.store import Acceptance, JobRecord, NewJob, Once
 
 logger = logging.getLogger(__name__)
 
 LONGEST_IDEMPOTENCY_KEY = 255
+#: Batches' worth of tokens that one owner may have waiting in a lane. A worker holds a few times as
+#: many of each, so that the next owner's job is among them.
+LANE_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,15 @@ def submit(
     idempotency_key: str | None = None,
     shared: bool = False,
     expires: float | None = None,
+    lane: Lane | None = None,
     patience: Patience = NONE,
 ) -> Submitted:
     """Check a job against the live workers, queue it, and wait for its end as `patience` says.
 
     With `shared` it joins an equal job of the same owner that has not ended; whoever submits so
     calls `JobStore.leave` in the end. Past `expires`, seconds since the epoch, it does not run.
+    `lane` None stands for interactive where the caller waits, else normal; an owner's jobs beyond
+    its share of a lane wait in the next one.
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full` or
     `idempotency_conflict`, and redis.RedisError.
     """
@@ -70,15 +77,21 @@ def submit(
         ),
         model=model.name,
         owner=owner,
+        lane=_lane(patience) if lane is None else lane,
     )
-    message = messages.envelope(job.id, texts, options, backend.settings.queue, expires=expires)
+    message = messages.envelope(
+        *(job.id, texts, options, backend.settings.queue),
+        lane=job.lane,
+        owner=owner,
+        expires=expires,
+    )
     once = Once(
         key=idempotency_key,
         fingerprint=_fingerprint(texts, options) if idempotency_key or shared else "",
         shared=shared,
     )
     with backend.waiting.watch(job.id) as watch:
-        acceptance = _accept(backend, job, message, once)
+        acceptance = _accept(backend, job, message, once, LANE_SHARE * model.batch_tokens)
         _check(backend, acceptance, job, workers.tokens_per_second)
         replayed = acceptance.verdict == "replayed"
         if replayed:
@@ -92,7 +105,13 @@ def submit(
     return Submitted(record, meta, replayed, retry_after)
 
 
-def _accept(backend: Backend, job: NewJob, message: bytes, once: Once) -> Acceptance:
+def _lane(patience: Patience) -> Lane:
+    return Lane.INTERACTIVE if patience.seconds else Lane.NORMAL
+
+
+def _accept(
+    backend: Backend, job: NewJob, message: bytes, once: Once, lane_share: int
+) -> Acceptance:
     """One script where record and message share a server; else the record first."""
     broker = backend.broker
     acceptance = backend.store.accept(
@@ -100,11 +119,12 @@ def _accept(backend: Backend, job: NewJob, message: bytes, once: Once) -> Accept
         message if broker is None else None,
         max_tokens=backend.settings.max_queued_tokens,
         max_result_bytes=backend.result_room.bytes(),
+        lane_share=lane_share,
         once=once,
     )
     if broker is not None and acceptance.verdict == "accepted":
         try:
-            broker.lpush(backend.settings.queue, message)
+            broker.lpush(list_of(backend.settings.queue, acceptance.lane.step), message)
         except redis.RedisError:
             backend.store.withdraw(job.id)
             raise

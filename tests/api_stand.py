@@ -23,6 +23,7 @@ from tests.documented import watch
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status, TextError
+from worker.contract.lanes import lists_of
 from worker.contract.models import ModelInfo
 from worker.contract.results import Outcome, failure_meta, payload, success_meta
 from worker.contract.settings import Settings
@@ -92,9 +93,11 @@ class ApiStand:
         presence._write()
 
     def messages(self) -> list[dict[str, Any]]:
-        """What is queued, oldest first."""
-        raw: Any = self.redis.lrange(self.settings.queue, 0, -1)
-        return [orjson.loads(one) for one in reversed(raw)]
+        """What is queued, the first lane first, each oldest first."""
+        raw: list[Any] = []
+        for name in lists_of(self.settings.queue):
+            raw += reversed(self.redis.lrange(name, 0, -1))  # type: ignore[arg-type]
+        return [orjson.loads(one) for one in raw]
 
     def succeed(
         self,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
+from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.results import Outcome
 from worker.engine import Job
@@ -265,7 +266,15 @@ def job_of(
     info: ModelInfo | None = None,
     prompt: str | None = None,
     alone: bool = False,
+    lane: Lane = Lane.NORMAL,
+    tenant: str = "",
     **options: object,
 ) -> Job:
     chosen = JobOptions.model_validate(options) if options else DEFAULT_OPTIONS
-    return Job(job_id, list(texts), chosen, info or model_info(), prompt=prompt, alone=alone)
+    return Job(
+        *(job_id, list(texts), chosen, info or model_info()),
+        prompt=prompt,
+        alone=alone,
+        lane=lane,
+        tenant=tenant,
+    )

@@ -15,6 +15,7 @@ from bench.soak.audit import leftovers, outcomes, wait_for_outcomes
 from bench.soak.chaos import Chaos, Plan
 from bench.soak.load import Load
 from bench.soak.stage import Stage
+from worker.contract.lanes import lists_of
 
 QUEUE = "embedq"
 
@@ -86,7 +87,9 @@ def soak(
 def wait_for_empty(client: Any, seconds: float = 30.0) -> None:
     """Give second deliveries time to be acknowledged."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and (client.llen(QUEUE) or client.hlen("unacked")):
+    while time.monotonic() < deadline and (
+        client.exists(*lists_of(QUEUE)) or client.hlen("unacked")
+    ):
         client.blpop("embedq:bench:never", timeout=0.5)
 
 

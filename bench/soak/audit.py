@@ -12,6 +12,8 @@ import orjson
 import redis
 from numpy.typing import NDArray
 
+from worker.contract.lanes import lists_of
+
 Expected = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -54,7 +56,7 @@ def outcomes(
 def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
     """What is still in the queue, leased, dead-lettered or on the ledger."""
     return {
-        "queued": int(client.llen(queue)),  # type: ignore[arg-type]
+        "queued": sum(int(client.llen(one)) for one in lists_of(queue)),  # type: ignore[arg-type]
         "leased": int(client.hlen("unacked")),  # type: ignore[arg-type]
         "dead letters": int(client.llen(f"embedq:dead-letters:{queue}")),  # type: ignore[arg-type]
         "ledger tokens": int(client.hget(f"embedq:ledger:{queue}", "tokens") or 0),  # type: ignore[arg-type]

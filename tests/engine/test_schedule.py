@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.fakes import job_of, model_info
+from worker.contract.lanes import Lane
 from worker.engine.job import Job, Piece
 from worker.engine.schedule import Schedule, Schedules
 from worker.tokens import TokenBlock
@@ -25,9 +27,9 @@ def block_of(lengths: Sequence[int]) -> TokenBlock:
     )
 
 
-def waiting(job_id: str, lengths: Sequence[int], *, alone: bool = False, chunk: int = 256) -> Job:
+def waiting(job_id: str, lengths: Sequence[int], *, chunk: int = 256, **options: Any) -> Job:
     """A job whose texts have so many tokens, tokenised in chunks."""
-    job = job_of([""] * len(lengths), job_id, alone=alone)
+    job = job_of([""] * len(lengths), job_id, **options)
     for first in range(0, len(lengths), chunk):
         block = block_of(lengths[first : first + chunk])
         job.chunks.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
@@ -211,6 +213,9 @@ def test_every_text_is_in_one_batch_and_none_waits_for_long(seed: int) -> None:
     dice = random.Random(seed)
     budget = dice.choice([10, 64, 500])
     longest = dice.choice([3, budget, 2 * budget])
+    lanes, tenants, patience = dice.choice(
+        [([Lane.NORMAL], [""], 1), ([Lane.NORMAL], ["", "a", "b"], 1), ([*Lane], ["", "a"], 6)]
+    )
     schedule = Schedule()
     jobs: list[Job] = []
     seen: Counter[tuple[str, int]] = Counter()
@@ -219,7 +224,13 @@ def test_every_text_is_in_one_batch_and_none_waits_for_long(seed: int) -> None:
     for _ in range(100):
         for _ in range(dice.randint(0, 3)):
             lengths = [dice.randint(1, longest) for _ in range(dice.choice([1, 1, 1, 2, 30]))]
-            job = waiting(f"{len(jobs)}", lengths, alone=dice.random() < 0.05, chunk=7)
+            job = waiting(
+                *(f"{len(jobs)}", lengths),
+                alone=dice.random() < 0.05,
+                chunk=7,
+                lane=dice.choice(lanes),
+                tenant=dice.choice(tenants),
+            )
             jobs.append(job)
             schedule.add(job)
         if dice.random() < 0.1 and jobs:
@@ -233,8 +244,8 @@ def test_every_text_is_in_one_batch_and_none_waits_for_long(seed: int) -> None:
         served = texts_of(pieces)
         for job in line:
             waits[job.id] = 0 if served[job.id] else waits.get(job.id, 0) + 1
-            # Each batch serves whoever is at the front of the line, or the oldest and then it.
-            assert waits[job.id] <= 4 * len(line) + 4
+            # Of each line the one at the front, or the oldest and then it; of each lane, a line.
+            assert waits[job.id] <= (4 * len(line) + 4) * len(tenants) * patience
     for pieces in batches_of(schedule, budget):
         _note(pieces, budget, seen)
     for job in jobs:

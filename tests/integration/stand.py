@@ -19,9 +19,11 @@ from celery.result import AsyncResult
 import worker
 from tests.integration import users_app
 from tests.processes import Process, Processes, eventually, start_worker
-from worker.contract import records
-from worker.contract.jobs import TASK_NAME
+from worker.contract import estimates, messages, records
+from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
+from worker.contract.lanes import Lane, lists_of
 from worker.contract.results import Matrix, matrix
+from worker.contract.store import NewJob
 from worker.tasks import embed
 
 #: In every text, so that a text which turns up where it should not is found.
@@ -143,7 +145,7 @@ class Stand:
 
     def messages(self) -> tuple[int, int]:
         """Messages that wait in the queue, and messages that workers hold."""
-        return self.client.llen("embedq"), self.client.hlen("unacked")
+        return sum(map(self.client.llen, lists_of("embedq"))), self.client.hlen("unacked")
 
     @property
     def gate(self) -> Path:
@@ -183,6 +185,22 @@ class Stand:
     def wait_until_encoding(self, times: int = 1) -> None:
         """The device has begun a forward pass and stands still in it."""
         eventually(lambda: self.entered() >= times, ANSWER_S)
+
+    def submit(
+        self, job_id: str, lane: Lane, *, texts: int = 1, owner: str = "", share: int = 0
+    ) -> AsyncResult:
+        """A job as the API submits it; its id is made unique."""
+        job_id = f"{job_id}-{messages.new_id()}"
+        given = [f"text number {number} of {job_id}" for number in range(texts)]
+        store = records.store_of(self.app)
+        assert store is not None
+        tokens = estimates.tokens(given, 512)
+        job = NewJob(job_id, texts, tokens, result_bytes=1, owner=owner, lane=lane)
+        message = messages.envelope(
+            *(job_id, given, DEFAULT_OPTIONS, "embedq"), lane=lane, owner=owner
+        )
+        store.accept(job, message, lane_share=share)
+        return self.app.AsyncResult(job_id)
 
     def inspect(self, what: str, **options: Any) -> Any:
         """The worker's answer to `celery inspect`; asked again while it is connecting."""

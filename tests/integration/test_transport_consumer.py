@@ -12,9 +12,20 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
-from tests.integration.transport_loop import FAST, JOBS, Received, left, looped, plain, send
+from tests.integration.transport_loop import (
+    FAST,
+    JOBS,
+    Received,
+    backlog,
+    left,
+    looped,
+    plain,
+    send,
+)
 from tests.processes import ValkeyServer
-from worker.transport import Connection, admission, lease_of, leases
+from worker.contract.lanes import PRIORITY_STEPS, Lane, list_of, lists_of
+from worker.transport import Connection, admission, fetcher, lease_of, leases
+from worker.transport.message import Message
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +177,7 @@ def test_the_pool_decides_how_much_is_fetched(
     send(redis_url, *["x" * 1000 for _ in range(20)])
     room = 0
     received = Received(ack=False)
-    monkeypatch.setattr(admission, "room", lambda: room)
+    monkeypatch.setattr(admission, "room", lambda _: room)
     with looped(redis_url, received) as loop:
         loop.turn_for(0.3)
         assert received.bodies == []
@@ -179,6 +190,51 @@ def test_the_pool_decides_how_much_is_fetched(
         loop.until(lambda: len(received.bodies) == 20)
     monkeypatch.undo()
     assert left(redis_client) == (20, 0, 0)
+
+
+def test_a_lane_is_fetched_however_full_the_others_are(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = dict.fromkeys(Lane, 0)
+    received = Received(ack=False)
+    monkeypatch.setattr(admission, "room", rooms.__getitem__)
+    with looped(redis_url, received, priority_steps=list(PRIORITY_STEPS)) as loop:
+        loop.turn_for(0.2)
+        redis_client.rename(backlog(redis_url, redis_client, 100), list_of("jobs", 9))
+        rooms[Lane.INTERACTIVE] = 1000
+        loop.turn_for(0.2)
+        assert received.bodies == []
+        redis_client.rename(backlog(redis_url, redis_client, 1), list_of("jobs", -1))
+        loop.until(lambda: len(received.bodies) == 1)
+        loop.turn_for(0.1)
+        redis_client.rename(backlog(redis_url, redis_client, 2), list_of("jobs", -1))
+        loop.until(lambda: len(received.bodies) == 3)
+        assert [lease_of(message).priority for message in received.messages] == [-1] * 3
+    monkeypatch.undo()
+    # Each went back to the list that it came from.
+    assert [redis_client.llen(name) for name in lists_of("jobs")] == [3, 0, 0, 0, 100]
+
+
+def test_jobs_somebody_waits_for_come_between_those_fetched_before(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = Received()
+    urgent = backlog(redis_url, redis_client, 1, first=1000)
+
+    def ask(body: int, message: Message) -> None:
+        received(body, message)
+        if body == 5:
+            redis_client.rename(urgent, list_of("jobs", -1))
+
+    monkeypatch.setattr(admission, "room", lambda _: 1_000_000)
+    # A receiver that always takes longer than a slice.
+    monkeypatch.setattr(fetcher, "SLICE_SECONDS", 0)
+    send(redis_url, *range(200))
+    steps = list(PRIORITY_STEPS)
+    with looped(redis_url, ask, priority_steps=steps) as loop:
+        loop.until(lambda: len(received.bodies) == 201)
+    assert received.bodies.index(1000) < 190
+    monkeypatch.undo()
 
 
 def test_a_unix_socket_works_by_both_of_its_urls(

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from tests.integration.transport_loop import JOBS, Received, left, looped, send
+from worker.contract.lanes import PRIORITY_STEPS, list_of
 from worker.transport import admission, leases
 
 
@@ -73,6 +74,37 @@ def test_we_restore_what_a_dead_stock_worker_held(
             assert received.messages[0].headers["redelivered"] is True
         held.channel.qos._delivered.clear()
     assert left(redis_client) == (0, 0, 0)
+
+
+def test_a_stock_consumer_of_our_configuration_serves_and_purges_every_lane(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    for step in PRIORITY_STEPS:
+        send(redis_url, step, queue=list_of("jobs", step))
+        send(redis_url, "purged", queue=list_of("jobs", step))
+    received = Received()
+    options = {"priority_steps": list(PRIORITY_STEPS)}
+    with kombu.Connection(redis_url, transport_options=options) as other:
+        with other.Consumer([JOBS], callbacks=[received]):
+            while len(received.bodies) < 2:
+                other.drain_events(timeout=5)
+        assert received.bodies == [-1, "purged"]
+        assert JOBS(other.channel()).purge() == 8
+
+
+def test_a_plain_stock_consumer_serves_what_stock_producers_send(redis_url: str) -> None:
+    """One that knows nothing of our lanes, beside ours, which has the interactive one."""
+    with kombu.Connection(redis_url) as other:
+        for priority in (9, 3, 0):
+            other.Producer().publish(priority, routing_key="jobs", priority=priority)
+        ours, kombus = Received(), Received()
+        send(redis_url, "asked", queue=list_of("jobs", -1))
+        with other.Consumer([JOBS], callbacks=[kombus]):
+            for _ in range(3):
+                other.drain_events(timeout=5)
+        assert kombus.bodies == [0, 3, 9]
+        with looped(redis_url, ours, priority_steps=list(PRIORITY_STEPS)) as loop:
+            loop.until(lambda: ours.bodies == ["asked"])
 
 
 def test_purge_empties_the_queue_and_leaves_leases_alone(

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from tests.processes import ValkeyServer
+from worker.contract.lanes import PRIORITY_STEPS, list_of
 from worker.transport.leases import Burial, Lease, Outbox
 from worker.transport.store import RESTORE_LIMIT, LeaseStore, Source
 
@@ -199,11 +200,14 @@ def test_any_queue_name_finds_its_way_back(
     assert redis_client.llen(queue) == 1
 
 
-def test_prefixed_keys_and_priorities_find_their_way_back(redis_client: redis.Redis) -> None:
+@pytest.mark.parametrize("step", [-1, 0, 6])
+def test_prefixed_keys_and_priorities_find_their_way_back(
+    redis_client: redis.Redis, step: int
+) -> None:
     store = make_store(redis_client, unacked_key="p:unacked", index_key="p:index", key_prefix="p:")
-    key = "p:jobs\x06\x166"
+    key = list_of("p:jobs", step)
     send(redis_client, envelope(), queue=key)
-    [(lease, _)] = fetch(store, [Source("jobs", key, 6, 6)])
+    [(lease, _)] = fetch(store, [Source("jobs", key, 0, step)])
     store.tell(Outbox(returns=[lease.tag]))
     assert redis_client.llen(key) == 1
 
@@ -221,6 +225,22 @@ def test_only_leases_that_ran_out_are_restored_the_oldest_first(
     assert texts(redis_client) == ["0", "1", "2", "new"]
     assert redis_client.zcard("unacked_index") == redis_client.hlen("unacked") == 1
     assert all(lease.redelivered for lease, _ in fetch(store, count=3))
+
+
+def test_leases_of_every_lane_are_restored_to_it(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    sources = [
+        Source("jobs", list_of("jobs", step), rank, step)
+        for rank, step in enumerate(PRIORITY_STEPS)
+    ]
+    for source in sources:
+        send(redis_client, envelope(), queue=source.key)
+    found = fetch(store, sources)
+    assert [lease.priority for lease, _ in found] == list(PRIORITY_STEPS)
+    age(redis_client, 13)
+    assert restore(store) == (len(sources), 0, 0, [])
+    assert [redis_client.llen(source.key) for source in sources] == [1] * len(sources)
 
 
 def test_a_renewed_lease_is_not_restored(store: LeaseStore, redis_client: redis.Redis) -> None:

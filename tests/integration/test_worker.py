@@ -17,12 +17,14 @@ import pytest
 from celery.exceptions import TaskRevokedError
 from sentence_transformers import SentenceTransformer
 
+from api.submission import LANE_SHARE
 from tests.conftest import running
 from tests.integration import users_app
 from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
 from tests.processes import Process, Processes, ValkeyServer, eventually
 from worker.contract import keys
 from worker.contract.errors import JobFailed
+from worker.contract.lanes import Lane, list_of, lists_of
 from worker.tasks import embed
 
 pytestmark = pytest.mark.timeout(120)
@@ -102,6 +104,41 @@ def test_a_small_job_behind_a_large_one_is_answered_within_two_batches(steady: S
         assert not large.ready()
         go_on()
         assert len(vectors(large.get(timeout=60))) == 4096
+
+
+def test_an_interactive_job_behind_a_deep_bulk_queue_is_in_one_of_the_next_two_batches(
+    steady: Steady,
+) -> None:
+    with steady.busy_device():
+        for number in range(500):
+            steady.submit(f"bulk{number}", Lane.BULK, texts=16)
+        steady.wait_until_encoding()
+        eventually(lambda: 0 < steady.messages()[0] < 500)
+        asked = steady.submit("asked", Lane.INTERACTIVE)
+        eventually(lambda: steady.client.llen(list_of("embedq", Lane.INTERACTIVE.step)) == 0)
+        # The batch that stands still, and two more.
+        for _ in range(3):
+            steady.step()
+        assert len(vectors(asked.get(timeout=ANSWER_S))) == 1
+        assert sum(map(steady.client.llen, lists_of("embedq"))) * 16 > 2000
+        # Nobody waits for the rest.
+        assert steady.app.control.purge() > 100
+
+
+def test_an_owner_that_floods_the_queue_leaves_the_other_in_one_of_the_next_two_batches(
+    steady: Steady,
+) -> None:
+    share = LANE_SHARE * sum(engine(steady)["batch_tokens"].values())
+    with steady.busy_device():
+        for number in range(500):
+            steady.submit(f"flood{number}", Lane.NORMAL, texts=16, owner="flooding", share=share)
+        steady.wait_until_encoding()
+        other = steady.submit("other", Lane.NORMAL, owner="other", share=share)
+        eventually(lambda: steady.client.llen(list_of("embedq", Lane.NORMAL.step)) == 0)
+        for _ in range(3):
+            steady.step()
+        assert len(vectors(other.get(timeout=ANSWER_S))) == 1
+        assert steady.app.control.purge() > 100
 
 
 def test_small_jobs_of_many_callers_share_batches_and_equal_the_library(steady: Steady) -> None:

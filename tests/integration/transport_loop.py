@@ -54,7 +54,7 @@ class Loop:
 @contextmanager
 def looped(
     url: str,
-    received: Received,
+    received: Callable[[Any, Any], None],
     *queues: kombu.Queue,
     prefetch: int = 0,
     **options: Any,
@@ -92,6 +92,15 @@ def send(url: str, *bodies: Any, queue: str = "jobs", ours: bool = False, **opti
         producer = connection.Producer()
         for body in bodies:
             producer.publish(body, exchange="", routing_key=queue, **options)
+
+
+def backlog(url: str, client: redis.Redis, count: int, *, first: int = 0) -> str:
+    """The name of a list of messages that nobody consumes, to be renamed to one that somebody does.
+
+    So they are there at once, and on lists that no stock producer can name.
+    """
+    send(url, *range(first, first + count), queue=(name := f"backlog{client.dbsize()}"))
+    return name
 
 
 def left(client: redis.Redis) -> tuple[int, int, int]:

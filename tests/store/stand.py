@@ -56,8 +56,20 @@ def ledger(client: redis.Redis) -> dict[str, int]:
     """What the queue holds, its results of all minutes as one."""
     found = {"tokens": 0, "expected": 0, "stored": 0}
     for name, value in client.hgetall(keys.ledger(QUEUE)).items():
-        found[name.decode().split(":")[0]] += int(value)
+        kind = name.decode().split(":")[0]
+        if kind in found:
+            found[kind] += int(value)
     return found
+
+
+def shares(client: redis.Redis) -> dict[str, int]:
+    """Tokens that wait, by lane and owner."""
+    held = client.hgetall(keys.ledger(QUEUE)).items()
+    return {
+        name.decode().removeprefix("share:"): int(tokens)
+        for name, tokens in held
+        if name.startswith(b"share:")
+    }
 
 
 @contextmanager

@@ -7,6 +7,7 @@ In reading order:
 - `models`    what a loaded model says of itself
 - `jobs`      a job's arguments, checked; its states
 - `results`   vectors and failures as they are stored
+- `lanes`     which jobs are taken first, and where they wait
 - `keys`      every Redis key and channel, spelled once
 - `server`    Redis clients from Celery's URLs
 - `scripts`   Lua: the steps that must happen whole or not at all

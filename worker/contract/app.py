@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 
 from worker.contract import keys, logs
+from worker.contract.lanes import PRIORITY_STEPS
 from worker.contract.settings import Settings
 
 
@@ -35,8 +36,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 30,
-        # One list a queue: who wants priorities uses queues.
-        "priority_steps": [0],
+        # kombu's, and one before them for jobs that somebody waits for.
+        "priority_steps": list(PRIORITY_STEPS),
         # Bodies are JSON text already.
         "body_encoding": "utf-8",
         "socket_keepalive": True,

@@ -50,7 +50,8 @@ def ledger(queue: str) -> str:
     """Hash: what a queue holds.
 
     `tokens` accepted and not ended, estimated at acceptance; `expected` bytes of their results;
-    `stored:M` bytes of the results of minute M.
+    `stored:M` bytes of the results of minute M; `share:L:O` tokens of owner O in lane L, where
+    owners are told apart.
     """
     return f"embedq:ledger:{queue}"
 

@@ -19,9 +19,12 @@ import orjson
 
 from worker.contract import traces
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions
+from worker.contract.lanes import Lane
 
 #: Header of our own: when the job was submitted, in seconds since the epoch.
 SUBMITTED_AT = "embedq_submitted_at"
+#: Header of our own: whose job it is, the id of an API key; missing where there are no keys.
+OWNER = "embedq_owner"
 
 _ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 
@@ -47,17 +50,26 @@ def submission_time(headers: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, float) else None
 
 
+def owner_of(headers: Mapping[str, Any]) -> str:
+    """Whose a message is; "" where nobody is named."""
+    value = headers.get(OWNER)
+    return value if isinstance(value, str) else ""
+
+
 def envelope(
     job_id: str,
     texts: Sequence[str],
     options: JobOptions,
     queue: str,
     *,
+    lane: Lane = Lane.NORMAL,
+    owner: str = "",
     expires: float | None = None,
 ) -> bytes:
     """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`.
 
-    Past `expires`, seconds since the epoch, no worker starts it.
+    It belongs on the list of `lane`. `owner` is whose it is, the id of an API key or "". Past
+    `expires`, seconds since the epoch, no worker starts it.
     """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     shown = shown_args(len(texts))
@@ -102,6 +114,8 @@ def _message(
         "stamps": {},
         **new_headers(),
     }
+    if owner:
+        headers[OWNER] = owner
     message = {
         "body": _dumps([*call, embed]).decode(),
         "content-encoding": "utf-8",
@@ -112,7 +126,8 @@ def _message(
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": queue},
-            "priority": 0,
+            # A stock worker that gives it back knows no step below 0.
+            "priority": max(lane.step, 0),
             "body_encoding": "utf-8",
             "delivery_tag": str(uuid.uuid4()),
         },

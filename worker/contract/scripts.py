@@ -28,11 +28,14 @@ end
 #: Takes a job's estimates off the ledger, once: the record loses them with it.
 _SETTLE = """
 local function settle(job, ledger)
-  local held = redis.call('HMGET', job, 'tokens', 'bytes')
+  local held = redis.call('HMGET', job, 'tokens', 'bytes', 'share')
   if held[1] then
     redis.call('HINCRBY', ledger, 'tokens', -tonumber(held[1]))
     redis.call('HINCRBY', ledger, 'expected', -tonumber(held[2] or '0'))
-    redis.call('HDEL', job, 'tokens', 'bytes')
+    if held[3] and redis.call('HINCRBY', ledger, held[3], -tonumber(held[1])) <= 0 then
+      redis.call('HDEL', ledger, held[3])
+    end
+    redis.call('HDEL', job, 'tokens', 'bytes', 'share')
   end
 end
 """
@@ -49,22 +52,33 @@ local function unstore(job, ledger)
 end
 """
 
-#: KEYS job, listing, ledger, queue, earlier submission or ''. ARGV id, now, owner, model, total,
-#: tokens, bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, ttl of the earlier
-#: submission, result ttl, message or '', 1 where the job is shared. Answers {verdict, id, level}.
+#: KEYS job, listing, ledger, earlier submission or '', lists of the lanes. ARGV id, now, owner,
+#: model, total, tokens, bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, ttl
+#: of the earlier submission, result ttl, message or '', 1 where the job is shared, lane, an owner's
+#: share of a lane in tokens or 0. Answers {verdict, id, level}, and the lane of a job accepted.
 #: May be repeated after an error; a shared job then may count somebody twice, and is kept longer.
 ACCEPT = f"""
 {_ENDED}
 {_OPEN}
 {_SETTLE}
-local job, listing, ledger, queue, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local job, listing, ledger, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, now, shared = ARGV[1], tonumber(ARGV[2]), ARGV[16] == '1'
+local lane, bound = tonumber(ARGV[17]), tonumber(ARGV[18])
 local tokens, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 local max_tokens, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
+
+-- The ledger's count of what an owner has waiting in a lane, where owners are told apart.
+local function share(of)
+  return ARGV[3] ~= '' and 'share:' .. of .. ':' .. ARGV[3]
+end
+local function held(of)
+  return tonumber(share(of) and redis.call('HGET', ledger, share(of)) or '0')
+end
+
 if once ~= '' then
   local seen = redis.call('HMGET', once, 'id', 'fingerprint')
   local earlier = seen[1] and '{keys.JOB_PREFIX}' .. seen[1]
-  if seen[1] == id then return {{'accepted', id, 0}} end
+  if seen[1] == id then return {{'accepted', id, 0, lane}} end
   if shared then
     if earlier and open(earlier) and not ended('{keys.RESULT_PREFIX}' .. seen[1]) then
       redis.call('HINCRBY', earlier, 'callers', 1)
@@ -75,7 +89,7 @@ if once ~= '' then
   end
 end
 -- The client sends a call again whose answer it lost; the time tells it from another submission.
-if redis.call('HGET', job, 'created') == ARGV[2] then return {{'accepted', id, 0}} end
+if redis.call('HGET', job, 'created') == ARGV[2] then return {{'accepted', id, 0, lane}} end
 if max_tokens > 0 then
   local queued = tonumber(redis.call('HGET', ledger, 'tokens') or '0')
   if queued > 0 and queued + tokens > max_tokens then return {{'full', id, queued}} end
@@ -96,8 +110,17 @@ if redis.call('EXISTS', job) == 1 then
   settle(job, ledger)
   redis.call('DEL', job)
 end
+-- Lists are first in, first out: so much of one owner's in a lane holds everybody else up.
+if bound > 0 then
+  if lane == 0 and held(0) + tokens > bound then lane = 1 end
+  if lane == 1 and held(1) > bound then lane = 2 end
+end
 redis.call('HSET', job, 'status', 'queued', 'created', ARGV[2], 'owner', ARGV[3],
   'model', ARGV[4], 'total', ARGV[5], 'tokens', tokens, 'bytes', bytes)
+if share(lane) then
+  redis.call('HSET', job, 'share', share(lane))
+  redis.call('HINCRBY', ledger, share(lane), tokens)
+end
 redis.call('EXPIRE', job, ARGV[10])
 redis.call('ZADD', listing, now, id)
 redis.call('EXPIRE', listing, ARGV[10])
@@ -109,8 +132,8 @@ if once ~= '' then
   redis.call('EXPIRE', once, ARGV[13])
 end
 if shared then redis.call('HSET', job, 'callers', 1, 'shared', once) end
-if ARGV[15] ~= '' then redis.call('LPUSH', queue, ARGV[15]) end
-return {{'accepted', id, level}}
+if ARGV[15] ~= '' then redis.call('LPUSH', KEYS[5 + lane], ARGV[15]) end
+return {{'accepted', id, level, lane}}
 """
 
 #: KEYS job, listing, ledger. ARGV id. Undoes an acceptance whose message was not sent.
@@ -278,9 +301,11 @@ return 1
 """
 
 #: Puts the ledger right where nothing waits and nothing runs: messages can vanish without an end,
-#: by `celery purge` or with their record. KEYS ledger, queue, leased messages.
+#: by `celery purge` or with their record. KEYS ledger, leased messages, lists of the queue.
 RECONCILE = """
-if redis.call('LLEN', KEYS[2]) == 0 and redis.call('HLEN', KEYS[3]) == 0 then
-  redis.call('HDEL', KEYS[1], 'tokens', 'expected')
+if redis.call('HLEN', KEYS[2]) > 0 or redis.call('EXISTS', unpack(KEYS, 3)) > 0 then return end
+redis.call('HDEL', KEYS[1], 'tokens', 'expected')
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.find(field, '^share:') then redis.call('HDEL', KEYS[1], field) end
 end
 """

@@ -18,6 +18,7 @@ import redis
 
 from worker.contract import keys, scripts
 from worker.contract.jobs import Status
+from worker.contract.lanes import Lane, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 
@@ -48,6 +49,7 @@ class NewJob:
     result_bytes: int
     model: str = ""
     owner: str = ""
+    lane: Lane = Lane.NORMAL
     created: float = field(default_factory=time.time)
 
 
@@ -89,12 +91,13 @@ class Acceptance(NamedTuple):
 
     `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is the earlier job), `full`
     (tokens) or `results_full` (bytes of results). `level` is what the ledger holds then: tokens,
-    or bytes where those are full; 0 where it was not asked.
+    or bytes where those are full; 0 where it was not asked. `lane` is where an accepted job waits.
     """
 
     verdict: str
     job_id: str
     level: int = 0
+    lane: Lane = Lane.NORMAL
 
 
 class Depth(NamedTuple):
@@ -129,20 +132,22 @@ class JobStore:
         *,
         max_tokens: int = 0,
         max_result_bytes: int = 0,
+        lane_share: int = 0,
         once: Once = EACH_ITS_OWN,
     ) -> Acceptance:
         """Write the record and queue the message in one step, or say why not.
 
         With `message` None only the record is written, for a caller who sends the message next.
-        A bound of 0 is no bound. Raises redis.RedisError.
+        `lane_share` are the tokens that one owner may have waiting in a lane; what is beyond goes
+        to the next one. A bound of 0 is no bound. Raises redis.RedisError.
         """
         answer = self._accept(
             keys=[
                 keys.job(job.id),
                 keys.jobs(job.owner),
                 self._ledger,
-                self._queue,
                 _once_key(job.owner, once),
+                *(list_of(self._queue, lane.step) for lane in Lane),
             ],
             args=[
                 job.id,
@@ -161,10 +166,12 @@ class JobStore:
                 self._result_ttl,
                 message or b"",
                 int(once.shared),
+                job.lane.value,
+                lane_share,
             ],
         )
-        verdict, job_id, level = cast("list[Any]", answer)
-        return Acceptance(verdict.decode(), job_id.decode(), int(level))
+        verdict, job_id, level, *lane = cast("list[Any]", answer)
+        return Acceptance(verdict.decode(), job_id.decode(), int(level), *map(Lane, lane))
 
     def withdraw(self, job_id: str) -> None:
         """Forget a job whose message could not be sent."""
@@ -195,10 +202,12 @@ class JobStore:
     def depth(self, broker: redis.Redis | None = None) -> Depth:
         """What lies in the queue; `broker` where that is on another server. Raises RedisError."""
         with (broker or self.client).pipeline(transaction=False) as pipe:
-            pipe.llen(self._queue)
+            for name in lists_of(self._queue):
+                pipe.llen(name)
             pipe.hlen(keys.LEASED)
             pipe.llen(keys.dead_letters(self._queue))
-            return Depth(*pipe.execute())
+            *queued, taken, dead_letters = pipe.execute()
+            return Depth(sum(queued), taken, dead_letters)
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
@@ -256,7 +265,7 @@ class JobStore:
         A job between its record and its message may be missing from the ledger afterwards, which
         ends with the next time.
         """
-        self._reconcile(keys=[self._ledger, self._queue, keys.LEASED])
+        self._reconcile(keys=[self._ledger, keys.LEASED, *lists_of(self._queue)])
 
     def progress(self, jobs: Sequence[tuple[str, float, int, int]]) -> None:
         """Tell of running jobs: id, time started, texts done and total; ended ones stay so.

@@ -5,6 +5,7 @@ In reading order:
 - `job`         a job under way: its texts, what is tokenised, what has come back
 - `sink`        who is told what becomes of jobs
 - `tokenising`  texts into tokens, of several jobs in turn
+- `shares`      the waiting texts of one lane: a share for each tenant, and of that for each job
 - `schedule`    which waiting texts make the next batch; no clock, lock or device
 - `batch`       pieces of jobs joined for the model, and its rows given back to them
 - `forward`     one batch through the model, whatever one of its texts does to it

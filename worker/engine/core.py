@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
 from worker.engine.counts import Counts
@@ -106,9 +107,9 @@ class Engine:
         with self._lock:
             return self._forget(job)
 
-    def room(self) -> int:
-        """Tokens that may still be submitted before enough wait; zero or less: not now."""
-        return self._room.left(self.budgets.values())
+    def room(self, lane: Lane = Lane.NORMAL) -> int:
+        """Tokens of a lane that may still be submitted before enough wait; ≤ 0: not now."""
+        return self._room.left(lane, self.budgets.values())
 
     @property
     def waiting_tokens(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions, TextError
+from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.results import Matrix, Outcome
 from worker.tokens import TokenBlock
@@ -54,11 +55,13 @@ class Job:
         "errors",
         "id",
         "info",
+        "lane",
         "options",
         "owner",
         "prompt",
         "prompt_tokens",
         "started_at",
+        "tenant",
         "texts",
         "token_counts",
         "tokenised",
@@ -77,6 +80,8 @@ class Job:
         prompt: str | None = None,
         owner: Any = None,
         alone: bool = False,
+        lane: Lane = Lane.NORMAL,
+        tenant: str = "",
     ) -> None:
         self.id = job_id
         self.texts = texts
@@ -87,6 +92,9 @@ class Job:
         self.owner = owner
         #: Shares no batch with other jobs: it may be what killed a worker.
         self.alone = alone
+        self.lane = lane
+        #: Jobs of one tenant share what a tenant gets; "" where nobody is told apart.
+        self.tenant = tenant
         #: Texts handed to the tokenizer, and texts that have a vector or an error.
         self.tokenised = 0
         self.done = 0

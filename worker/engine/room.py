@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from worker.contract.lanes import Lane
 from worker.engine.job import Job
 
 #: Batches worth of tokens to hold: enough to never run dry, little enough to leave to others.
@@ -17,8 +18,8 @@ class Room:
     def __init__(self) -> None:
         #: Tokens of all jobs; those of texts not tokenised yet are estimates.
         self.waiting = 0
-        #: The same with at most one batch's worth of each job.
-        self._crowd = 0
+        #: The same by lane, with at most one batch's worth of each job.
+        self._crowds = dict.fromkeys(Lane, 0)
 
     def weigh(self, job: Job, tokens: int) -> None:
         """So many tokens of a job wait more, or fewer."""
@@ -26,12 +27,13 @@ class Room:
         before, after = job.waiting_tokens, job.waiting_tokens + tokens
         job.waiting_tokens = after
         self.waiting += tokens
-        self._crowd += min(after, most) - min(before, most)
+        self._crowds[job.lane] += min(after, most) - min(before, most)
 
-    def left(self, budgets: Iterable[int]) -> int:
-        """Tokens that may still come, given the budgets of all models; zero or less: none now.
+    def left(self, lane: Lane, budgets: Iterable[int]) -> int:
+        """Tokens of a lane that may still come, given the budgets of all models; ≤ 0: none now.
 
-        Of each job only one batch's worth counts, or a small job would wait in the queue until
-        the large one before it is done.
+        Each lane has room of its own, so that jobs of one never wait in the queue for those of
+        another to be done. Of each job only one batch's worth counts, or a small job would wait
+        there until the large one before it is done.
         """
-        return max(_BATCHES_AHEAD * sum(budgets), _LEAST_AHEAD) - self._crowd
+        return max(_BATCHES_AHEAD * sum(budgets), _LEAST_AHEAD) - self._crowds[lane]

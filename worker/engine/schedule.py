@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import islice
 
+from worker.contract.lanes import Lane
 from worker.engine.job import Job, Piece
+from worker.engine.shares import Shares
 
-#: No text is shorter: a special token and one of its own.
-_FEWEST_TOKENS = 2
-#: Jobs in a row whose next text does not fit, after which a batch counts as full.
-_MISSES = 8
+#: Batches that a lane waits through before it comes first.
+_PATIENCE = 4
 
 
 class Schedules:
@@ -47,33 +46,32 @@ class Schedules:
 class Schedule:
     """The jobs of one model that have tokenised texts waiting.
 
-    The unit is a text. A batch is cut in turns: every waiting job gets an equal share of the
-    room, at least one text, until the budget is full; who got something goes to the end of the
-    line. The oldest job and the one at the front of the line lead every batch, taking turns at
-    being first: where their texts fit together both are in it, where they do not each is in every
-    other one. So nothing starves, and a small job behind a large one is in one of the next two.
+    The unit is a text. Lanes are served in their order, each with what the ones before it leave,
+    but where somebody waits for a job, its batch is for the interactive lane alone: it takes no
+    longer than it must. A lane that waits and has not come first for `_PATIENCE` batches comes
+    first in the next one, with half of the room. So an interactive job is in the next batch, and
+    nothing starves; within a lane see `Shares`.
     """
 
     def __init__(self) -> None:
-        self._arrivals: OrderedDict[Job, None] = OrderedDict()
-        self._turns: OrderedDict[Job, None] = OrderedDict()
+        self._lanes = {lane: Shares() for lane in Lane}
+        #: Batches that a lane waited through since it last came first.
+        self._waited = dict.fromkeys(Lane, 0)
+        #: The lanes that may have texts in the batch cut last.
+        self._joining = list(Lane)
         self._alone: deque[Job] = deque()
         self._alone_next = True
-        self._oldest_first = True
 
     def add(self, job: Job) -> None:
         """A job has texts waiting; again whenever more of it is tokenised."""
-        if job.alone:
-            if job not in self._alone:
-                self._alone.append(job)
-            return
-        self._arrivals.setdefault(job)
-        self._turns.setdefault(job)
+        if not job.alone:
+            self._lanes[job.lane].add(job)
+        elif job not in self._alone:
+            self._alone.append(job)
 
     def discard(self, job: Job) -> None:
         """Forget a job, waiting or not."""
-        self._arrivals.pop(job, None)
-        self._turns.pop(job, None)
+        self._lanes[job.lane].discard(job)
         if job.alone and job in self._alone:
             self._alone.remove(job)
 
@@ -82,56 +80,43 @@ class Schedule:
 
         A job that must run alone has a batch of its own, every other one at most.
         """
-        if self._alone and (self._alone_next or not self._turns):
+        waiting = [lane for lane, shares in self._lanes.items() if shares]
+        if self._alone and (self._alone_next or not waiting):
             self._alone_next = False
             return self._cut_alone(budget)
         self._alone_next = True
-        return self._cut_shared(budget)
+        return self._cut_shared(waiting, budget)
 
     def more(self, room: int) -> list[Piece]:
         """Further texts for the batch just cut; none where that was a job's own."""
-        return self._cut_shared(room, force=False) if self._alone_next else []
+        return _merged(self._fill([], room)) if self._alone_next else []
 
-    def _cut_shared(self, budget: int, *, force: bool = True) -> list[Piece]:
-        pieces: list[Piece] = []
-        room = budget
-        turn = self._line(budget)
-        while turn and room >= _FEWEST_TOKENS:
-            share = max(room // len(turn), 1)
-            served, misses = [], 0
-            for job in turn:
-                piece = job.take(share, room, force=force and not pieces)
-                if piece is None:
-                    misses += 1
-                    if misses == _MISSES:
-                        break
-                    continue
-                misses = 0
-                pieces.append(piece)
-                room -= piece.tokens
-                if job.chunks:
-                    served.append(job)
-            turn = served
-        for piece in pieces:
-            self._after(piece.job)
+    def _cut_shared(self, waiting: list[Lane], budget: int) -> list[Piece]:
+        if not waiting:
+            return []
+        first = self._first(waiting)
+        overdue = first is not waiting[0]
+        self._joining = [first] if first is Lane.INTERACTIVE and not overdue else list(Lane)
+        share = budget // 2 if overdue else budget
+        pieces = self._lanes[first].serve(share, budget, leads=True, force=True)
+        if len(self._joining) > 1:
+            pieces = self._fill(pieces, budget)
+        for lane in waiting:
+            self._waited[lane] = 0 if lane is first else self._waited[lane] + 1
         return _merged(pieces)
 
-    def _line(self, budget: int) -> list[Job]:
-        """The two leaders, then those whose turn it is, as many as a batch can hold."""
-        if not self._turns:
-            return []
-        oldest, front = next(iter(self._arrivals)), next(iter(self._turns))
-        leaders = (oldest, front) if self._oldest_first else (front, oldest)
-        self._oldest_first = leaders[0] is not oldest
-        line = islice(self._turns, budget // _FEWEST_TOKENS + 1)
-        return list(dict.fromkeys((*leaders, *line)))
+    def _fill(self, pieces: list[Piece], budget: int) -> list[Piece]:
+        """A batch, with what its lanes have for the rest of the room."""
+        for lane in self._joining:
+            room = budget - sum(piece.tokens for piece in pieces)
+            if room > 0:
+                pieces = pieces + self._lanes[lane].serve(room, room, leads=False)
+        return pieces
 
-    def _after(self, job: Job) -> None:
-        if job.chunks:
-            self._turns.move_to_end(job)
-        else:
-            self._turns.pop(job, None)
-            self._arrivals.pop(job, None)
+    def _first(self, waiting: list[Lane]) -> Lane:
+        """The lane that has waited for too long, if one has, else the first in order."""
+        longest = max(waiting, key=self._waited.__getitem__)
+        return longest if self._waited[longest] >= _PATIENCE else waiting[0]
 
     def _cut_alone(self, budget: int) -> list[Piece]:
         job = self._alone[0]

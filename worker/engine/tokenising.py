@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from worker.contract import estimates
+from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine.job import Job, Piece
 from worker.tokens import TokenBlock
@@ -33,19 +34,19 @@ class Slice(NamedTuple):
 
 
 class Intake:
-    """Jobs with texts that are not tokenised yet, in turns.
+    """Jobs with texts that are not tokenised yet: lane by lane, those of a lane in turns.
 
     Its lock is the engine's; the caller of any method holds it.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._filled = threading.Condition(lock)
-        self._jobs: deque[Job] = deque()
+        self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._closed = False
 
     def put(self, job: Job) -> None:
         """A job has texts to tokenise."""
-        self._jobs.append(job)
+        self._lanes[job.lane].append(job)
         self._filled.notify()
 
     def close(self) -> None:
@@ -63,25 +64,11 @@ class Intake:
         return []
 
     def _next(self) -> list[Slice]:
-        """Texts of one model and prompt, of each job some; none of jobs that were cancelled."""
-        slices: list[Slice] = []
-        left = _TEXTS_A_CALL
-        unfinished: list[Job] = []
-        while self._jobs and left:
-            job = self._jobs[0]
-            if slices and not _alike(job, slices[0].job):
-                break
-            self._jobs.popleft()
-            if job.cancelled:
-                continue
-            start = job.tokenised
-            job.tokenised = stop = min(start + min(left, _TEXTS_A_JOB), len(job.texts))
-            left -= stop - start
-            slices.append(Slice(job, start, stop))
-            if stop < len(job.texts):
-                unfinished.append(job)
-        self._jobs.extend(unfinished)
-        return slices
+        """Texts of one lane, model and prompt, of each job some."""
+        for jobs in self._lanes.values():
+            if slices := _front(jobs):
+                return slices
+        return []
 
 
 class Refusal(NamedTuple):
@@ -122,6 +109,28 @@ def tokenise(
         refused = _too_long(encoder, block, good[start:stop], refusals, cut)
         pieces += _pieces(block, good[start:stop], refused)
     return pieces, refusals, cut
+
+
+def _front(jobs: deque[Job]) -> list[Slice]:
+    """Texts of one call, taken from the jobs at the front; none of jobs that were cancelled."""
+    slices: list[Slice] = []
+    left = _TEXTS_A_CALL
+    unfinished: list[Job] = []
+    while jobs and left:
+        job = jobs[0]
+        if slices and not _alike(job, slices[0].job):
+            break
+        jobs.popleft()
+        if job.cancelled:
+            continue
+        start = job.tokenised
+        job.tokenised = stop = min(start + min(left, _TEXTS_A_JOB), len(job.texts))
+        left -= stop - start
+        slices.append(Slice(job, start, stop))
+        if stop < len(job.texts):
+            unfinished.append(job)
+    jobs.extend(unfinished)
+    return slices
 
 
 def _alike(job: Job, other: Job) -> bool:

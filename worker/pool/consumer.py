@@ -14,6 +14,7 @@ from celery.worker import consumer
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME
+from worker.contract.lanes import Lane
 from worker.transport import admission, lease_of, leases
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class StockAdmission(bootsteps.StartStopStep):
 
         def with_room(_: Any) -> bool:
             room = admission.room
-            return (room is None or room() > 0) and bool(can_consume())
+            return (room is None or room(Lane.NORMAL) > 0) and bool(can_consume())
 
         qos.can_consume = MethodType(with_room, qos)
 

@@ -13,7 +13,8 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from worker.contract.messages import shown_args, submission_time
+from worker.contract.lanes import Lane, lane_of
+from worker.contract.messages import owner_of, shown_args, submission_time
 from worker.engine import Job
 from worker.transport import Lease, lease_of, leases
 
@@ -167,6 +168,16 @@ class Ticket:
     def tag(self) -> str:
         """The name of its lease, or '' on the stock transport."""
         return self.lease.tag if self.lease is not None else ""
+
+    @property
+    def lane(self) -> Lane:
+        """The lane of the list that it came from."""
+        return lane_of(self.lease.priority) if self.lease is not None else Lane.NORMAL
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is: the id of an API key, or ""."""
+        return owner_of(self.request.request_dict)
 
     @property
     def redelivered(self) -> bool:

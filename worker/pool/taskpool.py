@@ -21,6 +21,7 @@ from worker import loading, tasks
 from worker.contract import server
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
+from worker.contract.lanes import Lane
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
@@ -115,11 +116,11 @@ class TaskPool(BasePool):
         self._hub = loop
         self._loop.attach(loop)
 
-    def room(self) -> int:
-        """Tokens that may still be fetched."""
+    def room(self, lane: Lane) -> int:
+        """Tokens of a lane that may still be fetched."""
         if not (self._others.has_room() and self._outcomes.tracer.has_room()):
             return 0
-        return self._engine.room()
+        return self._engine.room(lane)
 
     def on_apply(
         self,
@@ -214,7 +215,7 @@ class TaskPool(BasePool):
         if self._stopping or not hasattr(self, "_presence"):
             return
         self._stopping = True
-        admission.room = lambda: 0
+        admission.room = lambda _: 0
         try:
             with leases_kept(self._settings.lease_seconds):
                 self._drain(time.monotonic() + seconds)
@@ -260,6 +261,8 @@ class TaskPool(BasePool):
             prompt=prompt_text(options, info),
             owner=ticket,
             alone=ticket.redelivered,
+            lane=ticket.lane,
+            tenant=ticket.tenant,
         )
 
     def _get_info(self) -> dict[str, Any]:

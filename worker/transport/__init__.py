@@ -3,8 +3,9 @@
 It speaks kombu's own formats, so producers, workers, Flower and `celery purge` of stock Celery use
 the same queues at the same time. What differs is how a worker takes messages:
 
-- *Fetch many, atomically.* One script moves up to `admission.room()` tokens of messages from the
-  queues into the leased set. kombu pops first and records later, and loses what dies in between.
+- *Fetch many, atomically.* One script moves up to `admission.room(lane)` tokens of messages from
+  the queues into the leased set, for each lane by itself, so that no lane waits for another's room.
+  kombu pops first and records later, and loses what dies in between.
 - *Leases, not an hour of silence.* A lease lasts `lease_timeout` seconds and is renewed by the
   event loop every third of it. What a dead worker held runs elsewhere soon after.
 - *Endings are collected*, told to the server once a loop tick, and outlive the connection.
@@ -15,7 +16,8 @@ and `sentinel://`.
 
 For the pool, from any thread unless said otherwise:
 
-- `admission.room = f`  set once; `f()` gives the tokens that may still be fetched (loop thread).
+- `admission.room = f`  set once; `f(lane)` gives the tokens of a lane that may still be fetched
+  (loop thread).
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
   None on the stock transport.
 - `leases.keep(tags)`  the pool will end these, whatever becomes of the connection.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from worker.contract.lanes import Lane
+
 #: Tokens of text are about this many bytes in a message.
 BYTES_PER_TOKEN = 4
 
@@ -16,19 +18,17 @@ class Admission:
     The event loop asks before each fetch. Whoever makes room wakes it: `hub.call_soon(…)`.
     """
 
-    #: How many more tokens may wait, from the event loop's thread and without blocking; ≤ 0
-    #: fetches nothing. None leaves it to kombu's prefetch count.
-    room: Callable[[], int] | None = None
+    #: How many more tokens may wait in a lane, from the event loop's thread and without blocking;
+    #: ≤ 0 fetches nothing of it. None leaves it to kombu's prefetch count.
+    room: Callable[[Lane], int] | None = None
     #: Messages of one fetch. More only makes the loop's pauses longer.
     max_messages: int = 1024
     #: Bytes of one fetch, plus one message.
     max_bytes: int = 16 * 1024 * 1024
 
-    def bounds(self) -> tuple[int, int] | None:
-        """Messages and bytes of text to fetch now; None where it is kombu's to say."""
-        if self.room is None:
-            return None
-        tokens = self.room()
+    def bounds(self, lane: Lane) -> tuple[int, int]:
+        """Messages and bytes of text to fetch of a lane now, where it is ours to say."""
+        tokens = self.room(lane) if self.room is not None else 0
         if tokens <= 0:
             return 0, 0
         return self.max_messages, min(tokens * BYTES_PER_TOKEN, self.max_bytes)

@@ -11,12 +11,13 @@ import redis
 from kombu.transport import redis as stock
 from kombu.utils.scheduling import cycle_by_name
 
+from worker.contract.lanes import Lane, lane_of
 from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
 from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse
 from worker.transport.qos import QoS
-from worker.transport.store import LeaseStore, Source, open_store
+from worker.transport.store import Demand, LeaseStore, Source, open_store
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -98,19 +99,23 @@ class Channel(stock.Channel):
     def looped(self) -> bool:
         return self.connection is not None and self.connection.loop is not None
 
-    def sources(self) -> list[Source]:
-        return self._lists(self._lease_cycle.consume(len(self._receivers)))
+    def demands(self) -> list[Demand]:
+        """By the pool's word, which bounds each lane by itself, or by kombu's prefetch count."""
+        sources = self._lists(self._lease_cycle.consume(len(self._receivers)))
+        if not sources:
+            return []
+        if not self._by_lanes:
+            return [Demand(None, sources, self._prefetch(), admission.max_bytes)]
+        lanes: dict[Lane, list[Source]] = {}
+        for source in sources:
+            lanes.setdefault(lane_of(source.priority), []).append(source)
+        return [Demand(lane, some, *admission.bounds(lane)) for lane, some in lanes.items()]
 
-    def room(self) -> tuple[int, int]:
-        """Messages and bytes of text that may be fetched now, by the pool's word or kombu's."""
-        bounds = admission.bounds() if self.looped else None
-        if bounds is not None:
-            return bounds
-        count = admission.max_messages if self.looped else 1
-        if self.qos.prefetch_count:
-            held = self.leases.outstanding(self.owner) + self.qos.delivered()
-            count = min(count, max(self.qos.prefetch_count - held, 0))
-        return count, admission.max_bytes
+    def has_room(self) -> bool:
+        """Whether anything may be fetched now."""
+        if self._by_lanes:
+            return any(admission.bounds(lane)[0] for lane in Lane)
+        return self._prefetch() > 0
 
     def connect(self, patience: float) -> Wire:
         pool = self.async_pool
@@ -157,6 +162,18 @@ class Channel(stock.Channel):
 
     # Ours.
 
+    @property
+    def _by_lanes(self) -> bool:
+        return self.looped and admission.room is not None
+
+    def _prefetch(self) -> int:
+        """Messages that may be fetched now by kombu's count."""
+        count = admission.max_messages if self.looped else 1
+        if self.qos.prefetch_count:
+            held = self.leases.outstanding(self.owner) + self.qos.delivered()
+            count = min(count, max(self.qos.prefetch_count - held, 0))
+        return count
+
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
         answer = super()._basic_cancel(consumer_tag)
@@ -182,10 +199,10 @@ class Channel(stock.Channel):
         """Lists in the order in which they are served: by priority, then in turn or strictly."""
         in_turn = self.queue_order_strategy == "round_robin"
         sources = []
-        for priority in self.priority_steps:
+        for rank, priority in enumerate(self.priority_steps):
             for place, queue in enumerate(queues):
                 key = self.global_keyprefix + self._q_for_pri(queue, priority)
-                level = priority * len(queues) + (0 if in_turn else place)
+                level = rank * len(queues) + (0 if in_turn else place)
                 sources.append(Source(queue, key, level, priority))
         return sources
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
+from worker.contract.lanes import Lane
 from worker.transport.leases import Lease, Outbox
-from worker.transport.store import Fetch, Source
+from worker.transport.store import Demand, Fetch
 from worker.transport.upkeep import Consumer, Upkeep
 from worker.transport.wire import Pause, Wire
 
@@ -23,8 +24,9 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 #: Seconds for which the server holds back the answer while a list is empty.
 WATCH_SECONDS = 5
-#: Seconds after which a receiver that takes its time is interrupted for renewals and endings.
-SLICE_SECONDS = 0.05
+#: Seconds after which a receiver that takes its time is interrupted for renewals, endings and jobs
+#: that somebody waits for.
+SLICE_SECONDS = 0.02
 
 
 class Fetcher:
@@ -45,8 +47,9 @@ class Fetcher:
         self._leases = consumer.leases
         self._wire: Wire | None = None
         self._watches: dict[str, Wire] = {}
-        self._fetching = False
-        self._drained = False
+        #: Lanes with a fetch under way, and those whose lists were seen empty.
+        self._fetching: set[Lane | None] = set()
+        self._drained: set[Lane | None] = set()
         self._telling = 0
         self._connect_pause = Pause()
         self._fetch_pause = Pause()
@@ -59,8 +62,8 @@ class Fetcher:
         Raises:
             redis.ConnectionError: the server cannot be reached.
         """
-        sources = self._consumer.sources()
-        if self._wire is None and not sources:
+        demands = self._consumer.demands()
+        if self._wire is None and not demands:
             return
         wire = self._connected()
         if wire is None:
@@ -68,19 +71,15 @@ class Fetcher:
         self._converse(wire)
         if self.ready and self._consumer.looped:
             self.deliver()
-        count, room = self._consumer.room()
-        if not sources or count <= 0 or self._fetching or self.ready or self._fetch_pause.on:
-            return
-        if self._drained:
-            self._watch(sources)
-        else:
-            self._fetch(wire, sources, count, room)
+        if not self.ready:
+            self._ask(wire, demands)
 
     def deliver(self) -> None:
         """Hand over what is ready: all of it on an event loop, else one message.
 
         Where the receiver raises, the rest stays ready. The solo pool runs a task for each
-        message, so leases are kept and endings told meanwhile.
+        message, so leases are kept and endings told meanwhile. Jobs that somebody waits for are
+        fetched meanwhile, too, and come next.
         """
         slice_end = time.monotonic() + SLICE_SECONDS
         while self.ready:
@@ -89,8 +88,7 @@ class Fetcher:
             if not self._consumer.looped:
                 return
             if time.monotonic() > slice_end and self._wire is not None and self._wire.alive:
-                self._wire.on_readable()
-                self._converse(self._wire)
+                self._catch_up(self._wire)
                 slice_end = time.monotonic() + SLICE_SECONDS
 
     def check(self) -> None:
@@ -121,6 +119,13 @@ class Fetcher:
         self.unwatch(list(self._watches))
         self._leases.release([lease.tag for lease, _ in self.ready])
         self.ready.clear()
+
+    def _catch_up(self, wire: Wire) -> None:
+        """What cannot wait until everything that is ready was handed over."""
+        for one in (wire, *self._watches.values()):
+            one.on_readable()
+        self._converse(wire)
+        self._ask(wire, [one for one in self._consumer.demands() if one.lane is Lane.INTERACTIVE])
 
     def _connected(self) -> Wire | None:
         """The connection for commands; None where one was lost too often to try again now."""
@@ -161,55 +166,75 @@ class Fetcher:
         self._telling -= 1
         self._leases.put_back(self._consumer.store, part)
 
-    def _fetch(self, wire: Wire, sources: Sequence[Source], count: int, room: int) -> None:
-        consumer = self._consumer
+    def _ask(self, wire: Wire, demands: Sequence[Demand]) -> None:
+        """Fetch what there is room for; where there was nothing, wait for it."""
+        if self._fetch_pause.on:
+            return
+        for demand in demands:
+            if demand.messages <= 0 or demand.lane in self._fetching:
+                continue
+            if demand.lane in self._drained:
+                self._watch(demand)
+            else:
+                self._fetch(wire, demand)
+
+    def _fetch(self, wire: Wire, demand: Demand) -> None:
+        consumer, lane = self._consumer, demand.lane
         fetch = consumer.store.fetch(
-            sources, renewed=consumer.looped, count=count, tokens_bytes=room
+            demand.sources,
+            renewed=consumer.looped,
+            count=demand.messages,
+            tokens_bytes=demand.tokens_bytes,
         )
-        self._fetching = True
+        self._fetching.add(lane)
         wire.call(
             fetch.command,
-            partial(self._fetched, wire, fetch),
-            partial(self._fetch_lost, fetch),
+            partial(self._fetched, wire, lane, fetch),
+            partial(self._fetch_lost, lane, fetch),
         )
 
-    def _fetched(self, wire: Wire, fetch: Fetch, reply: Any) -> None:
-        self._fetching = False
+    def _fetched(self, wire: Wire, lane: Lane | None, fetch: Fetch, reply: Any) -> None:
+        self._fetching.discard(lane)
         if isinstance(reply, ResponseError):
             self._refused(wire, reply, self._fetch_pause)
             return
         self._connect_pause.reset()
         self._fetch_pause.reset()
         consumer = self._consumer
-        self._drained, leased = consumer.store.read_fetch(fetch, reply, consumer.owner)
+        drained, leased = consumer.store.read_fetch(fetch, reply, consumer.owner)
+        if drained:
+            self._drained.add(lane)
         self._leases.grant([lease for lease, _ in leased])
-        self.ready.extend(leased)
+        if lane is Lane.INTERACTIVE:
+            self.ready.extendleft(reversed(leased))
+        else:
+            self.ready.extend(leased)
 
-    def _fetch_lost(self, fetch: Fetch) -> None:
+    def _fetch_lost(self, lane: Lane | None, fetch: Fetch) -> None:
         # The server may have leased messages to tags that we never saw: give them back.
-        self._fetching = False
+        self._fetching.discard(lane)
         self._leases.put_back(self._consumer.store, Outbox(returns=fetch.possible_tags()))
 
-    def _watch(self, sources: Sequence[Source]) -> None:
-        for source in sources:
+    def _watch(self, demand: Demand) -> None:
+        for source in demand.sources:
             wire = self._watches.get(source.key)
             if wire is None or not wire.alive:
                 wire = self._watches[source.key] = self._consumer.connect(PATIENCE)
             if not wire.busy:
                 wire.send(
                     ("BLMOVE", source.key, source.key, "RIGHT", "RIGHT", WATCH_SECONDS),
-                    partial(self._woken, wire),
+                    partial(self._woken, wire, demand.lane),
                     _nothing,
                     wait=WATCH_SECONDS,
                 )
 
-    def _woken(self, wire: Wire, reply: Any) -> None:
+    def _woken(self, wire: Wire, lane: Lane | None, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             # A full server refuses BLMOVE but lets us fetch, so that is tried after a pause.
             self._refused(wire, reply, self._fetch_pause)
-            self._drained = False
+            self._drained.discard(lane)
         elif reply is not None:
-            self._drained = False
+            self._drained.discard(lane)
 
     def _refused(self, wire: Wire, error: ResponseError, pause: Pause) -> None:
         logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())

@@ -25,6 +25,8 @@ class Lease:
     store: LeaseStore
     #: Identifies the channel that fetched it; compared, never used.
     owner: object
+    #: kombu's priority step of the list that it came from.
+    priority: int = 0
 
     @property
     def unacked_key(self) -> str:

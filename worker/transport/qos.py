@@ -17,8 +17,7 @@ class QoS(stock.QoS):
     """kombu's seam for prefetching, acknowledging and restoring, one for each channel."""
 
     def can_consume(self) -> bool:
-        count, _ = self.channel.room()
-        return bool(count > 0)
+        return bool(self.channel.has_room())
 
     def ack(self, delivery_tag: str) -> None:
         if is_lease(delivery_tag):

@@ -77,7 +77,7 @@ local function unwrap(value)
 end
 
 local function list_of(tag, queue, prefix, separator)
-  local priority = string.match(tag, '^%a+:(%d+):')
+  local priority = string.match(tag, '^%a+:(%-?%d+):')
   return prefix .. queue .. (priority == '0' and '' or separator .. priority)
 end
 
@@ -242,7 +242,7 @@ local rows = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', math.max(lease_end, ho
 local due, foreign, passed, more = {}, {}, 0, #rows == 2 * scan
 for at = 1, #rows, 2 do
   local tag, score = rows[at], tonumber(rows[at + 1])
-  local kind = string.match(tag, '^(%a+):%d+:')
+  local kind = string.match(tag, '^(%a+):%-?%d+:')
   if kind == 'lease' and score <= lease_end or kind == 'hold' and score <= hold_end then
     if #due >= limit or bytes <= 0 then
       more = true

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import redis
 
+from worker.contract.lanes import Lane
 from worker.transport import scripts
 from worker.transport.leases import Lease, Outbox
 from worker.transport.scripts import Command
@@ -37,6 +38,16 @@ class Source(NamedTuple):
     level: int
     #: kombu's priority step; 0 for the list that has just the queue's name.
     priority: int
+
+
+class Demand(NamedTuple):
+    """What may be fetched in one step: messages of some lists, and bytes of their texts."""
+
+    #: Those that share a bound; None where all lists do.
+    lane: Lane | None
+    sources: Sequence[Source]
+    messages: int
+    tokens_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,8 @@ class LeaseStore:
             # The only `true` that kombu and our scripts write; the message itself is read later.
             redelivered = b'"redelivered": true' in message
             tag = fetch.tag(source, number)
-            leased.append((Lease(tag, source.queue, redelivered, self, owner), message))
+            lease = Lease(tag, source.queue, redelivered, self, owner, source.priority)
+            leased.append((lease, message))
         return bool(drained), leased
 
     def commands(self, outbox: Outbox) -> Iterator[tuple[Command, Outbox]]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from redis.exceptions import ResponseError
 
 from worker.transport.leases import Lease, Leases
-from worker.transport.store import LeaseStore, Source
+from worker.transport.store import Demand, LeaseStore
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,8 @@ class Consumer(Protocol):
     def looped(self) -> bool:
         """Whether an event loop turns, which renews leases and hands out many messages at once."""
 
-    def sources(self) -> Sequence[Source]: ...
-
-    def room(self) -> tuple[int, int]:
-        """Messages and bytes of text that may be fetched now."""
+    def demands(self) -> Sequence[Demand]:
+        """What may be fetched now, the most urgent first; nothing where nobody consumes."""
 
     def connect(self, patience: float) -> Wire:
         """A new connection whose socket is polled."""
