@@ -13,6 +13,7 @@ from worker.bulk.notices import Notices
 from worker.bulk.windows import Pack
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import Status
+from worker.contract.lanes import Lane, list_of
 from worker.contract.liveness import Workers
 from worker.contract.record import JobRecord
 from worker.contract.store import EACH_ITS_OWN, NewJob, Once
@@ -77,9 +78,12 @@ class Dispatch:
             ),
             model=pack.model.name,
             owner=self._owner,
+            lane=Lane.BULK,
         )
         queue = self._means.settings.queue
-        message = messages.envelope(job.id, texts, pack.options, queue)
+        message = messages.envelope(
+            job.id, texts, pack.options, queue, lane=job.lane, owner=self._owner
+        )
         broker = self._means.broker
         # On two servers a record may be there whose message was never sent.
         once = EACH_ITS_OWN if broker is not None else _once(pack, texts, again)
@@ -97,7 +101,7 @@ class Dispatch:
         if acceptance.verdict == "replayed":
             self._unsure.add(acceptance.job_id)
         elif broker is not None:
-            broker.lpush(queue, message)
+            broker.lpush(list_of(queue, acceptance.lane.step), message)
         self._under_way[acceptance.job_id] = pack
         self._keys[acceptance.job_id] = once.key or ""
         return True

@@ -73,7 +73,8 @@ def envelope(
     """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     shown = shown_args(len(texts))
-    return _message(TASK_NAME, job_id, ([list(texts)], kwargs), shown, queue, expires)
+    call = [list(texts)], kwargs
+    return _message(TASK_NAME, job_id, call, shown, queue, lane=lane, owner=owner, expires=expires)
 
 
 def of_task(task: str, task_id: str, args: Sequence[Any], queue: str) -> bytes:
@@ -87,8 +88,10 @@ def _message(
     call: tuple[list[Any], dict[str, Any]],
     shown: str,
     queue: str,
-    expires: float | None = None,
     *,
+    lane: Lane = Lane.NORMAL,
+    owner: str = "",
+    expires: float | None = None,
     ignore_result: bool = False,
 ) -> bytes:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
