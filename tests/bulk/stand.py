@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import orjson
 import redis
-from kombu.transport import redis as stock
 from numpy.typing import NDArray
 
 from tests.api_stand import MODEL, ApiStand, api_stand
@@ -24,6 +23,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.files import BATCH, FileRecord, object_name
 from worker.contract.files import new_id as new_file_id
 from worker.contract.jobs import TextError
+from worker.contract.lanes import lists_of
 
 
 def line(custom_id: str = "a", **body: Any) -> dict[str, Any]:
@@ -54,11 +54,9 @@ class PlayedWorker:
     judge: Callable[[list[str]], Mapping[int, str]] = lambda _: {}
 
     def run(self, stopping: threading.Event) -> None:
-        queue = self.api.settings.queue
-        lists = [queue, *(f"{queue}{stock.Channel.sep}{step}" for step in (3, 6, 9))]
         with redis.Redis.from_url(self.api.settings.broker_url) as client:
             while not stopping.is_set():
-                taken: Any = client.brpop(lists, timeout=0.1)
+                taken: Any = client.brpop(lists_of(self.api.settings.queue), timeout=0.1)
                 if taken is not None:
                     self._end(orjson.loads(taken[1]))
 
