@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import redis
 
@@ -14,10 +15,11 @@ from tests.api_stand import MODEL
 from tests.bulk.stand import BulkStand, bulk_stand, jsonl, line, vectors_of
 from tests.processes import eventually
 from worker.bulk import processing
-from worker.contract import keys
+from worker.contract import keys, messages
 from worker.contract.batch import Batch, BatchStatus
 from worker.contract.batches import BatchStore, Superseded
 from worker.contract.errors import JobFailed
+from worker.contract.lanes import Lane
 from worker.contract.storage import Storage, StorageUnavailable
 
 
@@ -374,3 +376,24 @@ def test_redis_falling_away_is_told_to_the_caller(
         with pytest.raises(redis.ConnectionError):
             bulk.coordinator(batch_id).run()
     assert bulk.coordinator(batch_id).run()
+
+
+def test_a_batchs_jobs_share_the_device_as_its_owners_and_are_in_nobodys_list(
+    bulk: BulkStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    real = messages.envelope
+
+    def envelope(*args: Any, **kwargs: Any) -> bytes:
+        message = real(*args, **kwargs)
+        sent.append(orjson.loads(message))
+        return message
+
+    monkeypatch.setattr(messages, "envelope", envelope)
+    batch = bulk.ended(jsonl([line("a")]), owner="them")
+    assert batch.completed == 1
+    [message] = sent
+    assert messages.owner_of(message["headers"]) == "them"
+    assert message["properties"]["priority"] == Lane.BULK.step
+    for owner in ("", "them", batch.id):
+        assert bulk.api.store.page(owner, limit=10) == ([], None)

@@ -12,6 +12,7 @@ from worker.bulk.means import Means
 from worker.bulk.notices import Notices
 from worker.bulk.windows import Pack
 from worker.contract import estimates, keys, messages
+from worker.contract.batch import Batch
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane, list_of
 from worker.contract.liveness import Workers
@@ -43,10 +44,13 @@ class Dispatch:
     are under way, or that ended meanwhile, in place of sending them again.
     """
 
-    def __init__(self, means: Means, notices: Notices, owner: str) -> None:
+    def __init__(self, means: Means, notices: Notices, batch: Batch) -> None:
         self._means = means
         self._notices = notices
-        self._owner = owner
+        #: Whose jobs they are as records, so that they are in no caller's list; they share the
+        #: device as the jobs of the batch's own owner do.
+        self._holder = batch.id
+        self._owner = batch.owner
         self._under_way: dict[str, Pack] = {}
         #: Under which keys jobs are found again, by id, until they are released.
         self._keys: dict[str, str] = {}
@@ -77,7 +81,7 @@ class Dispatch:
                 len(texts), pack.options.dimensions or pack.model.dimensions, base64=True
             ),
             model=pack.model.name,
-            owner=self._owner,
+            owner=self._holder,
             lane=Lane.BULK,
         )
         queue = self._means.settings.queue
@@ -131,7 +135,7 @@ class Dispatch:
         client = self._means.store.client
         for job_id in job_ids:
             self._means.store.release(job_id, 0)
-            client.delete(keys.idempotency(self._owner, self._keys.pop(job_id, "")))
+            client.delete(keys.idempotency(self._holder, self._keys.pop(job_id, "")))
 
     def _look(self, job_id: str) -> Ended | None:
         """A job with its outcome where it has ended, or is not there any more."""

@@ -51,8 +51,7 @@ class Processing:
             file, means.settings.max_job_bytes, offset=batch.offset, number=batch.line
         )
         self._notices = Notices(means.store.client)
-        # Nobody's but the batch's: these jobs are in no caller's list.
-        self._dispatch = Dispatch(means, self._notices, owner=batch.id)
+        self._dispatch = Dispatch(means, self._notices, batch)
         self._windows: deque[Window] = deque()
         self._unsent: deque[Pack] = deque()
         self._full = False
