@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from api import worker_figures
 from api.waiting import Waiting
 from worker.contract.liveness import Liveness, live_workers
-from worker.contract.store import JobStore
+from worker.contract.store import Depth, JobStore
 
 #: Seconds: from an answer out of memory to the longest wait.
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -133,7 +133,7 @@ class _State(Collector):
             return
         yield _gauge("redis_up", "Whether Redis answers.", 1)
         yield _gauge("queued_tokens", "Tokens of jobs that have not ended, estimated.", queued)
-        yield _gauge("queued_jobs", "Messages that no worker has taken yet.", depth.queued)
+        yield _lanes(depth)
         yield _gauge("taken_jobs", "Messages that workers hold, of all queues.", depth.taken)
         yield _gauge("dead_letters", "Messages that no worker can run.", depth.dead_letters)
         workers = live_workers(presences, time.time())
@@ -141,6 +141,15 @@ class _State(Collector):
         rate = workers.tokens_per_second
         yield _gauge("tokens_per_second", "Rate of all workers while they are busy.", rate)
         yield from worker_figures.families(presences)
+
+
+def _lanes(depth: Depth) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "embedq_queued_jobs", "Messages that no worker has taken yet.", labels=["lane"]
+    )
+    for lane, jobs in depth.lanes.items():
+        family.add_metric([lane.name.lower()], jobs)
+    return family
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

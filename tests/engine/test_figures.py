@@ -17,6 +17,7 @@ from tests.engine.stand import Start, texts
 from tests.fakes import POISON, FakeEncoder, RecordingSink, job_of, model_info
 from worker.contract import keys
 from worker.contract.figures import FIGURES
+from worker.contract.lanes import Lane, list_of
 from worker.counting import Histogram, tallied
 from worker.engine import Engine
 from worker.pool.counts import CANCELLED, SUCCEEDED, JobCounts, ended_by
@@ -150,10 +151,13 @@ def test_a_worker_of_another_version_takes_nothing_from_the_others(api: ApiStand
 def test_metrics_show_what_lies_in_the_queue(api: ApiStand, redis_client: redis.Redis) -> None:
     api.submitted()
     api.submitted()
+    redis_client.lpush(list_of(api.settings.queue, Lane.BULK.step), "message")
     redis_client.hset(keys.LEASED, "tag", "message")
     redis_client.lpush(keys.dead_letters(api.settings.queue), "letter")
     text = api.client.get("/metrics").text
-    assert "\nembedq_queued_jobs 2.0\n" in text
+    assert '\nembedq_queued_jobs{lane="normal"} 2.0\n' in text
+    assert '\nembedq_queued_jobs{lane="bulk"} 1.0\n' in text
+    assert '\nembedq_queued_jobs{lane="interactive"} 0.0\n' in text
     assert "\nembedq_taken_jobs 1.0\n" in text
     assert "\nembedq_dead_letters 1.0\n" in text
 

@@ -9,7 +9,7 @@ The outcome itself is Celery's result key; where the two differ, the outcome is 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
@@ -18,7 +18,7 @@ import redis
 
 from worker.contract import keys, scripts
 from worker.contract.jobs import Status
-from worker.contract.lanes import Lane, list_of, lists_of
+from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 
@@ -101,11 +101,16 @@ class Acceptance(NamedTuple):
 
 
 class Depth(NamedTuple):
-    """Messages: in the queue, in the hands of workers (of any queue), buried."""
+    """Messages: in each lane of the queue, in the hands of workers (of any queue), buried."""
 
-    queued: int
+    lanes: Mapping[Lane, int]
     taken: int
     dead_letters: int
+
+    @property
+    def queued(self) -> int:
+        """Those of all lanes."""
+        return sum(self.lanes.values())
 
 
 class JobStore:
@@ -202,12 +207,15 @@ class JobStore:
     def depth(self, broker: redis.Redis | None = None) -> Depth:
         """What lies in the queue; `broker` where that is on another server. Raises RedisError."""
         with (broker or self.client).pipeline(transaction=False) as pipe:
-            for name in lists_of(self._queue):
-                pipe.llen(name)
+            for step in PRIORITY_STEPS:
+                pipe.llen(list_of(self._queue, step))
             pipe.hlen(keys.LEASED)
             pipe.llen(keys.dead_letters(self._queue))
-            *queued, taken, dead_letters = pipe.execute()
-            return Depth(sum(queued), taken, dead_letters)
+            *lengths, taken, dead_letters = pipe.execute()
+        lanes = dict.fromkeys(Lane, 0)
+        for step, length in zip(PRIORITY_STEPS, lengths, strict=True):
+            lanes[lane_of(step)] += length
+        return Depth(lanes, taken, dead_letters)
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
