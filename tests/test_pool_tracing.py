@@ -30,9 +30,12 @@ class Ticket:
         self.target = target
         self.redelivered = redelivered
         self.heard: list[Any] = []
+        self.open = True
+        self.submitted_at: float | None = None
 
-    def end(self, answer: Any) -> None:
+    def end(self, answer: Any) -> bool:
         self.heard.append(answer)
+        return self.open
 
     def put_back(self) -> None:
         self.heard.append("put back")
@@ -49,8 +52,13 @@ def loop() -> LoopCalls:
 
 
 @pytest.fixture
-def tracer(store: JobStore, loop: LoopCalls) -> Iterator[Tracer]:
-    tracer = Tracer(store, loop, JobCounts())
+def counts() -> JobCounts:
+    return JobCounts()
+
+
+@pytest.fixture
+def tracer(store: JobStore, loop: LoopCalls, counts: JobCounts) -> Iterator[Tracer]:
+    tracer = Tracer(store, loop, counts)
     yield tracer
     tracer.close(5)
 
@@ -113,6 +121,30 @@ def test_a_redelivered_job_that_has_ended_is_not_run_again(
     ticket: Any = Ticket(target, redelivered=True)
     tracer.end(ticket, outcome())
     assert heard(ticket, loop) == (0, "", 0.0)
+
+
+def test_an_outcome_is_counted_for_a_job_that_was_open(
+    tracer: Tracer, loop: LoopCalls, counts: JobCounts
+) -> None:
+    ended: Any = Ticket(lambda *_: (0, "", 0.0))
+    failed: Any = Ticket(lambda *_: (1, "", 0.0))
+    # Its link could not be dispatched, for example.
+    not_handed_on: Any = Ticket(lambda *_: (1, "", 0.0))
+    closed: Any = Ticket(lambda *_: (0, "", 0.0))
+    closed.open = False
+    for ticket, what in (
+        (ended, outcome()),
+        (failed, JobFailed("poisoned", "it kills")),
+        (not_handed_on, outcome()),
+        (closed, outcome()),
+    ):
+        tracer.end(ticket, what)
+        heard(ticket, loop)
+    assert counts.figures()["jobs_ended"] == [
+        ["succeeded", "", 1],
+        ["failed", "poisoned", 1],
+        ["failed", "other", 1],
+    ]
 
 
 def test_a_tracer_that_lags_behind_stops_fetching(tracer: Tracer, loop: LoopCalls) -> None:

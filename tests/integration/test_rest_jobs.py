@@ -273,6 +273,26 @@ def test_metrics_show_what_the_worker_did(service: Service) -> None:
     assert counted("leases_total", 2, event="fetched")
 
 
+def test_metrics_tell_apart_how_jobs_end_early(service: Service, celery_app: Any) -> None:
+    def ended(outcome: str, code: str = "") -> float:
+        key = ("embedq_jobs_ended_total", ("code", code), ("outcome", outcome))
+        return worker_samples(service).get(key, 0)
+
+    expired, cancelled, timed_out = (
+        ended("expired"),
+        ended("cancelled"),
+        ended("failed", "time_limit"),
+    )
+    celery_app.send_task("embedq.embed", args=[TEXTS], expires=-60)
+    # Longer than its limit on any machine.
+    celery_app.send_task("embedq.embed", args=[MANY], time_limit=0.02)
+    job_id = post(service, {"input": MANY}).json()["id"]
+    assert requests.delete(f"{service.url}/jobs/{job_id}", timeout=30).status_code == 200
+    eventually(lambda: ended("expired") > expired, 30)
+    eventually(lambda: ended("cancelled") > cancelled, 30)
+    eventually(lambda: ended("failed", "time_limit") > timed_out, 30)
+
+
 def worker_samples(service: Service) -> dict[tuple[Any, ...], float]:
     """What `/metrics` says of the only worker, by name and labels."""
     families = text_string_to_metric_families(get(service, "/metrics").text)
