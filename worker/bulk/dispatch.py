@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from worker.bulk.means import Means
@@ -67,11 +68,8 @@ class Dispatch:
         ahead = max(_BATCHES_AHEAD * batches, _SECONDS_AHEAD * workers.tokens_per_second)
         return sum(pack.tokens for pack in self._under_way.values()) < ahead
 
-    def send(self, pack: Pack, again: str = "") -> bool:
-        """Have a job run, or find the one that does; False where the service is full.
-
-        `again` tells apart jobs with the same lines.
-        """
+    def send(self, pack: Pack) -> bool:
+        """Have a job run, or find the one that does; False where the service is full."""
         texts = pack.texts
         job = NewJob(
             messages.new_id(),
@@ -90,7 +88,7 @@ class Dispatch:
         )
         broker = self._means.broker
         # On two servers a record may be there whose message was never sent.
-        once = EACH_ITS_OWN if broker is not None else _once(pack, texts, again)
+        once = EACH_ITS_OWN if broker is not None else _once(pack, texts)
         acceptance = self._means.store.accept(
             job,
             message if broker is None else None,
@@ -99,7 +97,7 @@ class Dispatch:
             once=once,
         )
         if acceptance.verdict == "conflict":
-            return self.send(pack, again=job.id)
+            return self.send(replace(pack, before=job.id))
         if acceptance.verdict not in ("accepted", "replayed"):
             return False
         if acceptance.verdict == "replayed":
@@ -147,7 +145,7 @@ class Dispatch:
         return Ended(self._under_way[job_id], job_id, record, meta)
 
 
-def _once(pack: Pack, texts: list[str], again: str) -> Once:
+def _once(pack: Pack, texts: list[str]) -> Once:
     lines = f"{pack.entries[0].number}-{pack.entries[-1].number}-{len(pack.entries)}"
     content = json.dumps([pack.options.model_dump(), texts]).encode("ascii")
-    return Once(key=f"{lines}:{again}", fingerprint=hashlib.sha256(content).hexdigest())
+    return Once(key=f"{lines}:{pack.before}", fingerprint=hashlib.sha256(content).hexdigest())

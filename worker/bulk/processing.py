@@ -156,7 +156,7 @@ class Processing:
         pack, record = ended.pack, ended.record
         if record is None:
             # Its time had passed, or it was removed.
-            self._unsent.appendleft(pack)
+            self._unsent.appendleft(replace(pack, before=ended.job_id))
             return
         pack.window.jobs.append(ended.job_id)
         if record.status is Status.SUCCEEDED and ended.meta is not None:

@@ -66,6 +66,8 @@ class Pack:
     options: JobOptions
     model: ModelInfo
     tokens: int
+    #: The job before, with the same lines, whose outcome got lost.
+    before: str = ""
 
     @property
     def texts(self) -> list[str]:
