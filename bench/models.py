@@ -39,11 +39,11 @@ def configuration() -> Any:
     return Reference(_SPEC)._model[0].auto_model.config  # noqa: SLF001 - as it was loaded
 
 
-def encoder(*, padded: bool = False) -> Encoder:
-    """Our encoder of the same model with its default settings, warmed up."""
+def encoder(backend: str = "auto", dtype: str = "auto", *, padded: bool = False) -> Encoder:
+    """Our encoder of the same model, warmed up."""
 
     def ready() -> Encoder:
-        loaded = load(_SPEC, padded=padded)
+        loaded = load(_SPEC, backend=backend, dtype=dtype, padded=padded)
         loaded.warm_up()
         return loaded
 

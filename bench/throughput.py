@@ -6,20 +6,19 @@ The callers run on the same cores as what they measure.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
 from bench import models
 from bench.baseline import Baseline
+from bench.contestant import Own
 from bench.load import Load, loads
 from bench.measure import Contestant, Race, percentile, race
 from bench.report import Options, Table, run
 from bench.stage import stage
 from bench.texts import texts
-from worker.encoder import Encoder
-from worker.loading import on_passing_thread
 
 ENCODE = "SentenceTransformer.encode, batch 32, one call"
 #: Texts of each set that one turn encodes: three seconds or more for the slowest.
@@ -31,65 +30,54 @@ SHAPES = ((64, 1), (8, 32))
 def main(options: Options) -> list[Table]:
     counts = {name: count // (4 if options.quick else 1) for name, count in COUNTS.items()}
     sets = {name: texts(name, count) for name, count in counts.items()}
-    in_process = _InProcess()
+    ways = _Ways()
     try:
-        raw = _raw(in_process, sets, options.rounds)
-        remote = _remote(in_process, {name: sets[name] for name in ("short", "mixed")}, options)
+        raw = _raw(ways, sets, options.rounds)
+        remote = _remote(ways, {name: sets[name] for name in ("short", "mixed")}, options)
     finally:
-        in_process.close()
+        ways.close()
     return [raw, *remote]
 
 
-class _InProcess:
-    """Our engine in this process, and the library in its own.
-
-    One thread that computes at a time, the engine's; see `on_passing_thread` for what more cost.
-    """
+class _Ways:
+    """The library and ours without queue, each in a process of its own."""
 
     def __init__(self) -> None:
         self.baseline = Baseline()
-        self.packed = models.encoder()
-        self.padded = models.encoder(padded=True)
-        self.engine = models.RawEngine(self.packed)
+        self.engine = Own()
+        self._ways = {
+            "encoder alone, packed": Own(alone="packed"),
+            "encoder alone, padded": Own(alone="padded"),
+        }
+        if find_spec("openvino"):
+            self._ways["engine, OpenVINO float32"] = Own("openvino", "float32")
+        if find_spec("openvino") and find_spec("nncf"):
+            self._ways["engine, OpenVINO int8"] = Own("openvino", "int8")
 
     def contestants(self, given: Sequence[str]) -> dict[str, Contestant]:
         return {
             ENCODE: lambda: self.baseline.encode(given),
-            "engine, packed": lambda: self.engine.encode(given),
-            "engine, packed, 32 texts a job": lambda: self.engine.encode(given, 32),
-            "encoder alone, packed": functools.partial(_alone, self.packed, given),
-            "encoder alone, padded": functools.partial(_alone, self.padded, given),
-        }
+            "engine": lambda: self.engine.encode(given),
+            "engine, 32 texts a job": lambda: self.engine.encode(given, 32),
+        } | {name: functools.partial(own.encode, given) for name, own in self._ways.items()}
 
     def close(self) -> None:
-        self.engine.close()
-        self.baseline.close()
+        for peer in (self.baseline, self.engine, *self._ways.values()):
+            peer.close()
 
 
-def _alone(model: Encoder, given: Sequence[str]) -> float:
-    """Seconds of the encoder over all texts, without the engine."""
-
-    def timed() -> float:
-        began = time.perf_counter()
-        models.encode_in_order(model, given)
-        return time.perf_counter() - began
-
-    return on_passing_thread(timed)
-
-
-def _raw(in_process: _InProcess, sets: dict[str, list[str]], rounds: int) -> Table:
+def _raw(ways: _Ways, sets: dict[str, list[str]], rounds: int) -> Table:
     columns = ["raw, in arrival order"]
     races: list[tuple[Race, int]] = []
-    library = models.library()
+    library, ours = models.library(), models.encoder()
     notes = []
     for name, given in sets.items():
         columns += [f"{name} texts/s", "× encode"]
-        for contestant in in_process.contestants(given[:64]).values():
+        for contestant in ways.contestants(given[:64]).values():
             contestant()
-        races.append((race(in_process.contestants(given), rounds), len(given)))
-        wanted = on_passing_thread(functools.partial(library.encode, given))
-        difference = float(np.abs(in_process.engine.encode(given) - wanted).max())
-        tokens = in_process.packed.tokenize(given).tokens / len(given)
+        races.append((race(ways.contestants(given), rounds), len(given)))
+        difference = float(np.abs(ways.engine.vectors(given) - library.encode(given)).max())
+        tokens = models.tokens_of(ours, given).tokens / len(given)
         notes.append(
             f"{name}: {len(given)} texts, {tokens:.1f} tokens a text, "
             f"largest difference to encode {difference:.0e}"
@@ -105,7 +93,7 @@ def _raw(in_process: _InProcess, sets: dict[str, list[str]], rounds: int) -> Tab
     return table
 
 
-def _remote(in_process: _InProcess, sets: dict[str, list[str]], options: Options) -> list[Table]:
+def _remote(ways: _Ways, sets: dict[str, list[str]], options: Options) -> list[Table]:
     """The same texts through Celery and REST, and through a plain Celery task."""
     columns = ["callers × texts a job"]
     for name in sets:
@@ -117,7 +105,7 @@ def _remote(in_process: _InProcess, sets: dict[str, list[str]], options: Options
         api = processes.api()
         with loads(rest=api.url, celery=processes.url, plain=processes.url) as callers:
             measured = {
-                name: _race_remote(in_process, callers, given, options.rounds)
+                name: _race_remote(ways, callers, given, options.rounds)
                 for name, given in sets.items()
             }
         assert worker.running, worker.log()
@@ -132,10 +120,10 @@ def _remote(in_process: _InProcess, sets: dict[str, list[str]], options: Options
 
 
 def _race_remote(
-    in_process: _InProcess, callers: dict[str, Load], given: list[str], rounds: int
+    ways: _Ways, callers: dict[str, Load], given: list[str], rounds: int
 ) -> tuple[Race, dict[str, list[float]]]:
     waits: dict[str, list[float]] = {}
-    contestants: dict[str, Contestant] = {ENCODE: lambda: in_process.baseline.encode(given)}
+    contestants: dict[str, Contestant] = {ENCODE: lambda: ways.baseline.encode(given)}
     names = {"rest": "REST", "celery": "Celery direct", "plain": "plain Celery task"}
     for kind, load in callers.items():
         for count, size in SHAPES:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from importlib import metadata
@@ -98,19 +100,21 @@ def _quantised(converted: Any, tokenizer: Tokenizer) -> Any:
     """Weights and activations in int8, their ranges from texts of all lengths."""
     # It reports its use over the network unless it believes that it is being tested.
     os.environ.setdefault("NNCF_CI", "1")
-    import nncf
-
     block = tokenizer(english(_CALIBRATION_TEXTS))
     batches = [
         [part.ids, part.real.astype(np.int64)]
         for part in rectangles(block, GroupCost(fixed=96.0, knee=512.0), 0)
     ]
-    return nncf.quantize(
-        converted,
-        nncf.Dataset(batches),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(batches),
-    )
+    # Its progress bars: standard output may be somebody's data.
+    with contextlib.redirect_stdout(sys.stderr):
+        import nncf
+
+        return nncf.quantize(
+            converted,
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
 
 
 def _key(model: SentenceTransformer, *, int8: bool) -> str:
