@@ -17,7 +17,8 @@ In reading order:
 - `schemas`      what is answered, as models
 - `openapi`      the same as a document
 - `errors`       what went wrong, and its status
-- `callers`      who asks, and whose jobs they see
+- `callers`      who asks, by their key, and whose jobs they see
+- `quotas`       what a key may still submit
 - `backend`      what the routes share
 - `serving`      gunicorn's configuration
 - `request_ids`, `logs`   what lines of the log have in common

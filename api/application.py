@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
 
-from api import errors, jobs, openapi, operations, page, request_ids, status
+from api import callers, errors, jobs, openapi, operations, page, quotas, request_ids, status
 from api.backend import EXTENSION, Backend
 from api.openai import errors as openai_errors
 from api.openai import routes
-from worker.contract.errors import SettingsError
+from worker.contract.api_keys import KeyFile
 from worker.contract.settings import Settings
 from worker.contract.traces import TRACE_HEADERS, traces_of
 
@@ -31,12 +31,7 @@ def make_app(settings: Settings | None) -> Flask:
     """See `api.create_app`."""
     app = Flask("api", static_folder=None)
     settings = settings or Settings.from_env()
-    if settings.api_keys_file is not None:
-        # Better no service than one that seems protected.
-        raise SettingsError(
-            f"EMBEDQ_API_KEYS_FILE={str(settings.api_keys_file)!r} is not supported: this version "
-            "checks no API keys; unset it, and put a proxy that does in front"
-        )
+    guard = callers.Guard(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
     backend = Backend.of(settings)
     app.extensions[EXTENSION] = backend
     errors.install(app, {f"{routes.PREFIX}/": openai_errors.response})
@@ -46,6 +41,9 @@ def make_app(settings: Settings | None) -> Flask:
     app.register_blueprint(status.blueprint)
     app.register_blueprint(page.blueprint)
     _observe(app, backend)
+    # After the first look at a request, so that one that is refused is counted, too.
+    callers.install(app, guard)
+    quotas.install(app)
     routes.install(app)
     return app
 

@@ -17,6 +17,7 @@ from worker.contract.batches import BatchStore
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
 from worker.contract.openai.token_table import TokenTable
+from worker.contract.quota import Quotas
 from worker.contract.result_room import ResultRoom
 from worker.contract.settings import Settings
 from worker.contract.storage import Storage
@@ -49,6 +50,7 @@ class Backend:
     metrics: Metrics
     #: Decodes token ids; None where there is none.
     token_table: TokenTable | None
+    quotas: Quotas
     files: FileStore
     batches: BatchStore
 
@@ -71,6 +73,7 @@ class Backend:
             revocations=Revocations(settings),
             metrics=Metrics(store, liveness, waiting, broker),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
+            quotas=Quotas(client),
             files=FileStore(client, Storage(settings.files)),
             batches=BatchStore(client, broker, settings.queue),
         )

@@ -1,18 +1,119 @@
-"""Who asks: the one place that decides whose jobs a request may see."""
+"""Who asks: the one place that decides who may, and whose jobs a request may see."""
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+
+from flask import Flask, g, request
+
+from api.errors import Problem
+from worker.contract.api_keys import ApiKey, KeyFile, KeyFileError
 from worker.contract.store import JobRecord
+
+logger = logging.getLogger(__name__)
 
 #: Jobs submitted without an API key, or through Celery, belong to everybody.
 EVERYBODY = ""
 
+#: Endpoints that need no key: whether it lives, and what is the same for everybody.
+_OPEN = frozenset(
+    {
+        "operations.health",
+        "operations.readiness",
+        "openapi.read_document",
+        "page.show_page",
+        "page.show_docs",
+        "page.send_asset",
+    }
+)
+#: Seconds between two looks at the file of keys.
+_FRESH = 1.0
+
+
+class Guard:
+    """The keys of a file, read again when it changes; one an application.
+
+    Safe to share between threads: one at a time looks at the file, the others go by what was read
+    before. A file that has become unreadable leaves the last good keys in force.
+    """
+
+    def __init__(self, file: KeyFile) -> None:
+        """Raises KeyFileError."""
+        self._file = file
+        self._stamp = self._look()
+        self._keys = file.read()
+        self._looking = threading.Lock()
+        self._stale_at = time.monotonic() + _FRESH
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The valid key that somebody sent, or None."""
+        if time.monotonic() >= self._stale_at and self._looking.acquire(blocking=False):
+            try:
+                self._refresh()
+            finally:
+                self._looking.release()
+        return self._keys.find(secret, time.time())
+
+    def _refresh(self) -> None:
+        self._stale_at = time.monotonic() + _FRESH
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = self._file.read()
+        except KeyFileError as error:
+            logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._file.path.stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def install(app: Flask, guard: Guard | None) -> None:
+    """Ask every request for its key before anything of it is read; without a guard, nobody."""
+
+    @app.before_request
+    def authenticate() -> None:
+        g.key = None
+        if guard is None or request.endpoint is None or request.endpoint in _OPEN:
+            return
+        g.key = guard.find(_sent())
+        if g.key is None:
+            raise Problem(
+                "unauthorized",
+                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
+                if not _sent()
+                else "the API key is not known, or is valid no more",
+                headers={"WWW-Authenticate": 'Bearer realm="embedq"'},
+            )
+
+
+def key() -> ApiKey | None:
+    """The key of the current request; None where none is asked for."""
+    found: ApiKey | None = g.get("key")
+    return found
+
 
 def owner() -> str:
     """The owner of what the current request submits and lists."""
-    return EVERYBODY
+    found = key()
+    return EVERYBODY if found is None else found.id
 
 
 def may_see(record: JobRecord) -> bool:
     """Whether a job exists, as far as the current request is concerned."""
     return record.owner == owner()
+
+
+def _sent() -> str:
+    """What the request says is its key, '' where nothing."""
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    return request.headers.get("X-API-Key", "").strip()

@@ -25,6 +25,10 @@ from worker.contract.jobs import JobRequest, Status
 
 blueprint = Blueprint("openapi", __name__)
 
+#: What needs no key, and what takes from a key's quotas (those that have a body).
+_OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+_SPENDING = {(path, True) for path in ("/jobs", "/v1/embeddings", "/v1/files", "/v1/batches")}
+
 _ABOUT = """Text embeddings as jobs: submit texts, wait or poll, read vectors.
 A job's id is its Celery task id; a job submitted either way can be read either way."""
 
@@ -58,7 +62,15 @@ def document() -> JsonObject:
             for name, paths in groups.items()
             for path, methods in paths.items()
         },
-        "components": {"schemas": _schemas()},
+        # Without a file of keys, none.
+        "security": [{"bearer": []}, {"key": []}, {}],
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
     }
 
 
@@ -67,8 +79,12 @@ def _complete(path: str, group: str, operation: JsonObject) -> JsonObject:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body is not None and path in BODIES:
         body["examples"] = BODIES[path]
-    bug = openai_document.errors(500) if path.startswith("/v1/") else _problems(500)
-    return operation | {"tags": [group], "responses": bug | operation["responses"]}
+    errors = openai_document.errors if path.startswith("/v1/") else _problems
+    always = errors(500) if path in _OPEN else errors(401, 500)
+    if (path, "requestBody" in operation) in _SPENDING:
+        always |= errors(429)
+    both: JsonObject = {"security": []} if path in _OPEN else {}
+    return operation | both | {"tags": [group], "responses": always | operation["responses"]}
 
 
 def _submit() -> JsonObject:
@@ -207,7 +223,7 @@ def _id() -> JsonObject:
 def _problems(*statuses: int) -> JsonObject:
     def problem(status: int) -> JsonObject:
         codes = ", ".join(f"`{code}`" for code, value in STATUS_OF.items() if value == status)
-        headers = {"headers": retry_after()} if status == 503 else {}
+        headers = {"headers": retry_after()} if status in (429, 503) else {}
         return {"description": codes, "content": {MEDIA_TYPE: ref("ProblemDocument")}, **headers}
 
     return {str(status): problem(status) for status in statuses}

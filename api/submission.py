@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import redis
 
+from api import quotas
 from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
@@ -58,8 +59,8 @@ def submit(
     calls `JobStore.leave` in the end. Past `expires`, seconds since the epoch, it does not run.
     `lane` None stands for interactive where the caller waits, else normal; an owner's jobs beyond
     its share of a lane wait in the next one.
-    Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full` or
-    `idempotency_conflict`, and redis.RedisError.
+    Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full`,
+    `rate_limit_exceeded`, `quota_exceeded` or `idempotency_conflict`, and redis.RedisError.
     """
     _check_key(idempotency_key)
     workers = backend.liveness.workers()
@@ -79,6 +80,7 @@ def submit(
         owner=owner,
         lane=_lane(patience) if lane is None else lane,
     )
+    quotas.spend(backend, job.tokens)
     message = messages.envelope(
         *(job.id, texts, options, backend.settings.queue),
         lane=job.lane,
@@ -119,6 +121,7 @@ def _accept(
         message if broker is None else None,
         max_tokens=backend.settings.max_queued_tokens,
         max_result_bytes=backend.result_room.bytes(),
+        max_owner_tokens=quotas.queued_tokens_bound(),
         lane_share=lane_share,
         once=once,
     )
@@ -165,6 +168,14 @@ def _check(backend: Backend, acceptance: Acceptance, job: NewJob, tokens_per_sec
             "queue_full",
             f"about {acceptance.level:,} tokens wait already",
             retry_after=seconds_to_encode(surplus, tokens_per_second),
+        )
+    if acceptance.verdict == "owner_full":
+        backend.metrics.refused("quota_exceeded")
+        bound = quotas.queued_tokens_bound()
+        raise Problem(
+            "quota_exceeded",
+            f"this API key has about {acceptance.level:,} tokens waiting; {bound:,} are allowed",
+            retry_after=seconds_to_encode(acceptance.level + job.tokens - bound, tokens_per_second),
         )
     backend.metrics.refused("results_full")
     raise Problem(

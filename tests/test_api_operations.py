@@ -6,20 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api import create_app
 from api.errors import STATUS_OF
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import clean_environment
 from worker.contract import keys
-from worker.contract.errors import SettingsError
 from worker.contract.jobs import JobRequest
 from worker.contract.liveness import SILENCE
-from worker.contract.settings import Settings
 
 
 @pytest.fixture
@@ -164,8 +160,3 @@ def test_an_answer_has_the_fields_of_its_schema(api: ApiStand, document: dict[st
     assert job["links"].keys() == schemas["Links"]["properties"].keys()
     found = problem(api.client.get("/nothing"))
     assert found.keys() <= schemas["ProblemDocument"]["properties"].keys()
-
-
-def test_a_keys_file_stops_the_api_rather_than_seem_to_protect_it() -> None:
-    with pytest.raises(SettingsError, match="EMBEDQ_API_KEYS_FILE='keys'"):
-        create_app(Settings(api_keys_file=Path("keys")))

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
-from api import bodies, callers
+from api import bodies, callers, quotas
 from api.answers import json_response
 from api.backend import backend
 from api.bulk import files, pages
@@ -28,6 +28,7 @@ _LONGEST_ID = 64
 @blueprint.post("")
 def create_batch() -> Response:
     """Accept a batch; from then on it ends, whatever is killed or restarted."""
+    quotas.spend(backend(), 0)
     asked = _parse(bodies.read_json(request, backend().settings.max_job_bytes))
     source = files.find(asked.input_file_id, field="input_file_id")
     if source.purpose != BATCH:

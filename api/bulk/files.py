@@ -8,7 +8,7 @@ from itertools import chain
 
 from flask import Blueprint, Response, request
 
-from api import callers
+from api import callers, quotas
 from api.answers import json_response
 from api.backend import backend
 from api.bulk import pages, uploads
@@ -28,6 +28,7 @@ _LONGEST_ID = 64
 @blueprint.post("")
 def upload_file() -> Response:
     """Store a file of requests."""
+    quotas.spend(backend(), 0)
     with storage_problems():
         files = backend().files
         files.sweep()

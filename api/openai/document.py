@@ -20,9 +20,11 @@ _ABOUT: Final = {
     400: "`malformed_body`, `invalid_request`, `invalid_dimensions`, `invalid_prompt`, "
     "`max_tokens_per_request`, `token_ids_not_supported`, `cancelled`, or the code of the first "
     "text that failed; `param` names it.",
+    401: "`unauthorized`",
     404: "`model_not_found`, `not_found`",
     413: "`too_large`",
     415: "`unsupported_media_type`",
+    429: "`rate_limit_exceeded`, `quota_exceeded`; the key's quotas are in the headers.",
     500: "`internal_error`, `time_limit`",
     503: "`no_worker`, `queue_full`, `results_full`, `redis_unavailable`, `not_in_time`, "
     "`storage_unavailable`",
@@ -42,7 +44,7 @@ def errors(*statuses: int) -> JsonObject:
     """Answers in OpenAI's shape of an error, by status."""
 
     def error(status: int) -> JsonObject:
-        headers = _headers() | (retry_after() if status == 503 else {})
+        headers = _headers() | (retry_after() if status in (429, 503) else {})
         return answer(_ABOUT[status], "ErrorDocument", headers=headers)
 
     return {str(status): error(status) for status in statuses}

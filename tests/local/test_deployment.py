@@ -90,14 +90,15 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    check_open(host, without_keys=False)
+    check_open(host, keys=False, without_keys=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_other_addresses_are_open_only_in_so_many_words(host: str) -> None:
     with pytest.raises(AddressUnusable, match="--without-keys"):
-        check_open(host, without_keys=False)
-    check_open(host, without_keys=True)
+        check_open(host, keys=False, without_keys=False)
+    check_open(host, keys=False, without_keys=True)
+    check_open(host, keys=True, without_keys=False)
 
 
 def test_a_strangers_module_in_the_current_folder_is_found(tmp_path: Path) -> None:

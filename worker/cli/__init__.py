@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": "Embed files of texts, through a service or on this machine.",
     "jobs": "List, show, await and cancel the jobs of a service.",
     "health": "Tell whether a worker on this machine makes progress.",
+    "keys": "Add, list and revoke API keys.",
     "dead-letters": "Look at messages that no worker could run; run or drop them.",
     "tune": "Find the fastest way to run a model on this machine.",
     "verify": "Compare vectors with sentence-transformers' on this machine.",

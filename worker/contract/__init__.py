@@ -22,6 +22,8 @@ In reading order:
 - `result_room` how many bytes stored results may hold
 - `batch`     a batch of requests, and what of it is done
 - `batches`   batches created, claimed, listed, cancelled
+- `api_keys`  keys of the API, and the file that holds them
+- `quota`     what a key may spend in a minute
 - `estimates` what a job will cost, before it is tokenised
 - `records`   records of jobs that go through Celery itself
 - `dead_letters` messages that no worker could run

@@ -56,6 +56,11 @@ def ledger(queue: str) -> str:
     return f"embedq:ledger:{queue}"
 
 
+def quota(owner: str) -> str:
+    """Hash: what is left of the minute of an owner, see `quota`."""
+    return f"embedq:quota:{owner}"
+
+
 def workers(queue: str) -> str:
     """Hash: what each worker of a queue says of itself, JSON by node name."""
     return f"embedq:workers:{queue}"

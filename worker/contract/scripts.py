@@ -55,8 +55,9 @@ end
 #: KEYS job, listing, ledger, earlier submission or '', lists of the lanes. ARGV id, now, owner,
 #: model, total, tokens, bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, ttl
 #: of the earlier submission, result ttl, message or '', 1 where the job is shared, lane, an owner's
-#: share of a lane in tokens or 0. Answers {verdict, id, level}, and the lane of a job accepted.
-#: May be repeated after an error; a shared job then may count somebody twice, and is kept longer.
+#: share of a lane in tokens or 0, an owner's bound in tokens or 0. Answers {verdict, id, level},
+#: and the lane of a job accepted. May be repeated after an error; a shared job then may count
+#: somebody twice, and is kept longer.
 ACCEPT = f"""
 {_ENDED}
 {_OPEN}
@@ -93,6 +94,11 @@ if redis.call('HGET', job, 'created') == ARGV[2] then return {{'accepted', id, 0
 if max_tokens > 0 then
   local queued = tonumber(redis.call('HGET', ledger, 'tokens') or '0')
   if queued > 0 and queued + tokens > max_tokens then return {{'full', id, queued}} end
+end
+local owner_bound = tonumber(ARGV[19])
+if owner_bound > 0 then
+  local queued = held(0) + held(1) + held(2)
+  if queued > 0 and queued + tokens > owner_bound then return {{'owner_full', id, queued}} end
 end
 if max_bytes > 0 then
   local held, oldest = 0, math.floor((now - tonumber(ARGV[14])) / 60)

@@ -90,7 +90,8 @@ class Acceptance(NamedTuple):
     """How a submission ended.
 
     `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is the earlier job), `full`
-    (tokens) or `results_full` (bytes of results). `level` is what the ledger holds then: tokens,
+    or `owner_full` (tokens of all, of the owner) or `results_full` (bytes of results). `level` is
+    what the ledger holds then: tokens,
     or bytes where those are full; 0 where it was not asked. `lane` is where an accepted job waits.
     """
 
@@ -137,6 +138,7 @@ class JobStore:
         *,
         max_tokens: int = 0,
         max_result_bytes: int = 0,
+        max_owner_tokens: int = 0,
         lane_share: int = 0,
         once: Once = EACH_ITS_OWN,
     ) -> Acceptance:
@@ -173,6 +175,7 @@ class JobStore:
                 int(once.shared),
                 job.lane.value,
                 lane_share,
+                max_owner_tokens,
             ],
         )
         verdict, job_id, level, *lane = cast("list[Any]", answer)

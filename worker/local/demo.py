@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from math import hypot
@@ -31,19 +32,20 @@ class DemoFailed(EmbedqError):
     code = "demo_failed"
 
 
-def run(host: str, port: int, say: Callable[[str], None]) -> None:
+def run(host: str, port: int, say: Callable[[str], None], api_key: str | None = None) -> None:
     """Submit the sample job, wait for it, and show state, dimension and nearest neighbours.
 
     Raises `DemoFailed` where the API answers with an error or the job fails.
     """
     connection = HTTPConnection(host, port, timeout=2 * WAIT_S)
+    ask = partial(_request, connection, api_key)
     try:
-        job = _request(connection, "POST", f"/jobs?wait={WAIT_S}", {"input": SENTENCES})
+        job = ask("POST", f"/jobs?wait={WAIT_S}", {"input": SENTENCES})
         while job["status"] in ("queued", "running"):
-            job = _request(connection, "GET", f"/jobs/{job['id']}?wait={WAIT_S}")
+            job = ask("GET", f"/jobs/{job['id']}?wait={WAIT_S}")
         if job["status"] != "succeeded":
             raise DemoFailed(f"the sample job ended as {job['status']}: {job['error']}")
-        result = _request(connection, "GET", f"/jobs/{job['id']}/result")
+        result = ask("GET", f"/jobs/{job['id']}/result")
     finally:
         connection.close()
     say(f"Sample job {job['id']}")
@@ -78,11 +80,13 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _request(
-    connection: HTTPConnection, method: str, path: str, body: object = None
+    connection: HTTPConnection, api_key: str | None, method: str, path: str, body: object = None
 ) -> dict[str, Any]:
     """Send JSON, read JSON; any answer but a 2xx raises `DemoFailed`."""
     data = None if body is None else json.dumps(body)
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
     connection.request(method, path, data, headers)
     response = connection.getresponse()
     text = response.read().decode(errors="replace")

@@ -149,15 +149,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_open(host: str, *, without_keys: bool) -> None:
+def check_open(host: str, *, keys: bool, without_keys: bool) -> None:
     """Raise `AddressUnusable` where other machines could reach an API that checks no keys.
 
-    `without_keys`: somebody said that this is meant.
+    `keys`: there is a file of them; `without_keys`: somebody said that none is meant.
     """
-    if not (without_keys or _is_loopback(host)):
+    if not (keys or without_keys or _is_loopback(host)):
         raise AddressUnusable(
-            f"the API checks no keys, and {host} is open to other machines: add --without-keys if "
-            "whoever reaches it may use it, or use --host 127.0.0.1"
+            f"without EMBEDQ_API_KEYS_FILE the API checks no keys, and {host} is open to other "
+            "machines: make keys with `embedq keys add`, add --without-keys if whoever reaches it "
+            "may use it, or use --host 127.0.0.1"
         )
 
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import redis
 
+from worker.contract.api_keys import KeyFile
 from worker.contract.settings import Settings
 from worker.local import demo, deployment, folder, valkey
 from worker.local.children import Children
@@ -48,7 +49,14 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
         socket_file = valkey.socket_path(data) if data else None
         env = deployment.environment(options, os.environ, socket_file)
         settings = Settings.from_env(env)
-        deployment.check_open(options.host, without_keys=options.without_keys)
+        if settings.api_keys_file is not None:
+            # The API would say the same, somewhere in its log.
+            KeyFile(settings.api_keys_file).read()
+        deployment.check_open(
+            options.host,
+            keys=settings.api_keys_file is not None,
+            without_keys=options.without_keys,
+        )
 
         counts = Path(stack.enter_context(TemporaryDirectory(prefix="embedq-metrics-")))
         supervisor = Supervisor(stack.enter_context(Children()), say)
@@ -67,7 +75,9 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
             names = ", ".join(model.name for model in settings.models)
             say(f"Starting the API and {options.workers} worker(s), which load {names} …")
             supervisor.wait_ready(lambda: _api_ready(options), _patience(say))
-            if with_demo:
+            if with_demo and settings.api_keys_file and not os.environ.get("EMBEDQ_API_KEY"):
+                say("No sample job: the API asks for a key, and EMBEDQ_API_KEY holds none")
+            elif with_demo:
                 _run_demo(supervisor, options, show)
             _show_address(options, show)
             reason = supervisor.run()
@@ -144,7 +154,7 @@ def _patience(say: Say) -> Callable[[float], None]:
 def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
     """Run the sample job on a thread of its own, so that Ctrl-C is heard meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="demo") as executor:
-        job = executor.submit(demo.run, *reachable(options), show)
+        job = executor.submit(demo.run, *reachable(options), show, os.environ.get("EMBEDQ_API_KEY"))
         try:
             supervisor.wait_ready(job.done)
         except Stopped:

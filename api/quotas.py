@@ -1,0 +1,72 @@
+"""What a key may still submit: asked before a job is accepted, told in every such answer."""
+
+from __future__ import annotations
+
+import math
+
+from flask import Flask, Response, g
+
+from api import callers
+from api.backend import Backend
+from api.errors import Problem
+from worker.contract.quota import WINDOW, Bucket, Taken
+
+
+def spend(backend: Backend, tokens: int) -> None:
+    """Take one request and so many tokens of the caller's minute.
+
+    Raises Problem with `rate_limit_exceeded`, and redis.RedisError.
+    """
+    key = callers.key()
+    if key is None or not (key.requests_per_minute or key.tokens_per_minute):
+        return
+    taken = backend.quotas.take(
+        key.id,
+        tokens,
+        requests_limit=key.requests_per_minute,
+        tokens_limit=key.tokens_per_minute,
+    )
+    g.taken = taken
+    if not taken.granted:
+        backend.metrics.refused("rate_limit_exceeded")
+        limits = [f"{bucket.limit:,} {name} a minute" for name, bucket in _buckets(taken) if bucket]
+        raise Problem(
+            "rate_limit_exceeded",
+            f"this API key has {' and '.join(limits)}",
+            retry_after=max(1, math.ceil(taken.retry_after)),
+        )
+
+
+def queued_tokens_bound() -> int:
+    """The tokens that the caller may have queued, 0 where there is no bound."""
+    key = callers.key()
+    return key.max_queued_tokens or 0 if key is not None else 0
+
+
+def install(app: Flask) -> None:
+    """Tell in answers what is left, as OpenAI does and as the IETF draft says.
+
+    draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
+    """
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        taken: Taken | None = g.get("taken")
+        if taken is None:
+            return response
+        policies, states = [], []
+        for name, bucket in _buckets(taken):
+            if bucket is None:
+                continue
+            response.headers[f"x-ratelimit-limit-{name}"] = str(bucket.limit)
+            response.headers[f"x-ratelimit-remaining-{name}"] = str(bucket.left)
+            response.headers[f"x-ratelimit-reset-{name}"] = f"{bucket.reset:.3f}s"
+            policies.append(f'"{name}";q={bucket.limit};w={WINDOW}')
+            states.append(f'"{name}";r={bucket.left};t={math.ceil(bucket.reset)}')
+        response.headers["RateLimit-Policy"] = ", ".join(policies)
+        response.headers["RateLimit"] = ", ".join(states)
+        return response
+
+
+def _buckets(taken: Taken) -> list[tuple[str, Bucket | None]]:
+    return [("requests", taken.requests), ("tokens", taken.tokens)]

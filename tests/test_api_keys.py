@@ -1,0 +1,325 @@
+"""API keys: who may, whose jobs one sees, and how much a key may submit."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from click.testing import CliRunner
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from api import create_app
+from tests.api_stand import ApiStand, api_stand, problem
+from tests.processes import eventually
+from worker.cli import main
+from worker.contract.api_keys import KeyFile, KeyFileError, new_key
+from worker.contract.quota import Quotas
+from worker.contract.settings import Settings
+
+VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
+
+
+@dataclass
+class Caller:
+    """Somebody with a key."""
+
+    id: str
+    secret: str
+    client: FlaskClient
+
+    def __call__(self, method: str, path: str, **options: Any) -> TestResponse:
+        headers = {"Authorization": f"Bearer {self.secret}"} | options.pop("headers", {})
+        return self.client.open(path, method=method, headers=headers, **options)
+
+    def submit(self, text: str = "a text", **options: Any) -> TestResponse:
+        return self("POST", "/jobs", json={"input": text}, **options)
+
+
+@dataclass
+class Keyed:
+    """An API with a file of keys."""
+
+    api: ApiStand
+    file: KeyFile
+
+    def caller(self, **fields: Any) -> Caller:
+        made = new_key(**fields)
+        self.file.add(made.key)
+        caller = Caller(made.key.id, made.secret, self.api.app.test_client())
+        eventually(lambda: caller("GET", "/jobs").status_code == 200)
+        return caller
+
+
+@pytest.fixture
+def keyed(redis_url: str, tmp_path: Path) -> Iterator[Keyed]:
+    file = KeyFile(tmp_path / "keys.json")
+    file.add(new_key().key)
+    with api_stand(redis_url, api_keys_file=file.path) as api:
+        yield Keyed(api, file)
+
+
+def test_without_a_key_only_health_and_documents_are_answered(keyed: Keyed) -> None:
+    client = keyed.api.client
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
+        assert client.get(path).status_code == 200, path
+    for path in ("/jobs", "/jobs/x", "/status", "/metrics"):
+        refused = client.get(path)
+        assert refused.status_code == 401, path
+        assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+        assert problem(refused)["code"] == "unauthorized"
+
+
+def test_every_route_but_the_open_ones_asks_for_a_key(keyed: Keyed) -> None:
+    document = keyed.api.client.get("/openapi.json").get_json()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            answer = keyed.api.client.open(path.replace("{id}", "x"), method=method.upper())
+            assert (answer.status_code == 401) == (operation.get("security") != []), path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer nonsense"},
+        {"Authorization": "Bearer eq_000000000000_" + "A" * 43},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        {"Authorization": "Bearer " + "x" * 5000},
+        {"Authorization": "Bearer \xe9\xff"},
+        {"X-API-Key": "nonsense"},
+    ],
+)
+def test_a_wrong_key_is_refused_like_none(keyed: Keyed, headers: dict[str, str]) -> None:
+    assert keyed.api.client.get("/jobs", headers=headers).status_code == 401
+
+
+def test_a_key_with_one_wrong_character_is_refused(keyed: Keyed) -> None:
+    caller = keyed.caller()
+    last = "A" if caller.secret[-1] != "A" else "B"
+    headers = {"Authorization": f"Bearer {caller.secret[:-1]}{last}"}
+    assert keyed.api.client.get("/jobs", headers=headers).status_code == 401
+
+
+def test_either_header_carries_a_key(keyed: Keyed) -> None:
+    caller = keyed.caller()
+    headers = {"X-API-Key": caller.secret}
+    assert keyed.api.client.get("/jobs", headers=headers).status_code == 200
+    assert caller("GET", "/jobs", headers={"Authorization": f"bearer {caller.secret}"}).json
+
+
+def test_a_body_is_not_read_before_the_key(keyed: Keyed) -> None:
+    class Unread(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise AssertionError("the body was read")
+
+    refused = keyed.api.client.post(
+        "/jobs", input_stream=Unread(), content_type="application/json", content_length=100
+    )
+    assert refused.status_code == 401
+
+
+def test_openai_clients_read_a_refusal_in_their_own_form(keyed: Keyed) -> None:
+    refused = keyed.api.client.post("/v1/embeddings", json={"input": "a", "model": "tiny"})
+    assert refused.status_code == 401
+    assert refused.get_json()["error"]["code"] == "unauthorized"
+
+
+def test_no_key_sees_cancels_or_lists_anothers_jobs(keyed: Keyed) -> None:
+    first, second = keyed.caller(), keyed.caller()
+    job = first.submit().get_json()["id"]
+    for method, path in (
+        ("GET", f"/jobs/{job}"),
+        ("GET", f"/jobs/{job}/result"),
+        ("GET", f"/jobs/{job}/events"),
+        ("DELETE", f"/jobs/{job}"),
+        ("POST", f"/jobs/{job}/cancel"),
+    ):
+        assert second(method, path).status_code == 404, path
+    assert second("GET", "/jobs").get_json()["data"] == []
+    assert first("GET", f"/jobs/{job}").get_json()["status"] == "queued"
+    keyed.api.succeed(job, VECTOR)
+    assert first("GET", f"/jobs/{job}/result").status_code == 200
+    assert second("GET", f"/jobs/{job}/result").status_code == 404
+
+
+def test_a_job_without_a_key_belongs_to_no_key(keyed: Keyed, redis_url: str) -> None:
+    with api_stand(redis_url) as open_api:
+        job = open_api.submitted()
+    assert keyed.caller()("GET", f"/jobs/{job}").status_code == 404
+
+
+def test_an_idempotency_key_is_its_owners_alone(keyed: Keyed) -> None:
+    first, second = keyed.caller(), keyed.caller()
+    headers = {"Idempotency-Key": "same"}
+    one = first.submit("a", headers=headers)
+    other = second.submit("b", headers=headers)
+    assert one.status_code == other.status_code == 202
+    assert one.get_json()["id"] != other.get_json()["id"]
+
+
+def test_a_revoked_key_opens_nothing_within_seconds(keyed: Keyed) -> None:
+    caller = keyed.caller(name="mine")
+    keyed.file.revoke("mine")
+    eventually(lambda: caller("GET", "/jobs").status_code == 401)
+
+
+def test_an_expired_key_opens_nothing(keyed: Keyed) -> None:
+    made = new_key(expires_at=time.time() - 1)
+    keyed.file.add(made.key)
+    probe = keyed.caller()
+    assert probe("GET", "/jobs").status_code == 200
+    headers = {"X-API-Key": made.secret}
+    assert keyed.api.client.get("/jobs", headers=headers).status_code == 401
+
+
+def test_a_file_that_breaks_leaves_the_last_good_keys(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = keyed.caller()
+    keyed.file.path.write_text("{")
+    eventually(lambda: caller("GET", "/jobs").status_code == 200 and "stay as they" in caplog.text)
+    assert caller("GET", "/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"version": 2, "keys": []}', "version"),
+        ('{"keys": [{"id": "x"}]}', r"keys\.0\.id"),
+        ('{"keys": [], "more": 1}', "more"),
+    ],
+)
+def test_a_file_that_is_none_stops_the_api_by_name(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content)
+    with pytest.raises(KeyFileError, match=message) as raised:
+        create_app(Settings(api_keys_file=path))
+    assert "EMBEDQ_API_KEYS_FILE" in raised.value.message
+
+
+def test_a_missing_file_stops_the_api(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="cannot be read: No such file"):
+        create_app(Settings(api_keys_file=tmp_path / "keys.json"))
+
+
+def test_requests_past_a_keys_minute_are_429_and_say_when(keyed: Keyed) -> None:
+    caller = keyed.caller(requests_per_minute=2)
+    first = caller.submit()
+    assert first.status_code == 202
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert first.headers["RateLimit-Policy"] == '"requests";q=2;w=60'
+    assert caller.submit().status_code == 202
+    refused = caller.submit()
+    assert refused.status_code == 429
+    assert problem(refused)["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 30
+    assert caller("GET", "/jobs").status_code == 200
+    assert keyed.caller().submit().status_code == 202
+
+
+def test_tokens_past_a_keys_minute_are_429(keyed: Keyed) -> None:
+    caller = keyed.caller(tokens_per_minute=1000)
+    long = "word " * 1000
+    # More than the whole minute's: it needs a full bucket, and leaves an empty one.
+    answers = [caller.submit(long) for _ in range(20)]
+    codes = [answer.status_code for answer in answers]
+    assert codes[0] == 202
+    assert codes[-1] == 429
+    assert int(answers[-1].headers["x-ratelimit-remaining-tokens"]) < 1000
+
+
+def test_a_shared_minute_is_exact_under_many_threads(redis_url: str, keyed: Keyed) -> None:
+    quotas = Quotas(keyed.api.redis)
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(
+            pool.map(
+                lambda _: quotas.take("k", 0, requests_limit=100, tokens_limit=None), range(200)
+            )
+        )
+    granted = sum(one.granted for one in taken)
+    # What flows back meanwhile is less than a few.
+    assert 100 <= granted <= 110
+
+
+def test_tokens_waiting_are_bounded_by_key_and_come_back(keyed: Keyed) -> None:
+    caller = keyed.caller(max_queued_tokens=30)
+    long = "word " * 15
+    job = caller.submit(long).get_json()["id"]
+    refused = caller.submit(long)
+    assert refused.status_code == 429
+    assert problem(refused)["code"] == "quota_exceeded"
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert keyed.caller(max_queued_tokens=30).submit(long).status_code == 202
+    keyed.api.succeed(job, VECTOR)
+    assert caller.submit(long).status_code == 202
+
+
+def test_files_of_one_key_are_not_anothers(keyed: Keyed) -> None:
+    first, second = keyed.caller(), keyed.caller()
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings"}
+    content = orjson.dumps(line | {"body": {"model": "tiny", "input": "a"}})
+    data = {"purpose": "batch", "file": (io.BytesIO(content), "lines.jsonl")}
+    uploaded = first("POST", "/v1/files", data=data)
+    assert uploaded.status_code == 200, uploaded.data
+    name = uploaded.get_json()["id"]
+    assert first("GET", f"/v1/files/{name}").status_code == 200
+    for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        assert second(method, f"/v1/files/{name}{path}").status_code == 404
+    assert second("GET", "/v1/files").get_json()["data"] == []
+
+
+def embedq(*arguments: str, path: Path) -> Any:
+    return CliRunner().invoke(main, ["keys", *arguments], env={"EMBEDQ_API_KEYS_FILE": str(path)})
+
+
+def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    made = embedq("add", "--name", "search", "--requests-per-minute", "60", path=path)
+    assert made.exit_code == 0, made.output
+    secret = made.stdout.strip()
+    assert secret not in path.read_text()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600  # noqa: PTH116
+    found = KeyFile(path).read().find(secret, time.time())
+    assert found is not None
+    assert found.requests_per_minute == 60
+    listed = embedq("list", path=path).stdout
+    assert "search" in listed
+    assert "60 requests/min" in listed
+    assert secret not in listed
+    assert embedq("revoke", "search", path=path).exit_code == 0
+    assert KeyFile(path).read().find(secret, time.time()) is None
+    assert "revoked" in embedq("list", path=path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("add", "--expires", "soon"), "'soon' is neither"),
+        (("add", "--expires", "2001-01-01"), "has passed"),
+        (("add", "--tokens-per-minute", "0"), "x>=1"),
+        (("revoke", "nobody"), "no key is called 'nobody'"),
+    ],
+)
+def test_what_a_command_cannot_do_is_told(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = embedq(*arguments, path=tmp_path / "keys.json")
+    assert done.exit_code == 2
+    assert message in done.output
