@@ -16,6 +16,7 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `service`     the engine in one process, against callers that share a lock
 - `overhead`    jobs a second with a model that costs nothing (`costless`)
 - `waiting`     a fast request beside a thousand clients that wait
+- `lanes`       a caller who waits, beside a deep bulk queue and another owner's flood
 - `leak`        what a hundred thousand requests leave behind
 - `idle`        what a worker and an API cost that have nothing to do
 - `gemm`        the machine's limit, and the engine's share of it

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.report import Table
 
-NAMES = ("gemm", "throughput", "latency", "service", "overhead", "waiting", "bulk", "idle")
+NAMES = ("gemm", "throughput", "latency", "service", "overhead", "waiting", "lanes", "bulk", "idle")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
 RESULTS = DOCS / "benchmarks" / "results.json"
