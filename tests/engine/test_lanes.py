@@ -49,6 +49,26 @@ def test_an_interactive_job_has_the_next_batch_for_itself() -> None:
     assert texts_of(schedule.cut(BUDGET)) == {"asked": 2}
 
 
+def test_batches_between_interactive_jobs_are_short_until_no_more_come() -> None:
+    schedule = schedule_of(bulk("bulk", [10] * 4000))
+    schedule.add(interactive("asked", [10]))
+    schedule.cut(BUDGET)
+    sizes = []
+    for _ in range(20):
+        sizes.append(tokens_of(schedule.cut(BUDGET)))
+        sizes.append(tokens_of(schedule.more(BUDGET)))
+    assert sizes == [20, 0] * 16 + [100, 100] * 4
+
+
+def test_a_text_larger_than_a_short_batch_is_encoded_in_it() -> None:
+    schedule = schedule_of(interactive("asked", [10]), bulk("bulk", [BUDGET] * 2))
+    assert [dict(texts_of(schedule.cut(BUDGET))) for _ in range(3)] == [
+        {"asked": 1},
+        {"bulk": 1},
+        {"bulk": 1},
+    ]
+
+
 def test_interactive_jobs_that_follow_one_another_are_each_in_the_next_batch() -> None:
     schedule = schedule_of(bulk("bulk", [10] * 1000), waiting("normal", [10] * 1000))
     for number in range(50):

@@ -11,6 +11,10 @@ from worker.engine.shares import Shares
 
 #: Batches that a lane waits through before it comes first.
 _PATIENCE = 4
+#: Where interactive jobs come, the batches between them are cut to this part of the budget, until
+#: so many in a row found none: the next one to come waits for the rest of a short batch.
+_SHORT_PART = 4
+_SHORT_BATCHES = 16
 
 
 class Schedules:
@@ -50,7 +54,7 @@ class Schedule:
     but where somebody waits for a job, its batch is for the interactive lane alone: it takes no
     longer than it must. A lane that waits and has not come first for `_PATIENCE` batches comes
     first in the next one, with half of the room. So an interactive job is in the next batch, and
-    nothing starves; within a lane see `Shares`.
+    nothing starves; within a lane see `Shares`. Batches between interactive ones are short.
     """
 
     def __init__(self) -> None:
@@ -59,6 +63,8 @@ class Schedule:
         self._waited = dict.fromkeys(Lane, 0)
         #: The lanes that may have texts in the batch cut last.
         self._joining = list(Lane)
+        #: Batches to be cut short, unless an interactive job comes before.
+        self._short = 0
         self._alone: deque[Job] = deque()
         self._alone_next = True
 
@@ -88,7 +94,7 @@ class Schedule:
         return self._cut_shared(waiting, budget)
 
     def more(self, room: int) -> list[Piece]:
-        """Further texts for the batch just cut; none where that was a job's own."""
+        """Further texts for the batch just cut; none where that was a job's own, or short."""
         return _merged(self._fill([], room)) if self._alone_next else []
 
     def _cut_shared(self, waiting: list[Lane], budget: int) -> list[Piece]:
@@ -97,10 +103,18 @@ class Schedule:
         first = self._first(waiting)
         overdue = first is not waiting[0]
         self._joining = [first] if first is Lane.INTERACTIVE and not overdue else list(Lane)
+        short = self._short > 0 and Lane.INTERACTIVE not in waiting
+        if short:
+            self._short -= 1
+            budget = max(budget // _SHORT_PART, 1)
+        elif Lane.INTERACTIVE in waiting:
+            self._short = _SHORT_BATCHES
         share = budget // 2 if overdue else budget
         pieces = self._lanes[first].serve(share, budget, leads=True, force=True)
         if len(self._joining) > 1:
             pieces = self._fill(pieces, budget)
+        if short:
+            self._joining = []
         for lane in waiting:
             self._waited[lane] = 0 if lane is first else self._waited[lane] + 1
         return _merged(pieces)

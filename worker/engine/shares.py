@@ -52,7 +52,7 @@ class Shares:
         served: dict[str, None] = {}
         turn = list(islice(self._lines, share // _FEWEST_TOKENS + 1))
         left = share
-        while turn and left >= _FEWEST_TOKENS:
+        while turn and (left >= _FEWEST_TOKENS or not pieces):
             portion = max(left // len(turn), 1)
             got_some = []
             for tenant in turn:
