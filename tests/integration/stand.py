@@ -191,7 +191,8 @@ class Stand:
     ) -> AsyncResult:
         """A job as the API submits it; its id is made unique."""
         job_id = f"{job_id}-{messages.new_id()}"
-        given = [f"text number {number} of {job_id}" for number in range(texts)]
+        # Words of one token each: what a worker has fetched is bounded by bytes.
+        given = [f"{number} {job_id[:12]} " + "something " * 10 for number in range(texts)]
         store = records.store_of(self.app)
         assert store is not None
         tokens = estimates.tokens(given, 512)
