@@ -52,12 +52,13 @@ def test_a_large_job_is_not_interactive_although_somebody_waits(api: ApiStand) -
 
 
 def test_a_submission_may_name_its_lane_and_says_whose_it_is(api: ApiStand) -> None:
-    for number in range(LANE_SHARE + 2):
-        text = f"{number}" + " word" * MODEL.max_tokens
-        texts = [text] * (MODEL.batch_tokens // MODEL.max_tokens + 1)
-        submit(api.backend, texts, DEFAULT_OPTIONS, owner="a-key", lane=Lane.NORMAL)
-    submit(api.backend, ["a text"], DEFAULT_OPTIONS, owner="other", lane=Lane.NORMAL)
-    submit(api.backend, ["a text"], DEFAULT_OPTIONS, owner="a-key", lane=Lane.BULK)
+    with api.app.test_request_context("/"):
+        for number in range(LANE_SHARE + 2):
+            text = f"{number}" + " word" * MODEL.max_tokens
+            texts = [text] * (MODEL.batch_tokens // MODEL.max_tokens + 1)
+            submit(api.backend, texts, DEFAULT_OPTIONS, owner="a-key", lane=Lane.NORMAL)
+        submit(api.backend, ["a text"], DEFAULT_OPTIONS, owner="other", lane=Lane.NORMAL)
+        submit(api.backend, ["a text"], DEFAULT_OPTIONS, owner="a-key", lane=Lane.BULK)
     assert lengths(api)[0] == 0
     assert lengths(api)[2] >= 2
     found = [message["headers"] for message in api.messages()]
