@@ -8,12 +8,17 @@ In reading order:
 - `bulk`       batches of requests, coordinated by a task of their own
 - `transport`  how messages are fetched, leased and acknowledged
 - `pool`       how Celery hands over requests and how they end
-- `engine`     the threads: tokenise, encode, write
-- `batching`   which texts share a forward pass
+- `engine`     the threads: tokenise, schedule, encode, write
+- `packing`, `tokens`  texts side by side in one batch, and what they weigh
 - `encoder`    the model on its device; the only package that knows torch
+- `loading`    models by their settings; `tuned` is what `tune` found best for a machine
 - `counting`   counts that cost next to nothing to keep
 - `presence`   what the worker says of itself, and the watch over its device
 - `service`    the same engine inside somebody's own process
+- `corpus`     files of texts to files of vectors
+- `remote`     a service, called over REST
+- `verify`     vectors beside the library's
+- `local`      Valkey, workers and the API on one machine
 - `cli`        the `embedq` command
 """
 
