@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 
 import redis
-from flask import Request, Response, stream_with_context
+from flask import Request, Response
 
+from api import callers
 from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
@@ -26,20 +27,22 @@ _RECONNECT = 1000
 def response(backend: Backend, job_id: str, request: Request) -> Response:
     """`progress` at once and with every batch, `done` with the job, comments in between."""
     longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
-    stream = stream_with_context(_events(backend, job_id, request.script_root, longest))
+    stream = _events(backend, job_id, request.script_root, longest, callers.owner())
     answer = Response(stream, content_type="text/event-stream")
     # Or a proxy would collect the events.
     answer.headers["X-Accel-Buffering"] = "no"
     return answer
 
 
-def _events(backend: Backend, job_id: str, root: str, longest: float) -> Iterator[bytes]:
+def _events(
+    backend: Backend, job_id: str, root: str, longest: float, owner: str
+) -> Iterator[bytes]:
     deadline = time.monotonic() + longest
     yield b"retry: %d\n\n" % _RECONNECT
     shown = None
     try:
         with backend.waiting.watch(job_id, progress=True) as watch:
-            record = find(backend, job_id)
+            record = find(backend, job_id, owner)
             while not (record.status.ended or backend.waiting.released):
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -49,7 +52,7 @@ def _events(backend: Backend, job_id: str, root: str, longest: float) -> Iterato
                     yield _event("progress", progress)
                 if not watch.wait(min(left, _HEARTBEAT)):
                     yield b": waiting\n\n"
-                record = find(backend, job_id)
+                record = find(backend, job_id, owner)
     except (redis.RedisError, Problem):
         # The status line is sent; the client connects again and is told there.
         return

@@ -82,9 +82,12 @@ class Patience:
 NONE: Final = Patience(0)
 
 
-def find(backend: Backend, job_id: str) -> JobRecord:
-    """A job that the caller may see. Raises Problem with `not_found`."""
-    return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None)
+def find(backend: Backend, job_id: str, owner: str | None = None) -> JobRecord:
+    """A job that an owner may see, the caller's unless one is given: a stream outlives its request.
+
+    Raises Problem with `not_found`.
+    """
+    return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None, owner)
 
 
 def await_end(backend: Backend, job_id: str, patience: Patience) -> JobRecord:
@@ -114,8 +117,8 @@ def await_accepted(
     return record, meta
 
 
-def _visible(record: JobRecord | None) -> JobRecord:
-    if record is None or not callers.may_see(record) or _of_other_task(record):
+def _visible(record: JobRecord | None, owner: str | None = None) -> JobRecord:
+    if record is None or not callers.may_see(record, owner) or _of_other_task(record):
         raise Problem("not_found", "there is no such job, or its time has passed")
     return record
 

@@ -174,3 +174,29 @@ def test_nothing_drifts_over_thousands_of_jobs(
     assert engine.room() == full
     assert engine.close(DEADLINE) == []
     assert sink.error is None
+
+
+def test_nothing_runs_after_a_suspect_before_its_end_is_told(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    began = threading.Event()
+    encoder.before = lambda _: began.set()
+    engine = start(encoder)
+    overtaken: list[bool] = []
+
+    def tell(event: str) -> None:
+        if event == "finished":
+            # Time enough for a batch to begin, if one may.
+            began.clear()
+            overtaken.append(began.wait(0.2))
+
+    with busy(engine, encoder):
+        sink.before = tell
+        for number in (1, 2):
+            suspect = job_of([f"suspect {number}"], f"suspect {number}", alone=True)
+            engine.submit(suspect)
+            wait_until_tokenised(suspect)
+    sink.outcome("suspect 2")
+    # The first is the busy batch's own end, which what follows may overtake.
+    assert len(overtaken) >= 2
+    assert not any(overtaken[1:])

@@ -59,6 +59,8 @@ class Engine:
         self._outbox = Outbox(self._lock, producers=2)
         self._room = Room()
         self._closing = False
+        #: Whether the last batch was a suspect's, see `_next_batch`. The device thread's alone.
+        self._ran_alone = False
         #: Monotonic time of the device thread's last sign of life, and of the forward pass that
         #: runs now, else None. These and the counters are written by the device thread alone.
         self.beat = time.monotonic()
@@ -206,6 +208,7 @@ class Engine:
             pieces = self._admitted(pieces)
             if not pieces:
                 continue
+            self._ran_alone = pieces[0].job.alone
             pieces, texts = self._without_repeats(pieces)
             self.busy_since = begun = time.monotonic()
             forward = self._forwards[pieces[0].job.info.name]
@@ -233,10 +236,14 @@ class Engine:
                 self._arrive(pieces, faults)
 
     def _next_batch(self) -> list[Piece] | None:
-        """Wait for texts and cut a batch of one model; None when the engine closes."""
+        """Wait for texts and cut a batch of one model; None when the engine closes.
+
+        After a job that ran alone, since a worker may have died of it, nothing runs before its end
+        is told: what the next batch does to this process must not be laid on it.
+        """
         with self._lock:
             while not self._closing:
-                if self._outbox.full:
+                if self._outbox.full or (self._ran_alone and not self._outbox.told):
                     self.beat = time.monotonic()
                     self._outbox.wait_until_emptied(_IDLE_BEAT)
                     continue

@@ -34,11 +34,18 @@ class Outbox:
         self._emptied = threading.Condition(lock)
         self._news: deque[News] = deque()
         self._producers = producers
+        #: Whether the writer tells what it took last.
+        self._telling = False
 
     @property
     def full(self) -> bool:
         """Whether the device should wait for the writer."""
         return len(self._news) >= MOST_BATCHES
+
+    @property
+    def told(self) -> bool:
+        """Whether the writer has told all there was."""
+        return not (self._news or self._telling)
 
     def put(self, ended: Sequence[Job], going: Sequence[Job] = ()) -> None:
         """Tell the writer. Never waits, so that the tokenizer goes on while the device waits."""
@@ -47,7 +54,7 @@ class Outbox:
             self._filled.notify()
 
     def wait_until_emptied(self, seconds: float) -> None:
-        """Wait until the writer has taken what there is, `wake` is called, or so long."""
+        """Wait until the writer takes what there is or has told it, `wake`, or so long."""
         self._emptied.wait(seconds)
 
     def wake(self) -> None:
@@ -60,9 +67,15 @@ class Outbox:
         self._filled.notify()
 
     def take(self) -> deque[News]:
-        """Wait for news and take all there are; empty once every producer has left."""
+        """Wait for news and take all there are; empty once every producer has left.
+
+        Whoever calls it has told what it took before.
+        """
+        self._telling = False
+        self._emptied.notify_all()
         while not self._news and self._producers:
             self._filled.wait()
         news, self._news = self._news, deque()
+        self._telling = bool(news)
         self._emptied.notify_all()
         return news
