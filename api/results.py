@@ -14,7 +14,14 @@ from flask import Request, Response
 
 from api.answers import json_body
 from api.errors import Problem
-from worker.contract.results import blob, failure_of, matrix, success_text
+from worker.contract.results import (
+    NoVectors,
+    blob,
+    failure_of,
+    matrix,
+    success_text,
+    summary_of,
+)
 
 JSON = "application/json"
 NPY = "application/x-npy"
@@ -47,7 +54,10 @@ def response(meta: bytes, media: str, form: str) -> Response:
     if text is not None and media == JSON and _form_of(text) == form:
         return Response(text, content_type=JSON)
     result = _result(meta)
-    vectors = _vectors(result)
+    try:
+        vectors, _ = matrix(result["embeddings"])
+    except NoVectors as error:
+        raise Problem("not_found", error.message) from error
     if media == NPY:
         return Response(_npy(vectors), content_type=NPY)
     embeddings = blob(vectors) if form == "base64" else _rows(vectors, result)
@@ -78,8 +88,11 @@ def _result(meta: bytes) -> dict[str, Any]:
         raise Problem("cancelled", "the job was cancelled")
     if outcome["status"] != states.SUCCESS:
         raise Problem("not_ended", "the job has not ended")
-    result: dict[str, Any] = outcome["result"]
-    return result
+    result = outcome["result"]
+    if summary_of(result) is None:
+        raise Problem("not_found", "the job's result is not of embedq.embed: it holds no vectors")
+    found: dict[str, Any] = result
+    return found
 
 
 def _form_of(text: bytes) -> str:
@@ -88,13 +101,9 @@ def _form_of(text: bytes) -> str:
     return "base64" if text[at + 13 : at + 14] == b"{" else "float"
 
 
-def _vectors(result: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    vectors, _ = matrix(result["embeddings"])
-    return vectors
-
-
 def _rows(vectors: np.ndarray[Any, Any], result: Mapping[str, Any]) -> list[Any]:
-    failed = {error["index"] for error in result.get("errors", ())}
+    errors = result.get("errors") or ()
+    failed = {error.get("index") for error in errors if isinstance(error, Mapping)}
     return [None if index in failed else row for index, row in enumerate(vectors)]
 
 

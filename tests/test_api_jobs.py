@@ -264,3 +264,36 @@ def test_a_job_whose_message_cannot_be_sent_was_never_there(redis_url: str) -> N
         assert problem(response)["code"] == "redis_unavailable"
         assert api.client.get("/jobs").get_json()["data"] == []
         assert api.ledger() == {"tokens": 0, "expected": 0}
+
+
+FOREIGN = [
+    None,
+    3,
+    "text",
+    [],
+    {"secret": 1},
+    {"embeddings": None},
+    {"embeddings": "ab"},
+    {"embeddings": {}},
+    {"embeddings": [None]},
+    {"embeddings": [[1], [1, 2]]},
+    {"embeddings": [["a"]]},
+    {"embeddings": {"dtype": "<f4", "shape": [2, 2], "data": "!"}},
+    {"embeddings": {"dtype": "O", "shape": 5, "data": ""}},
+]
+
+
+@pytest.mark.parametrize("result", FOREIGN, ids=str)
+@pytest.mark.parametrize("submitted", [True, False])
+def test_a_stored_result_of_another_task_is_no_result_here(
+    api: ApiStand, result: object, submitted: bool
+) -> None:
+    job_id = api.submitted() if submitted else "foreign"
+    meta = {"status": "SUCCESS", "result": result, "task_id": job_id}
+    api.redis.set(keys.result(job_id), orjson.dumps(meta))
+    read = api.client.get(f"/jobs/{job_id}?wait=1")
+    assert read.status_code in ((200,) if submitted else (200, 404))
+    for headers in ({}, {"Accept": "application/x-npy"}):
+        answer = api.client.get(f"/jobs/{job_id}/result", headers=headers)
+        assert answer.status_code == 404
+        assert problem(answer)["code"] == "not_found"

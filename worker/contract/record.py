@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from worker.contract.jobs import Status
-from worker.contract.results import failure_of
+from worker.contract.results import failure_of, summary_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,11 @@ def with_outcome(record: JobRecord, outcome: Mapping[str, Any]) -> JobRecord:
     if status is Status.FAILED:
         failure = failure_of(result)
         changes |= {"code": failure.code, "message": failure.message}
-    elif status is Status.SUCCEEDED and isinstance(result, dict) and "embeddings" in result:
-        embeddings = result["embeddings"]
-        total = embeddings["shape"][0] if isinstance(embeddings, dict) else len(embeddings)
+    elif status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
         changes |= {
-            "model": result.get("model"),
-            "done": total,
-            "total": total,
-            "prompt_tokens": result.get("usage", {}).get("prompt_tokens"),
+            "model": summary.model,
+            "done": summary.texts,
+            "total": summary.texts,
+            "prompt_tokens": summary.prompt_tokens,
         }
     return replace(record, **changes)

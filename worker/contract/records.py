@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
 from worker.contract.jobs import Status
-from worker.contract.results import failure_of
+from worker.contract.results import failure_of, summary_of
 from worker.contract.store import Ending, JobStore, NewJob
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,9 @@ def close_record(app: Celery, job_id: str, state: str, value: Any) -> None:
 
 
 def _ending(job_id: str, state: str, value: Any) -> Ending:
-    if state == states.SUCCESS and isinstance(value, Mapping):
-        embeddings = value.get("embeddings", ())
-        texts = embeddings["shape"][0] if isinstance(embeddings, Mapping) else len(embeddings)
-        prompt_tokens = value.get("usage", {}).get("prompt_tokens", 0)
-        return Ending(job_id, Status.SUCCEEDED, texts=texts, prompt_tokens=prompt_tokens)
+    if state == states.SUCCESS and (summary := summary_of(value)) is not None:
+        tokens = summary.prompt_tokens or 0
+        return Ending(job_id, Status.SUCCEEDED, texts=summary.texts, prompt_tokens=tokens)
     if state == states.FAILURE:
         stored = {"exc_type": type(value).__name__, "exc_message": getattr(value, "args", ())}
         failure = failure_of(stored)

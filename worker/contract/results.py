@@ -6,14 +6,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from celery import states
 from numpy.typing import NDArray
 
-from worker.contract.errors import JobFailed
+from worker.contract.errors import EmbedqError, JobFailed
 from worker.contract.jobs import EncodingFormat, TextError
 
 Matrix = NDArray[np.float32]
@@ -39,6 +39,20 @@ class Outcome:
     errors: Sequence[TextError] = ()
     truncated: Sequence[int] = ()
     token_counts: Sequence[int] = ()
+
+
+class NoVectors(EmbedqError):
+    """A stored result is not one of `embedq.embed`."""
+
+    code = "not_found"
+
+
+class Summary(NamedTuple):
+    """What a result says of itself, but for its vectors."""
+
+    texts: int
+    model: str | None
+    prompt_tokens: int | None
 
 
 def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]:
@@ -83,17 +97,48 @@ def blob(vectors: Matrix) -> dict[str, Any]:
     return {"dtype": "<f4", "shape": list(little.shape), "data": data}
 
 
+def summary_of(result: Any) -> Summary | None:
+    """What a result says of itself; None where it is not of this task: users have others."""
+    if not isinstance(result, Mapping):
+        return None
+    embeddings = result.get("embeddings")
+    if isinstance(embeddings, Mapping):
+        embeddings = embeddings.get("shape")
+        texts = embeddings[0] if isinstance(embeddings, list) and len(embeddings) == 2 else None
+    else:
+        texts = len(embeddings) if isinstance(embeddings, list | np.ndarray) else None
+    if not isinstance(texts, int):
+        return None
+    model, usage = result.get("model"), result.get("usage")
+    tokens = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    return Summary(
+        texts,
+        model if isinstance(model, str) else None,
+        tokens if isinstance(tokens, int) else None,
+    )
+
+
 def matrix(embeddings: Any) -> tuple[Matrix, list[int]]:
     """Either form of `embeddings` as float32 (n, d), and the rows that are null.
 
-    A null row is zeros; base64 names no nulls, its zero rows stay as they are.
+    A null row is zeros; base64 names no nulls, its zero rows stay as they are. Raises NoVectors.
     """
+    try:
+        vectors, missing = _matrix(embeddings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoVectors("the stored result holds no vectors") from error
+    if vectors.ndim != 2:
+        raise NoVectors("the stored result holds no vectors")
+    return vectors, missing
+
+
+def _matrix(embeddings: Any) -> tuple[Matrix, list[int]]:
     if isinstance(embeddings, Mapping):
-        data = np.frombuffer(base64.b64decode(embeddings["data"]), dtype=embeddings["dtype"])
+        data = np.frombuffer(base64.b64decode(embeddings["data"]), dtype="<f4")
         return data.reshape(embeddings["shape"]).astype(np.float32, copy=False), []
     missing = [index for index, row in enumerate(embeddings) if row is None]
     if missing:
-        width = next(len(row) for row in embeddings if row is not None)
+        width = max(len(row) for row in embeddings if row is not None)
         embeddings = [[0.0] * width if row is None else row for row in embeddings]
     return np.asarray(embeddings, dtype=np.float32), missing
 
