@@ -32,6 +32,10 @@ _OPEN = frozenset(
 _FRESH = 1.0
 
 
+#: What tells one state of a file from another; empty where there is none.
+Stamp = tuple[int, ...]
+
+
 class Guard:
     """The keys of a file, read again when it changes; one an application.
 
@@ -44,6 +48,8 @@ class Guard:
         self._file = file
         self._stamp = self._look()
         self._keys = file.read()
+        #: What a file that could not be read looked like, so that it is told of once.
+        self._unread: Stamp | None = None
         self._looking = threading.Lock()
         self._stale_at = time.monotonic() + _FRESH
 
@@ -61,18 +67,22 @@ class Guard:
         stamp = self._look()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._keys = self._file.read()
         except KeyFileError as error:
-            logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
+            if stamp != self._unread:
+                logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
+            self._unread = stamp
+        else:
+            # Not before: what cannot be read now is tried again, changed or not.
+            self._stamp, self._unread = stamp, None
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> Stamp:
         try:
             stat = self._file.path.stat()
         except OSError:
-            return None
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+            return ()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def install(app: Flask, guard: Guard | None) -> None:

@@ -9,5 +9,6 @@ outcome of each accepted job and compares the vectors.
 - `load`   who submits, and what was accepted
 - `chaos`  what happens to the processes, by a seed
 - `audit`  what became of the jobs
+- `drift`  a million jobs and two hundred reconnects: `python -m bench.soak.drift`
 - `bulk`   the same for one batch of requests: `python -m bench.soak.bulk`
 """

@@ -416,14 +416,18 @@ def test_a_job_that_expires_while_it_waits(stand: Table, expected: Matrix) -> No
     stand.noted("task_revoked", waiting.id, False, True)
 
 
-def test_a_hard_time_limit(stand: Table) -> None:
+def test_a_hard_time_limit(stand: Table, request: pytest.FixtureRequest) -> None:
     with stand.busy_device():
         job = send(time_limit=1, link_error=users_app.note_failure.s("failed"))
         with pytest.raises(TimeLimitExceeded) as caught:
             job.get(timeout=ANSWER_S)
         assert caught.value.args == (1,)
     stand.noted("failed", job.id)
-    eventually(lambda: stand.record(job.id) == ("failed", "time_limit"))
+    ends = {("failed", "time_limit")}
+    if "stock worker" in request.node.name:
+        # It may notice afterwards that the process it has killed is gone, and tells that instead.
+        ends.add(("failed", "internal_error"))
+    eventually(lambda: stand.record(job.id) in ends, message=lambda: str(stand.record(job.id)))
     assert len(vectors(send().get(timeout=ANSWER_S))) == 2
 
 

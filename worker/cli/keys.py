@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from worker.contract.api_keys import ApiKey, KeyFile, new_key
+from worker.contract.api_keys import LATEST, ApiKey, KeyFile, new_key
 
 _SPAN = re.compile(r"(\d+)([hdw])")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -26,7 +26,10 @@ class Expiry(click.ParamType[float]):
     ) -> float:
         match = _SPAN.fullmatch(str(value))
         if match:
-            return time.time() + int(match[1]) * _SECONDS[match[2]]
+            expiry = time.time() + int(match[1]) * _SECONDS[match[2]]
+            if expiry > LATEST:
+                self.fail(f"{value!r} is beyond the year 9999", param, ctx)
+            return expiry
         try:
             when = datetime.fromisoformat(str(value))
         except ValueError:

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -25,8 +25,11 @@ from worker.contract.errors import SettingsError
 _FORM = re.compile(r"eq_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 #: Read and written by its owner alone.
 _MODE = 0o600
+#: The last moment that a date can be written of, in seconds since the epoch.
+LATEST = 253_402_300_799.0
 
 Limit = Annotated[int, Field(ge=1, le=2**53)]
+Time = Annotated[float, Field(ge=0, le=LATEST)]
 
 
 class KeyFileError(SettingsError):
@@ -36,14 +39,16 @@ class KeyFileError(SettingsError):
 class ApiKey(BaseModel):
     """One key, without its secret. Times are seconds since the epoch; a limit None is none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     name: str = Field(default="", max_length=200)
-    created_at: float
-    expires_at: float | None = None
-    revoked_at: float | None = None
+    created_at: Time
+    expires_at: Time | None = None
+    revoked_at: Time | None = None
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_queued_tokens: Limit | None = None
@@ -101,7 +106,8 @@ class KeyFile:
     """The file of keys at a path: JSON, replaced in one step, written by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # Where a link leads: replacing the link itself would leave the file behind it as it was.
+        self.path = path.resolve()
 
     def read(self) -> Keyring:
         """The keys. Raises KeyFileError."""
@@ -142,6 +148,11 @@ class KeyFile:
         new = self.path.with_name(self.path.name + ".new")
         new.unlink(missing_ok=True)
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "w") as file:  # noqa: PTH123
+            if self.path.exists():
+                # It stays its owner's, who may be the API: root revokes, too.
+                stat = self.path.stat()
+                with suppress(PermissionError):
+                    os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
             file.write(document.model_dump_json(indent=1, exclude_defaults=True) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -17,7 +17,7 @@ WINDOW = 60
 
 #: KEYS bucket. ARGV limit of requests, limit of tokens (0: none), tokens wanted. Answers 1 or 0,
 #: then for requests and tokens: what is left, milliseconds until full; milliseconds until enough.
-#: What costs more than a whole bucket needs a full one.
+#: What costs more than a whole bucket needs a full one, and leaves a debt: none is had for nothing.
 _TAKE = f"""
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -28,20 +28,22 @@ for at = 1, 2 do
   local limit, rate = limits[at], limits[at] / {WINDOW * 1000}
   local passed = math.max(0, now - tonumber(held[3] or now))
   left[at] = math.min(limit, tonumber(held[at] or limit) + passed * rate)
-  costs[at] = math.min(costs[at], limit)
-  if limit > 0 and left[at] < costs[at] then
-    wait = math.max(wait, math.ceil((costs[at] - left[at]) / rate))
+  local needed = math.min(costs[at], limit)
+  if limit > 0 and left[at] < needed then
+    wait = math.max(wait, math.ceil((needed - left[at]) / rate))
   end
 end
-local answer = {{wait == 0 and 1 or 0}}
+local answer, longest = {{wait == 0 and 1 or 0}}, 0
 for at = 1, 2 do
   if wait == 0 then left[at] = left[at] - costs[at] end
   local missing = limits[at] - left[at]
-  answer[#answer + 1] = math.floor(left[at])
-  answer[#answer + 1] = limits[at] > 0 and math.ceil(missing * {WINDOW * 1000} / limits[at]) or 0
+  local reset = limits[at] > 0 and math.ceil(missing * {WINDOW * 1000} / limits[at]) or 0
+  longest = math.max(longest, reset)
+  answer[#answer + 1] = math.max(0, math.floor(left[at]))
+  answer[#answer + 1] = reset
 end
 redis.call('HSET', KEYS[1], '1', tostring(left[1]), '2', tostring(left[2]), 'at', now)
-redis.call('EXPIRE', KEYS[1], {2 * WINDOW})
+redis.call('PEXPIRE', KEYS[1], longest + {WINDOW * 1000})
 answer[#answer + 1] = wait
 return answer
 """

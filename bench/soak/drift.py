@@ -1,0 +1,136 @@
+"""Whether days of acks and reconnects leave anything behind, compressed into minutes.
+
+`python -m bench.soak.drift` sends a million jobs through one worker whose model costs nothing, and
+drops all of its connections every five thousand. After each tenth it lets the worker come to rest
+and looks: what is leased, what the ledger counts, what the worker says waits, and its memory,
+threads, descriptors and Redis clients. All of it has to be where it was after the first tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+
+import orjson
+import psutil
+import redis
+
+from bench.report import Table
+from bench.stage import stage
+from tests.processes import Process, eventually
+from worker.contract import estimates, keys, messages
+from worker.contract.jobs import DEFAULT_OPTIONS
+from worker.contract.lanes import lists_of
+from worker.contract.store import JobStore, NewJob
+
+QUEUE = "drift"
+MARKS = 10
+#: Jobs that are sent at a time, and after which the connections are dropped.
+SPURT = 5_000
+#: Seconds for one spurt to be done, and for the worker to say that nothing waits.
+PATIENCE = 120
+#: What memory may grow by between the first mark and the last.
+MOST_GROWTH_MIB = 16
+LOOKED_AT = ("leased", "ledger", "waiting", "MiB", "threads", "fds", "clients")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak.drift", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="in all")
+    options = parser.parse_args()
+    table, steady = drift(options.jobs)
+    print(table.text())
+    print("nothing has drifted" if steady else "SOMETHING HAS DRIFTED")
+    return 0 if steady else 1
+
+
+def drift(jobs: int) -> tuple[Table, bool]:
+    """The looks at the worker as a table, and whether the last is like the first."""
+    table = Table(
+        f"{jobs:,} jobs, connections dropped every {SPURT:,}",
+        ["jobs", "reconnects", "jobs/s", *LOOKED_AT],
+    )
+    looks: list[dict[str, float]] = []
+    with stage(persistent=False) as processes, processes.valkey.client() as client:
+        env = {"EMBEDQ_QUEUE": QUEUE, "EMBEDQ_RESULT_TTL": "5"}
+        worker = processes.worker(app="bench.costless", env=env)
+        spurts = max(jobs // SPURT, MARKS)
+        began, done = time.perf_counter(), 0
+        for spurt in range(1, spurts + 1):
+            _send(client, SPURT)
+            _drop_connections(client)
+            _wait_until_done(client, worker)
+            done += SPURT
+            if spurt % (spurts // MARKS) == 0:
+                look = _look(client, worker)
+                seconds = time.perf_counter() - began
+                table.add(done, spurt, done / seconds, *look.values())
+                looks.append(look)
+    return table, _is_steady(looks[0], looks[-1])
+
+
+def _send(client: redis.Redis, jobs: int) -> None:
+    """Messages as a stock producer writes them, and every tenth with a record, as the API does."""
+    store = JobStore(client, QUEUE, result_ttl=5)
+    pipe = client.pipeline(transaction=False)
+    for at in range(jobs):
+        job_id = messages.new_id()
+        message = messages.envelope(job_id, ["text"], DEFAULT_OPTIONS, QUEUE)
+        if at % 10 == 0:
+            store.accept(NewJob(job_id, 1, estimates.tokens(["text"]), 100), message)
+            continue
+        pipe.lpush(QUEUE, message)
+        if len(pipe) == 500:
+            pipe.execute()
+    pipe.execute()
+
+
+def _drop_connections(client: redis.Redis) -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+    client.client_kill_filter(_type="pubsub", skipme=True)
+
+
+def _wait_until_done(client: redis.Redis, worker: Process) -> None:
+    def done() -> bool:
+        return not (client.exists(*lists_of(QUEUE)) or client.hlen(keys.LEASED))
+
+    eventually(done, PATIENCE, message=worker.log)
+
+
+def _look(client: redis.Redis, worker: Process) -> dict[str, float]:
+    said: Mapping[str, float] = {}
+
+    def rests() -> bool:
+        nonlocal said
+        (raw,) = client.hvals(keys.workers(QUEUE)) or (b"{}",)  # type: ignore[misc]
+        said = orjson.loads(raw)
+        return said.get("waiting_tokens") == 0
+
+    eventually(rests, PATIENCE, message=worker.log)
+    process = psutil.Process(worker.pid)
+    return {
+        "leased": int(client.hlen(keys.LEASED)),  # type: ignore[arg-type]
+        "ledger": int(client.hget(keys.ledger(QUEUE), "tokens") or 0),  # type: ignore[arg-type]
+        "waiting": said["waiting_tokens"],
+        "MiB": process.memory_info().rss / 2**20,
+        "threads": process.num_threads(),
+        "fds": process.num_fds(),
+        "clients": int(client.info("clients")["connected_clients"]),  # type: ignore[index]
+    }
+
+
+def _is_steady(first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+    """Nothing held, and no more memory, threads, descriptors or clients than a few."""
+    return (
+        not (last["leased"] or last["waiting"] or last["ledger"])
+        and last["MiB"] - first["MiB"] <= MOST_GROWTH_MIB
+        and last["threads"] <= first["threads"] + 1
+        and last["fds"] <= first["fds"] + 3
+        and last["clients"] <= first["clients"] + 3
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
