@@ -46,6 +46,14 @@ class TokenBlock:
             self.truncated[start:stop],
         )
 
+    def take(self, texts: NDArray[np.int64]) -> TokenBlock:
+        """The texts of these indices, in their order, as a block of their own."""
+        lengths = self.lengths[texts]
+        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        came_from = np.arange(offsets[-1]) + np.repeat(self.offsets[texts] - offsets[:-1], lengths)
+        return TokenBlock(self.ids[came_from], offsets, self.skip[texts], self.truncated[texts])
+
     @staticmethod
     def join(blocks: Sequence[TokenBlock]) -> TokenBlock:
         """All texts of `blocks`, in order, as one block. At least one block."""

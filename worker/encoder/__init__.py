@@ -13,6 +13,7 @@ In reading order:
 `token_rules`    how a model wants its texts tokenised …
 `tokenizer`      … and the Rust calls that do it
 `forward`        a batch packed into one sequence, padded into rectangles, or looked up
+`streams`        a batch in parts, each on a core of its own
 `rectangles`     texts of like length, padded to the longest
 `layout`         where each text of a packed batch lies
 `attention`      attention that stays inside each text of a packed batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,12 +28,15 @@ PADDED_COST = GroupCost(fixed=96.0, knee=512.0)
 
 
 class Forward(Protocol):
-    """A way to run a model. Only the device thread calls it, under inference mode."""
+    """A way to run a model, under inference mode; several threads may call it at once."""
 
-    #: Whether a batch is run without padding.
-    packed: bool
-    #: Positions of all batches so far that held padding.
-    padding: int
+    @property
+    def packed(self) -> bool:
+        """Whether a batch is run without padding."""
+
+    @property
+    def padding(self) -> int:
+        """Positions of all batches so far that held padding."""
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
         """Vectors of a batch of texts of one token or more, float32 (n, size)."""
@@ -92,6 +96,7 @@ class PaddedForward:
         if type(model[0]) is not Transformer:
             raise NotImplementedError("its first module is not a transformer")
         self.padding = 0
+        self._counting = threading.Lock()
         self._model = model
         self._pad_id = model.tokenizer.pad_token_id or 0
         self._takes_types = takes_token_types(model)
@@ -106,7 +111,8 @@ class PaddedForward:
         return out
 
     def _vectors(self, part: Rectangle) -> torch.Tensor:
-        self.padding += part.padding
+        with self._counting:
+            self.padding += part.padding
         features: dict[str, Any] = {
             "input_ids": torch.from_numpy(part.ids).to(self._device),
             "attention_mask": torch.from_numpy(part.real.astype(np.int64)).to(self._device),

@@ -21,6 +21,7 @@ from worker.encoder.forward import (
     StaticForward,
 )
 from worker.encoder.library import attention_of, matryoshka_sizes, open_model, set_attention
+from worker.encoder.streams import StreamedForward, Streams
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
 from worker.tokens import TokenBlock
@@ -81,7 +82,10 @@ def load_torch(
         matryoshka=matryoshka_sizes(model, dimensions),
         cosine=cosine,
     )
-    return TorchEncoder(info, model, tokenizer, forward)
+    streams = _streams(place, forward)
+    if streams is not None:
+        forward = StreamedForward(forward, streams)
+    return TorchEncoder(info, model, tokenizer, forward, streams)
 
 
 class TorchEncoder:
@@ -93,11 +97,13 @@ class TorchEncoder:
         model: SentenceTransformer,
         tokenizer: Tokenizer,
         forward: Forward,
+        streams: Streams | None = None,
     ) -> None:
         self._info = info
         self._model = model
         self._tokenizer = tokenizer
         self._forward = forward
+        self._streams = streams
 
     @property
     def info(self) -> ModelInfo:
@@ -133,9 +139,19 @@ class TorchEncoder:
             self.release_memory()
 
     def close(self) -> None:
+        if self._streams is not None:
+            self._streams.close()
         device = self._model.device
         del self._model, self._forward, self._tokenizer
         devices.release_cached_memory(device)
+
+
+def _streams(place: torch.device, forward: Forward) -> Streams | None:
+    """One stream a core of a CPU; None where there is nothing to share."""
+    cores = torch.get_num_threads()
+    if place.type != "cpu" or cores < 2 or isinstance(forward, StaticForward):
+        return None
+    return Streams(cores)
 
 
 def _float32_vectors(spec: ModelSpec, place: torch.device) -> NDArray[np.float32] | None:

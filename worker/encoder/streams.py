@@ -1,0 +1,142 @@
+"""A batch cut into parts that run at the same time, each on a core of its own."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from itertools import pairwise
+from queue import SimpleQueue
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.encoder.forward import Forward
+from worker.tokens import TokenBlock
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+#: Tokens of a part, at least: below, what torch does between two kernels shows.
+_LEAST_TOKENS = 192
+#: How much more than its fair share the largest part may hold before cores wait for one another
+#: longer than they do inside each kernel.
+_IMBALANCE = 1.25
+
+
+class StreamedForward:
+    """Runs a forward pass in parts on streams, where the batch has texts enough for that.
+
+    Cores that share every kernel wait for one another at the end of each; a core that another
+    process takes away for a moment then holds up all of them, hundreds of times a batch. Parts
+    meet once, at the end of the batch. A batch of one long text, or of few tokens, is run as a
+    whole on the caller's thread, with all its cores.
+
+    The device thread calls it; `streams` run nothing but what it hands them.
+    """
+
+    def __init__(self, forward: Forward, streams: Streams) -> None:
+        self._forward = forward
+        self._streams = streams
+
+    @property
+    def packed(self) -> bool:
+        return self._forward.packed
+
+    @property
+    def padding(self) -> int:
+        return self._forward.padding
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        """Vectors of a batch, float32 (n, size), in its order."""
+        parts = split(batch.lengths, len(self._streams))
+        if len(parts) == 1:
+            return self._forward(batch)
+        vectors = self._streams.map(self._run, [batch.take(part) for part in parts])
+        out = np.empty((len(batch), vectors[0].shape[1]), dtype=np.float32)
+        for part, rows in zip(parts, vectors, strict=True):
+            out[part] = rows
+        return out
+
+    def _run(self, block: TokenBlock) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return self._forward(block)
+
+
+def split(lengths: NDArray[np.int64], streams: int) -> list[NDArray[np.int64]]:
+    """The texts of each part of a batch, int64 indices; one part where it is better run whole.
+
+    Parts hold about as many tokens each, in texts of similar length.
+    """
+    order = np.argsort(lengths, kind="stable")[::-1]
+    total = int(lengths.sum())
+    if streams < 2 or total < streams * _LEAST_TOKENS:
+        return [order]
+    ends = np.cumsum(lengths[order])
+    # Each cut is after the text whose middle it falls behind.
+    cuts = np.searchsorted(ends - lengths[order] / 2, total * np.arange(1, streams) / streams)
+    bounds = np.unique(np.concatenate([[0], cuts, [len(order)]]))
+    parts = [order[start:stop] for start, stop in pairwise(bounds)]
+    most = max(int(lengths[part].sum()) for part in parts)
+    return parts if most * streams <= _IMBALANCE * total else [order]
+
+
+class Streams:
+    """Daemon threads that each compute with `cores` cores; they end with `close`.
+
+    A call that hangs hangs its caller, and keeps no process alive.
+    """
+
+    def __init__(self, count: int, cores: int = 1) -> None:
+        self._cores = cores
+        self._ready = threading.Barrier(count + 1)
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"embedq-stream-{number}", daemon=True)
+            for number in range(count)
+        ]
+        everywhere = torch.get_num_threads()
+        for thread in self._threads:
+            thread.start()
+        self._ready.wait()
+        # What was set last holds for every thread that has not computed yet.
+        torch.set_num_threads(everywhere)
+
+    def __len__(self) -> int:
+        return len(self._threads)
+
+    def map(self, call: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """`call` of each item, once all are done; raises what the first that failed raised."""
+        futures: list[Future[T]] = [Future() for _ in items]
+        for future, item in zip(futures, items, strict=True):
+            self._calls.put(functools.partial(_settle, future, call, item))
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """End the threads once they have run what they were given. No call may follow."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
+        # when it computes here for the first time.
+        torch.get_num_threads()
+        torch.set_num_threads(self._cores)
+        self._ready.wait()
+        while (call := self._calls.get()) is not None:
+            call()
+            # A queue that is empty must not keep the last batch.
+            del call
+
+
+def _settle(future: Future[T], call: Callable[[S], T], item: S) -> None:
+    try:
+        future.set_result(call(item))
+    except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+        future.set_exception(error)
