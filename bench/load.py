@@ -1,7 +1,7 @@
 """Callers in a process of their own: each submits a job, waits for its vectors, takes the next.
 
-A `Load` starts `python -m bench.load rest|celery|plain ADDRESS` and tells it what to submit; it
-answers with the seconds that it all took and those of each job. All callers are greenlets of one
+A `Load` starts `python -m bench.load rest|openai|celery|plain ADDRESS` and tells it what to submit;
+it answers with the seconds that it all took and those of each job. All callers are greenlets of one
 thread; the HTTP client is a socket and a parser of two headers, so that the load leaves the cores
 to what is measured.
 """
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     monkey.patch_all()
 
 import functools
-import json
+import gc
 import socket
 import sys
 import time
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from bench.peer import Peer, serve
+from worker.contract.settings import DEFAULT_MODEL_NAME
 
 #: Seconds that a caller waits for one job.
 TIMEOUT = 120
@@ -50,7 +51,8 @@ class Load(Peer):
 
     def __init__(self, kind: str, address: str) -> None:
         env = {"CELERY_BROKER_URL": address, "CELERY_RESULT_BACKEND": address}
-        super().__init__("bench.load", kind, address, env=None if kind == "rest" else env)
+        by_http = address.startswith("http")
+        super().__init__("bench.load", kind, address, env=None if by_http else env)
 
     def __call__(
         self, texts: Sequence[str], *, texts_a_job: int = 1, callers: int = 1, pause: float = 0.0
@@ -74,7 +76,10 @@ def loads(**addresses: str) -> Iterator[dict[str, Load]]:
 
 def main() -> None:
     kind, address = sys.argv[1:]
-    connect = {"rest": _rest, "celery": _celery, "plain": _plain}[kind]
+    connect = {"rest": _rest, "openai": _openai, "celery": _celery, "plain": _plain}[kind]
+    # Collected between two turns: a result of Celery's that ends in the middle of a wait of
+    # gevent's waits for a lock, and what interrupts the one interrupts the other.
+    gc.disable()
     serve(functools.partial(_submit, connect, address))
 
 
@@ -108,32 +113,59 @@ def _submit(
 
     began = time.perf_counter()
     gevent.joinall([gevent.spawn(caller) for _ in range(callers)], raise_error=True)
-    return {"seconds": time.perf_counter() - began, "waits": waits, "jobs": jobs}
+    seconds = time.perf_counter() - began
+    gc.collect()
+    return {"seconds": seconds, "waits": waits, "jobs": jobs}
 
 
 def _rest(address: str) -> Call:
-    """`POST /jobs` with `Prefer: wait`, on one connection a caller."""
-    url = urlsplit(address)
-    connection = socket.create_connection((url.hostname, url.port), timeout=TIMEOUT)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    answers = connection.makefile("rb")
+    """`POST /jobs` with `Prefer: wait`."""
+    post = _poster(f"{address}/jobs", "Prefer: wait=60\r\n")
 
     def call(texts: list[str]) -> dict[str, Any]:
-        body = orjson.dumps({"input": texts})
-        connection.sendall(
-            b"POST /jobs HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-            b"Prefer: wait=60\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        status, answer = _read(answers)
+        status, answer = post({"input": texts})
         if status != 200 or answer["status"] != "succeeded":
             raise RuntimeError(f"a job was answered {status}: {answer}")
-        _check(answer.pop("result"), texts)
+        _check(answer.pop("result")["embeddings"], texts)
         return answer
 
     return call
 
 
-def _read(answers: BinaryIO) -> tuple[int, dict[str, Any]]:
+def _openai(address: str) -> Call:
+    """An embeddings request in OpenAI's shape, to whoever understands it."""
+    post = _poster(address)
+
+    def call(texts: list[str]) -> dict[str, Any]:
+        status, answer = post({"model": DEFAULT_MODEL_NAME, "input": texts})
+        if status != 200:
+            raise RuntimeError(f"a request was answered {status}: {answer}")
+        _check(answer["data"], texts)
+        return {}
+
+    return call
+
+
+def _poster(address: str, headers: str = "") -> Callable[[object], tuple[int, Any]]:
+    """Sends JSON to an address, on one connection; status and answer."""
+    url = urlsplit(address)
+    connection = socket.create_connection((url.hostname, url.port), timeout=TIMEOUT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    answers = connection.makefile("rb")
+    head = (
+        f"POST {url.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n{headers}"
+        "Content-Length: "
+    ).encode()
+
+    def post(request: object) -> tuple[int, Any]:
+        body = orjson.dumps(request)
+        connection.sendall(b"%s%d\r\n\r\n%s" % (head, len(body), body))
+        return _read(answers)
+
+    return post
+
+
+def _read(answers: BinaryIO) -> tuple[int, Any]:
     status = int(answers.readline().split()[1])
     length = 0
     while (line := answers.readline()) not in (b"\r\n", b""):
@@ -148,7 +180,7 @@ def _celery(_: str) -> Call:
     from worker.tasks import embed
 
     def call(texts: list[str]) -> dict[str, Any]:
-        _check(embed.delay(texts).get(timeout=TIMEOUT), texts)
+        _check(embed.delay(texts).get(timeout=TIMEOUT)["embeddings"], texts)
         return {}
 
     return call
@@ -160,15 +192,15 @@ def _plain(_: str) -> Call:
 
     def call(texts: list[str]) -> dict[str, Any]:
         answer = app.send_task("bench.encode", args=[texts])
-        _check({"embeddings": answer.get(timeout=TIMEOUT)}, texts)
+        _check(answer.get(timeout=TIMEOUT), texts)
         return {}
 
     return call
 
 
-def _check(result: dict[str, Any], texts: list[str]) -> None:
-    if len(result["embeddings"]) != len(texts):
-        raise RuntimeError(f"{len(texts)} texts gave {json.dumps(result)[:200]}")
+def _check(vectors: Sequence[object], texts: list[str]) -> None:
+    if len(vectors) != len(texts):
+        raise RuntimeError(f"{len(texts)} texts gave {len(vectors)} vectors")
 
 
 if __name__ == "__main__":

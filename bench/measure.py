@@ -21,9 +21,9 @@ class Race:
         """Things a second, where each turn did `count` of them: the median of the rounds."""
         return count / statistics.median(self.seconds[name])
 
-    def ratio(self, name: str) -> float:
-        """How many times the baseline's speed: the median of the rounds, each by itself."""
-        pairs = zip(self.seconds[name], self.seconds[self.baseline], strict=True)
+    def ratio(self, name: str, to: str = "") -> float:
+        """How many times the speed of `to`, or of the baseline: the median of the rounds' own."""
+        pairs = zip(self.seconds[name], self.seconds[to or self.baseline], strict=True)
         return statistics.median(base / own for own, base in pairs)
 
 

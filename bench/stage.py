@@ -37,10 +37,13 @@ class Stage:
         return self.valkey.socket_url
 
     def worker(
-        self, *arguments: str, app: str = "worker", env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        app: str = "worker",
+        name: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Process:
-        """A worker that is ready to take jobs."""
-        name = app.replace(".", "-")
+        """A worker that is about to take jobs, by default under its application's name."""
         return start_worker(
             self.processes,
             self.url,
@@ -48,7 +51,7 @@ class Stage:
             "-l",
             "warning",
             app=app,
-            name=name,
+            name=name or app.replace(".", "-"),
             ready=None,
             env=env,
         )
