@@ -32,7 +32,7 @@ format: $(VENV)/dev.stamp  ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp  ## Measure throughput and latency beside SentenceTransformer.encode
+bench: $(VENV)/dev.stamp  ## Measure throughput and latency beside the library and other servers
 	@$(BIN)/python -m bench $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## Kill workers, connections and Valkey under load, and count the outcomes

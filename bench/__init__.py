@@ -11,16 +11,19 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `models`      the library's model and ours, for this process
 - `stage`       Valkey, workers and the API as processes of their own
 - `load`        callers, in a process of their own
-- `throughput`  texts a second: raw engine, Celery, REST, a plain Celery task, the library
+- `throughput`  texts a second: raw engine, Celery, REST, the library
+- `peers`       beside infinity-emb (`infinity`) and a plain Celery task (`plain_task`)
 - `latency`     one short text on an idle system, and where its milliseconds go
 - `service`     the engine in one process, against callers that share a lock
 - `overhead`    jobs a second with a model that costs nothing (`costless`)
 - `waiting`     a fast request beside a thousand clients that wait
 - `lanes`       a caller who waits, beside a deep bulk queue and another owner's flood
 - `leak`        what a hundred thousand requests leave behind
+- `bulk`        a file of requests, and what others notice of it
 - `idle`        what a worker and an API cost that have nothing to do
 - `gemm`        the machine's limit, and the engine's share of it
 - `soak`        everything killed under load, every job counted
+- `publish`     figures into the documentation, as tables and pictures (`charts`)
 
 `python -m bench` (`make bench`) runs the set.
 """

@@ -1,76 +1,107 @@
 """`python -m bench` (`make bench`): the set of benchmarks, one process each, in a quarter hour.
 
-`--publish` also writes the figures into `docs/benchmarks.md` and `docs/benchmarks/results.json`.
+`--publish` writes each one's figures into the documentation as soon as it has ended, so that none
+loses another's; `--resume` goes on where a run was interrupted, without those that have ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from bench.report import Table
+from bench.publish import ROOT, publish
 
-NAMES = ("gemm", "throughput", "latency", "service", "overhead", "waiting", "lanes", "bulk", "idle")
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE = DOCS / "benchmarks.md"
-RESULTS = DOCS / "benchmarks" / "results.json"
+#: About how many seconds each takes on two cores; quick ones take a third.
+SECONDS = {
+    "gemm": 60,
+    "throughput": 240,
+    "peers": 270,
+    "latency": 60,
+    "service": 40,
+    "overhead": 60,
+    "waiting": 30,
+    "lanes": 60,
+    "bulk": 180,
+    "idle": 60,
+}
+#: Not part of the set.
+ALONE = {"leak": 900}
+#: One that takes so many times as long hangs.
+_PATIENCE = 4
 
 
 def main() -> int:
+    options = _parse()
+    out = options.out or ROOT / "build" / ("bench-quick" if options.quick else "bench")
+    names = options.names or [*SECONDS]
+    if options.resume:
+        names = [name for name in names if not (out / f"{name}.json").exists()]
+    _warn_of_load()
+    began = time.monotonic()
+    failed = []
+    for number, name in enumerate(names):
+        left = sum(_expected(other, options.quick) for other in names[number:])
+        print(f"\n=== {name}: {number + 1} of {len(names)}, {left / 60:.0f} min to go", flush=True)
+        file = out / f"{name}.json"
+        file.unlink(missing_ok=True)
+        if not _ran(name, out, options.quick):
+            failed.append(name)
+        elif options.publish:
+            publish({name: json.loads(file.read_text())})
+    print(f"\n{(time.monotonic() - began) / 60:.1f} min; figures as JSON in {out}")
+    if options.publish:
+        print("docs/benchmarks.md and docs/benchmarks/ have the figures of those that ended")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command with --resume tries them again")
+    return int(bool(failed))
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="all of them by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all of the set by default")
     parser.add_argument("--quick", action="store_true", help="fewer texts and rounds")
     parser.add_argument("--out", type=Path, default=None, help="folder for the figures as JSON")
     parser.add_argument("--publish", action="store_true", help="write the figures into docs/")
+    parser.add_argument("--resume", action="store_true", help="only those without figures in --out")
     options = parser.parse_args()
-    out = options.out or Path(tempfile.mkdtemp(prefix="embedq-bench-"))
-    began = time.monotonic()
-    failed = []
-    for name in options.names or NAMES:
-        print(f"\n=== {name}", flush=True)
-        program = [sys.executable, "-m", f"bench.{name}", "--out", str(out)]
-        if subprocess.call([*program, "--quick"] if options.quick else program):
-            failed.append(name)
-    print(f"\n{time.monotonic() - began:.0f} s; figures as JSON in {out}")
-    if failed:
-        print(f"failed: {', '.join(failed)}")
-        return 1
-    if options.publish:
-        publish(out)
-    return 0
+    for name in options.names:
+        if name not in SECONDS | ALONE:
+            parser.error(f"{name!r} is none of {', '.join(SECONDS | ALONE)}")
+    if options.quick and options.publish:
+        parser.error("what --quick measures is not for publishing")
+    return options
 
 
-def publish(out: Path) -> None:
-    """Put the figures that lie in a folder into the documentation."""
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
-    RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | reports, indent=1) + "\n")
-    page = PAGE.read_text()
-    for name, report in reports.items():
-        shown = re.escape(f"<!-- {name} -->")
-        block = f"<!-- {name} -->\n{_markdown(report)}\n<!-- /{name} -->"
-        page = re.sub(f"{shown}.*?<!-- /{name} -->", lambda _, new=block: new, page, flags=re.S)
-    PAGE.write_text(page)
+def _ran(name: str, out: Path, quick: bool) -> bool:
+    """Whether a benchmark ended well and in time."""
+    program = [sys.executable, "-m", f"bench.{name}", "--out", str(out)]
+    limit = _PATIENCE * _expected(name, quick)
+    try:
+        return not subprocess.call([*program, "--quick"] if quick else program, timeout=limit)
+    except subprocess.TimeoutExpired:
+        print(f"{name} has not ended within {limit:.0f} s")
+        return False
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    parts = []
-    for fields in report["tables"]:
-        table = Table(**fields)
-        notes = "".join(f"\n{note}." for note in table.notes)
-        parts.append(f"**{table.title}**\n\n{table.markdown()}\n{notes}")
-    where = f"{machine['date']}, {machine['cores']} of {machine['processor']}, {machine['python']}"
-    return "\n".join([*parts, f"\n*{where}; {machine['versions']}.*"])
+def _expected(name: str, quick: bool) -> float:
+    # What starts processes takes its time, however little they do.
+    return 60.0 if quick else float((SECONDS | ALONE)[name])
+
+
+def _warn_of_load() -> None:
+    """Say so where the machine is not idle: then its figures tell little."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 4:
+        print(f"This machine is busy: {load:.1f} programs ran on its {cores} cores just now.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command with --resume goes on from here")

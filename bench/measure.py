@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.report import progress
+
 Contestant = Callable[[], object]
 
 
@@ -33,12 +35,14 @@ def race(contestants: Mapping[str, Contestant], rounds: int) -> Race:
     A contestant that measures itself returns its seconds as a float; else its call is timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for name, contestant in contestants.items():
+            progress(f"round {number} of {rounds}: {name}")
             began = time.perf_counter()
             own = contestant()
             took = own if isinstance(own, float) else time.perf_counter() - began
             seconds[name].append(took)
+    progress("")
     return Race(seconds, next(iter(contestants)))
 
 

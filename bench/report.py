@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -66,13 +68,25 @@ def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> None:
     options = _parse(name)
     machine = describe_machine()
     print(" · ".join(str(value) for value in machine.values()), flush=True)
+    began = time.monotonic()
     tables = measure(options)
+    seconds = time.monotonic() - began
     for table in tables:
         print(f"\n{table.text()}", flush=True)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine, "tables": [asdict(table) for table in tables]}
+        report = {
+            "machine": machine,
+            "seconds": round(seconds),
+            "tables": [asdict(table) for table in tables],
+        }
         (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def progress(text: str) -> None:
+    """Show on a terminal what is being done, in place of what was shown before."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def describe_machine() -> Mapping[str, str]:

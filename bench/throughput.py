@@ -94,22 +94,20 @@ def _raw(ways: _Ways, sets: dict[str, list[str]], rounds: int) -> Table:
 
 
 def _remote(ways: _Ways, sets: dict[str, list[str]], options: Options) -> list[Table]:
-    """The same texts through Celery and REST, and through a plain Celery task."""
+    """The same texts through Celery and REST."""
     columns = ["callers × texts a job"]
     for name in sets:
         columns += [f"{name} texts/s", "× encode", "p50 ms", "p95 ms"]
     table = Table("Through the queue: real processes, callers on the same cores", columns)
     with stage() as processes:
         worker = processes.worker()
-        plain = processes.worker("-P", "solo", app="bench.plain_task")
         api = processes.api()
-        with loads(rest=api.url, celery=processes.url, plain=processes.url) as callers:
+        with loads(rest=api.url, celery=processes.url) as callers:
             measured = {
                 name: _race_remote(ways, callers, given, options.rounds)
                 for name, given in sets.items()
             }
         assert worker.running, worker.log()
-        assert plain.running, plain.log()
     for contestant in next(iter(measured.values()))[0].seconds:
         cells: list[float | None] = []
         for name, (ran, waits) in measured.items():
@@ -124,7 +122,7 @@ def _race_remote(
 ) -> tuple[Race, dict[str, list[float]]]:
     waits: dict[str, list[float]] = {}
     contestants: dict[str, Contestant] = {ENCODE: lambda: ways.baseline.encode(given)}
-    names = {"rest": "REST", "celery": "Celery direct", "plain": "plain Celery task"}
+    names = {"rest": "REST", "celery": "Celery direct"}
     for kind, load in callers.items():
         for count, size in SHAPES:
             contestants[f"{names[kind]}, {count} × {size}"] = _turn(

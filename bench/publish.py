@@ -1,0 +1,90 @@
+"""The documentation's figures: tables, pictures and JSON, from what benchmarks measured.
+
+Each benchmark has a block of its own in `docs/benchmarks.md`, between two comments that name it,
+and an entry in `docs/benchmarks/results.json`; the README shows the pictures, too. A benchmark that
+failed or was not run leaves what is there about it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.charts import Chart, Pictures, charts_of, draw
+from bench.report import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+_RESULTS = Path("benchmarks") / "results.json"
+#: Whose pictures the README shows.
+_FIRST = ("throughput", "peers")
+
+
+def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None:
+    """Put the figures of some benchmarks into the documentation. Raises KeyError for a new one.
+
+    Whole files or nothing: whoever is interrupted finds them as they were.
+    """
+    docs = root / "docs"
+    page, readme, results = docs / "benchmarks.md", root / "README.md", docs / _RESULTS
+    known = (json.loads(results.read_text()) if results.exists() else {}) | reports
+    results.parent.mkdir(exist_ok=True)
+    pictures = {
+        name: [
+            (chart, draw(chart, results.with_name(f"{picture}.png")))
+            for picture, chart in charts_of(name, report).items()
+        ]
+        for name, report in known.items()
+    }
+    text = page.read_text()
+    for name, report in reports.items():
+        shown = [_shown(chart, files, docs) for chart, files in pictures[name]]
+        text = _replaced(text, name, "\n".join([*shown, markdown(report)]))
+    first = [
+        _shown(chart, files, root) for name in _FIRST for chart, files in pictures.get(name, [])
+    ]
+    text_first = _replaced(readme.read_text(), "figures", "\n".join(first))
+    for path, content in (
+        (results, json.dumps(known, indent=1) + "\n"),
+        (page, text),
+        (readme, text_first),
+    ):
+        draft = path.with_name(f".{path.name}.new")
+        draft.write_text(content)
+        draft.replace(path)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A benchmark's tables, and the machine they are of."""
+    machine = report["machine"]
+    parts = []
+    for fields in report["tables"]:
+        table = Table(**fields)
+        notes = "".join(f"\n{note}." for note in table.notes)
+        parts.append(f"**{table.title}**\n\n{table.markdown()}\n{notes}")
+    where = f"{machine['date']}, {machine['cores']} of {machine['processor']}, {machine['python']}"
+    return "\n".join([*parts, f"\n*{where}; {machine['versions']}.*"])
+
+
+def _shown(chart: Chart, files: Pictures, base: Path) -> str:
+    """The chart for light and dark pages; in words for those who do not see it."""
+    words = "; ".join(
+        f"{panel.title}: " + ", ".join(f"{bar.label} {bar.words}" for bar in panel.bars)
+        for panel in chart.panels
+    )
+    light, dark = (file.relative_to(base).as_posix() for file in files)
+    return (
+        "<picture>\n"
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+        f'  <img alt="{chart.title}. {words}" src="{light}">\n'
+        "</picture>\n"
+    )
+
+
+def _replaced(page: str, name: str, content: str) -> str:
+    block = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
+    if not block.search(page):
+        raise KeyError(f"the documentation has no place for {name}")
+    return block.sub(lambda _: f"<!-- {name} -->\n{content}\n<!-- /{name} -->", page)

@@ -1,0 +1,121 @@
+"""The benchmarks' figures on their way into the documentation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bench import __main__ as bench
+from bench import publish as publishing
+from bench.publish import publish
+from tests.processes import ROOT
+
+MACHINE = {
+    "date": "2026-01-01",
+    "processor": "A processor",
+    "cores": "2 cores",
+    "python": "Python 3",
+    "versions": "torch 2",
+}
+
+
+def report(title: str, columns: list[str], *rows: list[Any]) -> dict[str, Any]:
+    table = {"title": title, "columns": columns, "rows": list(rows), "notes": ["a note"]}
+    return {"machine": MACHINE, "seconds": 1, "tables": [table]}
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A project with this one's pages."""
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copy(ROOT / "docs" / "benchmarks.md", tmp_path / "docs")
+    return tmp_path
+
+
+def block(root: Path, name: str) -> str:
+    page = (root / "docs" / "benchmarks.md").read_text()
+    return page.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+
+
+def test_figures_go_to_their_place_and_leave_the_others_alone(docs: Path) -> None:
+    others = block(docs, "gemm")
+    publish({"idle": report("Idle", ["process", "CPU %"], ["worker", 0.25])}, docs)
+    publish({"lanes": report("Lanes", ["caller", "p50"], ["alone", 1234])}, docs)
+    assert "| worker | 0.25 |" in block(docs, "idle")
+    assert "A processor" in block(docs, "idle")
+    assert "| alone | 1,234 |" in block(docs, "lanes")
+    assert block(docs, "gemm") == others
+    results = json.loads((docs / "docs" / "benchmarks" / "results.json").read_text())
+    assert set(results) == {"idle", "lanes"}
+
+
+def test_pictures_for_light_and_dark_pages_stand_on_the_page_and_in_the_readme(docs: Path) -> None:
+    columns = ["server", "short texts/s", "× infinity", "mixed texts/s", "× infinity"]
+    found = report("32 callers", columns, ["infinity-emb", 100.0, 1.0, 50.0, 1.0])
+    found["tables"][0]["rows"].append(["embedq", 250.0, 2.5, 100.0, 2.0])
+    found["tables"] += report("Latency", ["way", "p50", "p95"], ["embedq", 10.0, 12.0])["tables"]
+    publish({"peers": found}, docs)
+    for picture in ("peers", "latency"):
+        sizes = set()
+        for theme in ("light", "dark"):
+            file = f"benchmarks/{picture}-{theme}.png"
+            assert f'="{file}"' in block(docs, "peers")
+            assert f'="docs/{file}"' in (docs / "README.md").read_text()
+            sizes.add(Image.open(docs / "docs" / file).size)
+        assert len(sizes) == 1
+    assert "embedq 250 (2.50 ×)" in block(docs, "peers")
+
+
+def test_every_benchmark_has_its_place_on_the_page() -> None:
+    for name in bench.SECONDS | bench.ALONE:
+        assert block(ROOT, name)
+
+
+def test_a_benchmark_without_a_place_is_refused_and_changes_nothing(docs: Path) -> None:
+    before = (docs / "docs" / "benchmarks.md").read_text()
+    with pytest.raises(KeyError, match="no place for unknown"):
+        publish({"unknown": report("Unknown", ["", "p50"], ["", 1])}, docs)
+    assert (docs / "docs" / "benchmarks.md").read_text() == before
+    assert not (docs / "docs" / "benchmarks" / "results.json").exists()
+
+
+def test_one_that_fails_loses_no_others_figures_and_is_tried_again(
+    docs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    failing = {"lanes"}
+    tried: list[str] = []
+
+    def ran(name: str, folder: Path, quick: bool) -> bool:
+        tried.append(name)
+        if name not in failing:
+            figures = report(name, ["", "p50"], [f"row of {name}", 1])
+            (folder / f"{name}.json").write_text(json.dumps(figures))
+        return name not in failing
+
+    monkeypatch.setattr(bench, "_ran", ran)
+    monkeypatch.setattr(bench, "publish", lambda reports: publishing.publish(reports, docs))
+    arguments = ["bench", "--publish", "--out", str(out), "waiting", "lanes", "idle"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert bench.main() == 1
+    assert "failed: lanes" in capsys.readouterr().out
+    assert "row of waiting" in block(docs, "waiting")
+    assert "row of idle" in block(docs, "idle")
+
+    failing.clear()
+    tried.clear()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--resume"])
+    assert bench.main() == 0
+    assert tried == ["lanes"]
+    assert "row of lanes" in block(docs, "lanes")
