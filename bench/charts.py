@@ -124,7 +124,8 @@ def _drawn(chart: Chart, path: Path, name: str, theme: _Theme) -> Path:
     pixels = io.BytesIO()
     _figure(chart, theme).savefig(pixels, dpi=_DPI)
     # A third of the size; nobody can tell.
-    Image.open(pixels).convert("RGB").quantize(_COLOURS).save(file, optimize=True)
+    with Image.open(pixels) as image:
+        image.convert("RGB").quantize(_COLOURS).save(file, optimize=True)
     return file
 
 

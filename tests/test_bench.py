@@ -68,7 +68,8 @@ def test_pictures_for_light_and_dark_pages_stand_on_the_page_and_in_the_readme(d
             file = f"benchmarks/{picture}-{theme}.png"
             assert f'="{file}"' in block(docs, "peers")
             assert f'="docs/{file}"' in (docs / "README.md").read_text()
-            sizes.add(Image.open(docs / "docs" / file).size)
+            with Image.open(docs / "docs" / file) as image:
+                sizes.add(image.size)
         assert len(sizes) == 1
     assert "embedq 250 (2.50 ×)" in block(docs, "peers")
 
