@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_a_kept_graph_is_not_converted_again(
     block = first.tokenize(TEXTS)
     np.testing.assert_allclose(first.forward(block), second.forward(block), atol=1e-6, rtol=0)
     assert [entry.name for entry in (tmp_path / "cache/openvino").glob("draft-*")] == []
+
+
+def test_a_new_graph_takes_the_place_of_one_that_nobody_uses(tmp_path: Path) -> None:
+    unused = tmp_path / "cache/openvino" / ("0" * 32)
+    unused.mkdir(parents=True)
+    os.utime(unused, (0, 0))
+    opened(tiny_models.bert(tmp_path), tmp_path / "cache")
+    assert len(list(unused.parent.iterdir())) == 1
+    assert not unused.exists()
+
+
+def test_a_graph_that_is_read_counts_as_used(tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path)
+    opened(path, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache/openvino").iterdir()
+    os.utime(folder, (0, 0))
+    opened(path, tmp_path / "cache")
+    assert folder.stat().st_mtime > 0
 
 
 def test_a_graph_is_of_these_very_weights(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from sentence_transformers import SentenceTransformer
 
+from worker.encoder import graph_cache
 from worker.encoder.english import english
 from worker.encoder.rectangles import rectangles
 from worker.encoder.token_rules import takes_token_types
@@ -38,14 +38,21 @@ _CALIBRATION_TEXTS = 192
 def graph(model: SentenceTransformer, tokenizer: Tokenizer, *, int8: bool, cache: Path) -> Any:
     """The `openvino.Model` of `model`: ids and mask int64 (n, L) in, vectors float32 (n, d) out.
 
-    `cache`: the folder where graphs are kept, by what they are made from. One that cannot be
-    written costs the next start a conversion, nothing else. Raises whatever OpenVINO raises where
-    it cannot convert the model, ImportError where `int8` lacks nncf.
+    `cache`: the folder where graphs are kept, by what they are made from; a new one makes room, see
+    `graph_cache`. One that cannot be written costs the next start a conversion, nothing else.
+    Raises whatever OpenVINO raises where it cannot convert the model, ImportError where `int8`
+    lacks nncf.
     """
     folder = cache / "openvino" / _key(model, int8=int8)
     kept = folder / "graph.xml"
     if kept.is_file():
-        return openvino.Core().read_model(kept)
+        graph_cache.mark_used(folder)
+        try:
+            return openvino.Core().read_model(kept)
+        except RuntimeError:
+            # Removed meanwhile by another process, whose clock may be ahead.
+            if kept.is_file():
+                raise
     converted = _converted(model)
     if int8:
         converted = _quantised(converted, tokenizer)
@@ -133,7 +140,7 @@ def _key(model: SentenceTransformer, *, int8: bool) -> str:
 def _keep(converted: Any, folder: Path) -> None:
     """Write a graph so that it is there whole or not at all, also beside others who write it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))
+    draft = graph_cache.draft_in(folder.parent)
     try:
         openvino.save_model(converted, draft / "graph.xml", compress_to_fp16=False)
         try:
@@ -142,5 +149,6 @@ def _keep(converted: Any, folder: Path) -> None:
             # Somebody else was first.
             if not folder.is_dir():
                 raise
+        graph_cache.prune(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
