@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NoReturn
 
 import orjson
 from flask import Request
+from gunicorn.http.errors import ParseException
 
 from api.errors import Problem
 
 _CHUNK = 64 * 1024
 #: zlib's way to ask for a gzip header and trailer.
 _GZIP = zlib.MAX_WBITS | 16
+#: gzip members of one body: empty ones are 20 bytes each, and cost time without end.
+_MOST_MEMBERS = 1024
 
 
 def read_json(request: Request, limit: int) -> Any:
@@ -45,15 +50,27 @@ def read_body(request: Request, limit: int) -> bytes:
 
 def parse_json(body: bytes) -> Any:
     """Parse strictly, but take lone surrogates: such a text fails alone, in the worker."""
+    with _uncollected():
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            if b"\\u" not in body:
+                raise Problem("malformed_body", f"the body is not JSON: {error}") from error
+        try:
+            return json.loads(body.decode(), parse_constant=_reject)
+        except (ValueError, RecursionError) as error:
+            raise Problem("malformed_body", "the body is not JSON") from error
+
+
+def read(stream: IO[bytes], size: int) -> bytes:
+    """At most `size` bytes of a body, none at its end. Raises Problem with `malformed_body`.
+
+    Servers tell by an OSError, gunicorn by its own, that chunks are none (RFC 9112, 7.1).
+    """
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if b"\\u" not in body:
-            raise Problem("malformed_body", f"the body is not JSON: {error}") from error
-    try:
-        return json.loads(body.decode(), parse_constant=_reject)
-    except (ValueError, RecursionError) as error:
-        raise Problem("malformed_body", "the body is not JSON") from error
+        return stream.read(size)
+    except (OSError, ParseException) as error:
+        raise Problem("malformed_body", "the body is cut off, or not in chunks") from error
 
 
 def _check_media_type(request: Request) -> None:
@@ -70,7 +87,7 @@ def _check_media_type(request: Request) -> None:
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(_CHUNK):
+    while chunk := read(stream, _CHUNK):
         yield chunk
 
 
@@ -85,12 +102,14 @@ def _bounded(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
 def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Inflate in steps of bounded size; several gzip members may follow each other (RFC 1952)."""
-    member = zlib.decompressobj(_GZIP)
+    member, members = zlib.decompressobj(_GZIP), 1
     for chunk in chunks:
         data = chunk
         while data:
             if member.eof:
-                member = zlib.decompressobj(_GZIP)
+                member, members = zlib.decompressobj(_GZIP), members + 1
+            if members > _MOST_MEMBERS:
+                raise Problem("malformed_body", f"the body has over {_MOST_MEMBERS:,} gzip members")
             try:
                 yield member.decompress(data, _CHUNK)
             except zlib.error as error:
@@ -98,6 +117,21 @@ def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
             data = member.unused_data if member.eof else member.unconsumed_tail
     if not member.eof:
         raise Problem("malformed_body", "the gzip body ends before its end")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector, which would look at millions of new lists again and again.
+
+    Of two threads here, the one that found it on turns it on; the other only saves less.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _too_large(limit: int) -> Problem:

@@ -78,6 +78,13 @@ def test_gzip_members_may_follow_each_other() -> None:
     assert read_body(request(stream, **{"Content-Encoding": "gzip"}), LIMIT) == b'{"input": "a"}'
 
 
+def test_gzip_members_are_counted_for_empty_ones_take_long_and_give_nothing() -> None:
+    body = gzip.compress(b"") * 1100 + gzip.compress(b"{}")
+    with pytest.raises(Problem) as caught:
+        read_body(request(io.BytesIO(body), **{"Content-Encoding": "gzip"}), 2**20)
+    assert caught.value.code == "malformed_body"
+
+
 def test_a_gzip_bomb_is_413_and_never_unfolds() -> None:
     limit = 2**20
     bomb = gzip.compress(bytes(500 * 2**20), compresslevel=9)

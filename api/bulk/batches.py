@@ -16,7 +16,7 @@ from api.bulk.schemas import Batch, BatchRequest
 from api.errors import Problem
 from worker.contract import batch as contract
 from worker.contract.files import BATCH, DEFAULT_TTL
-from worker.contract.jobs import invalid_job
+from worker.contract.jobs import check_names, invalid_job
 
 blueprint = Blueprint("batches", __name__, url_prefix="/batches")
 
@@ -92,6 +92,7 @@ def _find(batch_id: str) -> contract.Batch:
 def _parse(body: Any) -> BatchRequest:
     if not isinstance(body, dict):
         raise Problem("invalid_request", "the body is not a JSON object")
+    check_names(BatchRequest, body)
     try:
         return BatchRequest.model_validate(body)
     except ValidationError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from worker.contract import batch as contract
 from worker.contract.batch import BatchStatus
@@ -62,6 +62,19 @@ class Expiry(BaseModel):
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+MOST_METADATA = 16
+
+
+def _few(value: Any) -> Any:
+    """Pydantic would count in the end, and make an error for each of a million wrong values."""
+    if isinstance(value, dict) and len(value) > MOST_METADATA:
+        raise ValueError(f"{len(value):,} pairs; at most {MOST_METADATA} are allowed")
+    return value
+
+
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue], Field(max_length=MOST_METADATA), BeforeValidator(_few)
+]
 
 
 class BatchRequest(BaseModel):
@@ -72,7 +85,7 @@ class BatchRequest(BaseModel):
     input_file_id: str = Field(max_length=64, description="An uploaded file of requests.")
     endpoint: Literal["/v1/embeddings"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: Expiry | None = None
 
 

@@ -10,6 +10,7 @@ from typing import IO, Any
 from flask import Request
 from werkzeug.formparser import FormDataParser
 
+from api import bodies
 from api.errors import Problem
 from worker.contract.files import (
     BATCH,
@@ -104,6 +105,16 @@ class _Sink:
         """Werkzeug: the part has ended; nobody will read it here."""
 
 
+class _Source:
+    """The body as Werkzeug reads it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return bodies.read(self._stream, size)
+
+
 def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
     """The form's other members, and the name of the file that is in `sink` now."""
     parser = FormDataParser(
@@ -114,7 +125,10 @@ def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
     )
     try:
         _, form, received = parser.parse(
-            request.stream, request.mimetype, request.content_length, request.mimetype_params
+            _Source(request.stream),  # type: ignore[arg-type]
+            request.mimetype,
+            request.content_length,
+            request.mimetype_params,
         )
     except ValueError as error:
         raise Problem("malformed_body", "the body is not a multipart form") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -152,19 +152,28 @@ def check_input(value: Any) -> list[Any]:
 
 def parse_options(values: Mapping[str, Any]) -> JobOptions:
     """Raises InvalidJob naming the first option that is wrong."""
+    check_names(JobOptions, values)
     try:
         return JobOptions.model_validate(values)
     except ValidationError as error:
         raise invalid_job(error) from error
 
 
+def check_names(model: type[BaseModel], values: Iterable[str]) -> None:
+    """Raises InvalidJob for a name that is no member of `model`.
+
+    Pydantic would do it, but for a million names it would make a million errors.
+    """
+    unknown = next((name for name in values if name not in model.model_fields), None)
+    if unknown is not None:
+        field, known = unknown[:_SHOWN], ", ".join(model.model_fields)
+        raise InvalidJob(f"{field}: there is no such option; known are {known}", field=field)
+
+
 def invalid_job(error: ValidationError) -> InvalidJob:
     """The first fault pydantic found, without the value: it may be somebody's text."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:_SHOWN]
-    message = first["msg"]
-    if first["type"] == "extra_forbidden":
-        message = f"there is no such option; known are {', '.join(JobOptions.model_fields)}"
+    field, message = ".".join(str(part) for part in first["loc"])[:_SHOWN], first["msg"]
     return InvalidJob(f"{field}: {message}" if field else message, field=field or None)
 
 
