@@ -13,6 +13,8 @@ In reading order:
 - `room`        how many tokens wait, and how many more may
 - `outbox`      what the writer has to tell
 - `threads`     started, watched and joined together
+- `backlog`     the jobs under way and what threads hand to one another, behind one lock
+- `composer`    what the device runs next: cut, admitted, each text once
 - `core`        the engine itself: tokenise, encode, write
 """
 

@@ -1,0 +1,116 @@
+"""The jobs under way and what the threads hand to one another, behind one lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from worker.engine import batch
+from worker.engine.forward import Fault
+from worker.engine.job import Job, Piece
+from worker.engine.outbox import Outbox
+from worker.engine.room import Room
+from worker.engine.schedule import Schedules
+from worker.engine.tokenising import Intake, Refusal, Slice
+
+
+class Backlog:
+    """What every thread of the engine shares.
+
+    `lock` guards all of it and every job, but for a job's vectors; nothing slow runs under it. The
+    caller of any method holds it, except for `submit`, which takes it.
+    """
+
+    def __init__(self, models: Iterable[str], producers: int) -> None:
+        """`producers`: how many threads put jobs into the outbox."""
+        self.lock = threading.Lock()
+        #: Told when texts wait to be encoded, and when the engine closes.
+        self.to_encode = threading.Condition(self.lock)
+        self.intake = Intake(self.lock)
+        self.schedules = Schedules(models)
+        self.outbox = Outbox(self.lock, producers)
+        self.room = Room()
+        self.closing = False
+        #: Jobs whose end the sink has not heard of and will.
+        self._jobs: dict[Job, None] = {}
+
+    def submit(self, job: Job) -> None:
+        """Take a job over. Raises RuntimeError once the engine is closed."""
+        estimate = Slice(job, 0, len(job.texts)).estimate
+        with self.lock:
+            if self.closing:
+                raise RuntimeError("the engine is closed")
+            self._jobs[job] = None
+            self.intake.put(job)
+            self.room.weigh(job, estimate)
+
+    def line_up(self, estimated: Iterable[tuple[Job, int]], pieces: Sequence[Piece]) -> None:
+        """Texts of these jobs, of so many tokens as was estimated, have become `pieces`."""
+        for job, estimate in estimated:
+            if not job.cancelled:
+                self.room.weigh(job, -estimate)
+        for piece in pieces:
+            job = piece.job
+            if not job.cancelled:
+                self.room.weigh(job, piece.tokens)
+                job.chunks.append(piece)
+                self.schedules.add(job)
+        self.to_encode.notify()
+
+    def refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Texts that no batch will hold; tells the writer of the jobs that end with them."""
+        ended = []
+        for job, index, code, message in refusals:
+            job.fail(index, code, message)
+            if job.ended:
+                ended.append(job)
+        self.outbox.put(ended)
+
+    def take(self, pieces: list[Piece]) -> list[Piece]:
+        """These pieces are in a batch now: they wait no more."""
+        for piece in pieces:
+            self.room.weigh(piece.job, -piece.tokens)
+        return pieces
+
+    def arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
+        """Count a batch in its jobs, whose vectors are there, and tell the writer."""
+        for job, error in batch.errors_of(pieces, faults):
+            job.errors.append(error)
+        for piece in pieces:
+            piece.job.arrive(piece)
+        jobs = dict.fromkeys(piece.job for piece in pieces)
+        ended = [job for job in jobs if job.ended]
+        self.outbox.put(ended, [job for job in jobs if not job.ended])
+
+    def forget(self, job: Job) -> bool:
+        """Drop a job from every queue. Whether the sink was still to hear of it."""
+        if not self.leave(job):
+            return False
+        self.room.weigh(job, -job.waiting_tokens)
+        job.cancelled = True
+        job.chunks.clear()
+        self.schedules.discard(job)
+        return True
+
+    def leave(self, job: Job) -> bool:
+        """Whether the sink was still to hear of a job; it is not any more."""
+        if job not in self._jobs:
+            return False
+        del self._jobs[job]
+        return True
+
+    def take_back(self, jobs: Iterable[Job]) -> None:
+        """Jobs that have left, of which the sink may not have heard."""
+        self._jobs |= dict.fromkeys(jobs)
+
+    def shut(self) -> None:
+        """Let every thread come to its end."""
+        self.closing = True
+        self.intake.close()
+        self.to_encode.notify_all()
+        self.outbox.wake()
+
+    def clear(self) -> list[Job]:
+        """The jobs that the sink has not heard of and will not."""
+        left, self._jobs = list(self._jobs), {}
+        return left

@@ -1,0 +1,107 @@
+"""What the device runs next: cut from what waits, admitted by the sink, each text once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from worker.engine import batch
+from worker.engine.backlog import Backlog
+from worker.engine.forward import Forward
+from worker.engine.job import Piece
+from worker.engine.repeats import Distinct, distinct
+from worker.engine.sink import Sink
+
+#: Seconds between two signs of life of an idle device thread.
+_IDLE_BEAT = 5.0
+#: Token budgets' worth of texts that may share a batch where most of them repeat.
+_MOST_BUDGETS = 8
+
+
+class Batch(NamedTuple):
+    """Texts of one model for one forward pass."""
+
+    pieces: list[Piece]
+    texts: Distinct
+
+
+class Composer:
+    """Composes batches as late as it can: when the device is free. The device thread's alone."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        sink: Sink,
+        forwards: Mapping[str, Forward],
+        *,
+        idle: Callable[[], None],
+    ) -> None:
+        """`idle` is called every few seconds while there is nothing to run."""
+        self._backlog = backlog
+        self._sink = sink
+        self._forwards = forwards
+        self._idle = idle
+        #: Whether the last batch was a suspect's, see `_cut`.
+        self._ran_alone = False
+
+    def next(self) -> Batch | None:
+        """Wait for texts and make a batch of them; None once the engine closes."""
+        while (pieces := self._cut()) is not None:
+            if pieces := self._admitted(pieces):
+                self._ran_alone = pieces[0].job.alone
+                return self._without_repeats(pieces)
+        return None
+
+    def _cut(self) -> list[Piece] | None:
+        """Wait for texts and cut a batch of one model; None when the engine closes.
+
+        After a job that ran alone, since a worker may have died of it, nothing runs before its end
+        is told: what the next batch does to this process must not be laid on it.
+        """
+        backlog = self._backlog
+        with backlog.lock:
+            while not backlog.closing:
+                if backlog.outbox.full or (self._ran_alone and not backlog.outbox.told):
+                    self._idle()
+                    backlog.outbox.wait_until_emptied(_IDLE_BEAT)
+                    continue
+                budgets = {name: forward.budget for name, forward in self._forwards.items()}
+                if pieces := backlog.take(backlog.schedules.cut(budgets)):
+                    return pieces
+                self._idle()
+                backlog.to_encode.wait(_IDLE_BEAT)
+            return None
+
+    def _without_repeats(self, pieces: list[Piece]) -> Batch:
+        """What differs among a batch's texts; the room of what repeats goes to others that wait."""
+        texts = distinct(batch.joined(pieces))
+        name, most = pieces[0].job.info.name, self._forwards[pieces[0].job.info.name].budget
+        tokens = sum(piece.tokens for piece in pieces)
+        while texts.repeats and texts.block.tokens <= most // 2 and tokens < _MOST_BUDGETS * most:
+            with self._backlog.lock:
+                room = most - texts.block.tokens
+                more = self._backlog.take(self._backlog.schedules.more(name, room))
+            more = self._admitted(more)
+            if not more:
+                break
+            pieces = [*pieces, *more]
+            tokens += sum(piece.tokens for piece in more)
+            texts = distinct(batch.joined(pieces))
+        return Batch(pieces, texts)
+
+    def _admitted(self, pieces: list[Piece]) -> list[Piece]:
+        """Ask for the jobs that start with this batch; drop those that may not, or are gone."""
+        starting = dict.fromkeys(piece.job for piece in pieces if piece.job.started_at is None)
+        refused = [job for job in starting if not self._sink.admit(job)]
+        with self._backlog.lock:
+            for job in refused:
+                self._backlog.forget(job)
+            pieces = [piece for piece in pieces if not piece.job.cancelled]
+            started = [job for job in starting if not job.cancelled]
+        now = time.time()
+        for job in started:
+            job.started_at = now
+        if started:
+            self._sink.started(started)
+        return pieces
