@@ -2,7 +2,8 @@
 
 `celery -A bench.costless worker` is embedq's own worker with only the encoder replaced. Vectors
 are a fixed function of the text, so that whoever reads a result can tell whether it is right.
-`EMBEDQ_BENCH_FORWARD_MS` makes a batch take that long, as a device would.
+`EMBEDQ_BENCH_FORWARD_MS` makes a batch take that long, as a device would;
+`EMBEDQ_BENCH_DIMENSIONS`, a multiple of 8, makes results as large as a model's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 from worker.tokens import TokenBlock
 
+#: Numbers that differ in a vector; longer ones repeat them.
 DIMENSIONS = 8
 #: Texts are told apart by this many of their first bytes.
 MOST_TOKENS = 64
@@ -28,10 +30,12 @@ MOST_TOKENS = 64
 class CostlessEncoder:
     """Bytes as tokens, sums as vectors."""
 
-    def __init__(self, name: str = "costless", milliseconds: float = 0.0) -> None:
+    def __init__(
+        self, name: str = "costless", milliseconds: float = 0.0, dimensions: int = DIMENSIONS
+    ) -> None:
         self.info = ModelInfo(
             name=name,
-            dimensions=DIMENSIONS,
+            dimensions=dimensions,
             max_tokens=MOST_TOKENS,
             device="cpu",
             backend="none",
@@ -62,7 +66,8 @@ class CostlessEncoder:
             np.add.reduceat(batch.ids * ((place + 1) % (column + 3) + 1), batch.offsets[:-1])
             for column in range(DIMENSIONS)
         ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        vectors = np.stack(columns, axis=1).astype(np.float32)
+        return np.tile(vectors, (1, self.info.dimensions // DIMENSIONS))
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)
@@ -77,16 +82,19 @@ class CostlessEncoder:
         pass
 
 
-def expected(texts: Sequence[str]) -> NDArray[np.float32]:
-    """The normalised vectors that a job of these texts must give, float32 (n, 8)."""
-    encoder = CostlessEncoder()
+def expected(texts: Sequence[str], dimensions: int = DIMENSIONS) -> NDArray[np.float32]:
+    """The normalised vectors that a job of these texts must give, float32 (n, dimensions)."""
+    encoder = CostlessEncoder(dimensions=dimensions)
     vectors = encoder.forward(encoder.tokenize(texts))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _load(settings: Settings) -> dict[str, Encoder]:
     milliseconds = float(os.environ.get("EMBEDQ_BENCH_FORWARD_MS", "0"))
-    return {spec.name: CostlessEncoder(spec.name, milliseconds) for spec in settings.models}
+    dimensions = int(os.environ.get("EMBEDQ_BENCH_DIMENSIONS", str(DIMENSIONS)))
+    return {
+        spec.name: CostlessEncoder(spec.name, milliseconds, dimensions) for spec in settings.models
+    }
 
 
 loading.load_encoders = _load

@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.costless import expected
-from bench.soak.audit import leftovers, outcomes, wait_for_outcomes
+from bench.soak.audit import leftovers, outcomes, wait_for_empty, wait_for_outcomes
 from bench.soak.chaos import Chaos, Plan
 from bench.soak.load import Load
-from bench.soak.stage import Stage
-from worker.contract.lanes import lists_of
-
-QUEUE = "embedq"
+from bench.soak.stage import QUEUE, Stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +65,7 @@ def soak(
         with stage.client() as client:
             missing = wait_for_outcomes(client, list(jobs), 120)
             counts = outcomes(client, jobs, expected)
-            wait_for_empty(client)
+            wait_for_empty(client, QUEUE)
             left = leftovers(client, QUEUE)
         return {
             "seconds": round(time.monotonic() - started),
@@ -82,15 +79,6 @@ def soak(
         }
     finally:
         stage.close()
-
-
-def wait_for_empty(client: Any, seconds: float = 30.0) -> None:
-    """Give second deliveries time to be acknowledged."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and (
-        client.exists(*lists_of(QUEUE)) or client.hlen("unacked")
-    ):
-        client.blpop("embedq:bench:never", timeout=0.5)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

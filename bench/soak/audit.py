@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, cast
 
 import numpy as np
 import orjson
 import redis
 from numpy.typing import NDArray
 
+from worker.contract import keys
 from worker.contract.lanes import lists_of
 
 Expected = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -43,14 +45,31 @@ def outcomes(
         if raw is None:
             counts["missing"] += 1
             continue
-        meta = orjson.loads(raw)  # type: ignore[arg-type]
-        if meta["status"] != "SUCCESS":
-            counts[f"failed: {meta['result']}"] += 1
-            continue
-        vectors = np.asarray(meta["result"]["embeddings"], dtype=np.float32)
-        right = np.allclose(vectors, expected(texts), atol=1e-5)
-        counts["right" if right else "wrong"] += 1
+        counts[outcome_of(cast("bytes", raw), expected(texts))] += 1
     return counts
+
+
+def outcome_of(raw: bytes, expected: NDArray[np.float32]) -> str:
+    """What a stored outcome, in Celery's format, is to the job's caller."""
+    meta = orjson.loads(raw)
+    if meta["status"] != "SUCCESS":
+        return f"failed: {meta['result']}"
+    return "right" if is_right(meta["result"]["embeddings"], expected) else "wrong"
+
+
+def is_right(embeddings: Any, expected: NDArray[np.float32]) -> bool:
+    """Whether a result's vectors, as lists of floats, are those of its texts."""
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    return vectors.shape == expected.shape and np.allclose(vectors, expected, atol=1e-5)
+
+
+def unasked(client: redis.Redis, ids: Mapping[str, Set[str]]) -> int:
+    """Jobs on the listings of owners that none of their callers was told of."""
+    count = 0
+    for owner, known in ids.items():
+        listed = cast("list[bytes]", client.zrange(keys.jobs(owner), 0, -1))
+        count += len({job_id.decode() for job_id in listed} - known)
+    return count
 
 
 def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
@@ -61,3 +80,12 @@ def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
         "dead letters": int(client.llen(f"embedq:dead-letters:{queue}")),  # type: ignore[arg-type]
         "ledger tokens": int(client.hget(f"embedq:ledger:{queue}", "tokens") or 0),  # type: ignore[arg-type]
     }
+
+
+def wait_for_empty(client: redis.Redis, queue: str, seconds: float = 30.0) -> None:
+    """Give second deliveries time to be acknowledged."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (
+        client.exists(*lists_of(queue)) or client.hlen("unacked")
+    ):
+        client.blpop("embedq:bench:never", timeout=0.5)

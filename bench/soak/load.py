@@ -1,48 +1,96 @@
-"""Who submits jobs, and which of them were accepted."""
+"""Who submits jobs, which of them were accepted, and how the others were answered."""
 
 from __future__ import annotations
 
 import os
 import random
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
+import redis
 import requests
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from bench.soak.audit import Expected, is_right
 from bench.soak.stage import Stage
+
+#: Of the jobs that callers over REST submit, those they wait for, and the seconds they do.
+_WAITED_FOR, _WAIT_SECONDS = 0.2, 2
+#: Of the submissions that were answered, those that are sent again all the same.
+_SENT_AGAIN = 0.05
+#: Priorities of direct jobs; the first two are the normal lane, the last is the bulk lane.
+_PRIORITIES = (0, 3, 9)
+#: Seconds between two tries of a submission whose answer was lost, and tries in all.
+_RETRY_PAUSE, _TRIES = 0.3, 200
+#: Answers nobody should get that are kept to be shown.
+_SHOWN = 5
 
 
 @dataclass
 class Accepted:
-    """Jobs that somebody was told are accepted, with their texts. Guarded by its lock."""
+    """What callers were told. Guarded by its lock.
+
+    `jobs` are those accepted whose outcome is still to be looked at, with their texts; `answered`
+    counts those whose result came with the answer, `right` or `wrong`. `ids` are the jobs of each
+    owner over REST. `answers` counts how submissions were answered, `improper` those answers that
+    are none of 200, 202 and a 503 with its problem and its Retry-After.
+    """
 
     jobs: dict[str, list[str]] = field(default_factory=dict)
-    refused: int = 0
+    total: int = 0
+    answered: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    ids: dict[str, set[str]] = field(default_factory=dict)
+    replayed: int = 0
+    #: Submissions whose caller never learned what became of them.
     unknown: int = 0
+    #: Keys that stood for a second job.
+    twice: int = 0
+    improper: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, job_id: str, texts: list[str]) -> None:
+    def add(self, job_id: str, texts: list[str], right: bool | None = None) -> None:
+        """A job accepted; `right` where its result came along."""
         with self.lock:
-            self.jobs[job_id] = texts
+            self.total += 1
+            if right is None:
+                self.jobs[job_id] = texts
+            else:
+                self.answered["right" if right else "wrong"] += 1
 
-    def count(self, name: str) -> None:
+    def count(self, answer: str) -> None:
         with self.lock:
-            setattr(self, name, getattr(self, name) + 1)
+            self.answers[answer] += 1
+
+    @property
+    def refused(self) -> int:
+        """Submissions that were answered 503, or that the server had no room for."""
+        return sum(count for answer, count in self.answers.items() if "refused" in answer)
 
 
 class Load:
-    """Threads that submit at a bounded rate until told to stop."""
+    """Threads that submit at a bounded rate until told to stop.
 
-    def __init__(self, stage: Stage, *, rest: int, direct: int, pause: float, seed: int) -> None:
+    Those over REST send each submission under an Idempotency-Key of its own, and again under the
+    same key where its answer was lost, until they know: in the end each key has one job.
+    """
+
+    def __init__(
+        self, stage: Stage, *, rest: int, direct: int, pause: float, seed: int, expected: Expected
+    ) -> None:
         self.accepted = Accepted()
         self._stage = stage
         self._pause = pause
+        self._expected = expected
         self._stopping = threading.Event()
         makers = [self._over_rest] * rest + [self._directly] * direct
         self._threads = [
-            threading.Thread(target=make, args=(random.Random(seed * 1000 + number), number))
+            threading.Thread(
+                target=make, args=(random.Random(seed * 1000 + number), number), daemon=True
+            )
             for number, make in enumerate(makers)
         ]
 
@@ -56,38 +104,128 @@ class Load:
             thread.join()
 
     def _over_rest(self, rng: random.Random, number: int) -> None:
-        assert self._stage.api is not None
-        session = requests.Session()
-        serial = 0
-        while not self._stopping.wait(rng.random() * 2 * self._pause):
-            serial += 1
-            texts = _texts(rng, number, serial)
-            try:
-                answer = session.post(
-                    f"{self._stage.api.url}/jobs", json={"input": texts}, timeout=30
-                )
-            except requests.RequestException:
-                self.accepted.count("unknown")
-                continue
-            if answer.status_code == 202:
-                self.accepted.add(answer.json()["id"], texts)
-            else:
-                self.accepted.count("refused")
+        caller = RestCaller(self._stage, self.accepted, self._expected, number)
+        for serial, texts in self._texts(rng, number):
+            wait = _WAIT_SECONDS if rng.random() < _WAITED_FOR else 0
+            again = rng.random() < _SENT_AGAIN
+            caller.submit(f"{number}-{serial}", texts, wait=wait, again=again)
 
     def _directly(self, rng: random.Random, number: int) -> None:
         app = _caller(self._stage.valkey.url)
+        for _, texts in self._texts(rng, number):
+            try:
+                # Not `ignore_result`: that would tell the worker to store none.
+                result = app.send_task(
+                    "embedq.embed", args=[texts], retry=False, priority=rng.choice(_PRIORITIES)
+                )
+            except (OperationalError, redis.RedisError, OSError) as error:
+                if _is_full(error):
+                    self.accepted.count("refused: Redis is full")
+                    continue
+                # It may have been sent, or not.
+                with self.accepted.lock:
+                    self.accepted.unknown += 1
+                continue
+            self.accepted.count("sent")
+            self.accepted.add(result.id, texts)
+
+    def _texts(self, rng: random.Random, number: int) -> Any:
         serial = 0
         while not self._stopping.wait(rng.random() * 2 * self._pause):
             serial += 1
-            texts = _texts(rng, number, serial)
-            try:
-                # Not `ignore_result`: that would tell the worker to store none.
-                result = app.send_task("embedq.embed", args=[texts], retry=False)
-            except (OperationalError, OSError):
-                # It may have been sent, or not.
-                self.accepted.count("unknown")
+            yield serial, _texts(rng, number, serial)
+
+
+class RestCaller:
+    """One caller of `POST /jobs`, in the thread that made it."""
+
+    def __init__(self, stage: Stage, accepted: Accepted, expected: Expected, number: int) -> None:
+        self._stage = stage
+        self._accepted = accepted
+        self._expected = expected
+        self._session = requests.Session()
+        owners = stage.owners
+        self.owner, secret = owners[number % len(owners)] if owners else ("", "")
+        if secret:
+            self._session.headers["Authorization"] = f"Bearer {secret}"
+        self._pause = threading.Event()
+
+    def submit(
+        self, key: str, texts: list[str], *, wait: int = 0, again: bool = False
+    ) -> str | None:
+        """Submit until it is known what became of it; the job's id, or None where refused.
+
+        With `again` the submission is repeated after its answer, as by a caller who lost it.
+        """
+        for _ in range(_TRIES):
+            answer = self._post(key, texts, wait)
+            if answer is None or _is_unsure(answer):
+                self._pause.wait(_RETRY_PAUSE)
                 continue
-            self.accepted.add(result.id, texts)
+            if answer.status_code not in (200, 202):
+                return None
+            job = answer.json()
+            self._note(job, texts)
+            if again:
+                self._repeat(key, texts, job["id"])
+            return str(job["id"])
+        with self._accepted.lock:
+            self._accepted.unknown += 1
+        return None
+
+    def _post(self, key: str, texts: list[str], wait: int) -> requests.Response | None:
+        assert self._stage.api is not None
+        headers = {"Idempotency-Key": key} | ({"Prefer": f"wait={wait}"} if wait else {})
+        try:
+            answer = self._session.post(
+                f"{self._stage.api.url}/jobs", json={"input": texts}, headers=headers, timeout=30
+            )
+        except requests.RequestException:
+            self._accepted.count("answer lost")
+            return None
+        self._accepted.count(self._name(answer))
+        return answer
+
+    def _name(self, answer: requests.Response) -> str:
+        status = answer.status_code
+        if status in (200, 202):
+            return f"{status}"
+        problem = answer.headers.get("Content-Type", "") == "application/problem+json"
+        code = answer.json()["code"] if problem else "no problem+json"
+        retry_after = answer.headers.get("Retry-After", "")
+        if status != 503 or not problem or not (retry_after.isdigit() and int(retry_after) >= 1):
+            with self._accepted.lock:
+                self._accepted.improper.append(f"{status} {code}, Retry-After {retry_after!r}")
+            return f"improper: {status} {code}"
+        return f"refused: 503 {code}"
+
+    def _note(self, job: dict[str, Any], texts: list[str]) -> None:
+        right = None
+        if job["status"] == "failed":
+            right = False
+        elif job.get("result") is not None:
+            right = is_right(job["result"]["embeddings"], self._expected(texts))
+        self._accepted.add(job["id"], texts, right)
+        with self._accepted.lock:
+            self._accepted.ids.setdefault(self.owner, set()).add(job["id"])
+
+    def _repeat(self, key: str, texts: list[str], job_id: str) -> None:
+        answer = self._post(key, texts, 0)
+        if answer is not None and answer.status_code in (200, 202):
+            with self._accepted.lock:
+                self._accepted.replayed += 1
+                self._accepted.twice += answer.json()["id"] != job_id
+
+
+def _is_unsure(answer: requests.Response) -> bool:
+    """Whether the API itself cannot know: Redis may have done what it did not answer."""
+    return answer.status_code == 503 and answer.json().get("code") == "redis_unavailable"
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a full server refused, and so has not taken the message."""
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(one, redis.OutOfMemoryError) for one in causes)
 
 
 def _caller(url: str) -> Celery:

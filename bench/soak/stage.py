@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 import redis
@@ -20,20 +22,35 @@ from tests.processes import (
     start_api,
     start_worker,
 )
+from worker.contract.api_keys import KeyFile, new_key
 
 #: Seconds after which a silent worker's jobs run elsewhere; short, so that runs are.
 LEASE_SECONDS = 5
+#: Where jobs wait.
+QUEUE = "embedq"
 
 
 class Stage:
     """One Valkey, some workers, one API. The chaos thread owns the workers."""
 
     def __init__(
-        self, *, workers: int, transport: str, app: str, forward_ms: float, api: bool = True
+        self,
+        *,
+        workers: int,
+        transport: str,
+        app: str,
+        forward_ms: float,
+        api: bool = True,
+        owners: int = 0,
+        server: Sequence[str] = (),
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`owners` API keys, none: open to all; `server` are options of Valkey."""
         self.folder = Path(tempfile.mkdtemp(prefix="embedq-soak-"))
         self.processes = Processes(self.folder)
-        self.valkey = ValkeyServer(self.processes, self.folder / "data", free_port())
+        self.valkey = ValkeyServer(
+            self.processes, self.folder / "data", free_port(), options=server
+        )
         self.valkey.start()
         self.app = app
         self.env = {
@@ -44,7 +61,10 @@ class Stage:
             "EMBEDQ_BATCH_TOKENS": "1024",
             "EMBEDQ_MAX_QUEUED_TOKENS": "200000",
             "EMBEDQ_FILES": str(self.folder / "files"),
+            **env,
         }
+        #: Owners of jobs and what they send as their API keys.
+        self.owners = [self._add_key(number) for number in range(owners)]
         self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
         self.api: Api | None = (
             start_api(self.processes, self.valkey.url, env=self.env) if api else None
@@ -63,6 +83,13 @@ class Stage:
         if wait:
             eventually(lambda: self._is_present(worker), 60, message=worker.log)
         return worker
+
+    def _add_key(self, number: int) -> tuple[str, str]:
+        path = self.folder / "keys.json"
+        self.env["EMBEDQ_API_KEYS_FILE"] = str(path)
+        made = new_key(name=f"owner {number}")
+        KeyFile(path).add(made.key)
+        return made.key.id, made.secret
 
     def _is_present(self, worker: Process) -> bool:
         with self.client() as client:
