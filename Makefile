@@ -35,8 +35,8 @@ format: $(VENV)/dev.stamp  ## Rewrite the sources in the project's style
 bench: $(VENV)/dev.stamp  ## Measure throughput and latency beside the library and other servers
 	@$(BIN)/python -m bench $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## Kill workers, connections and Valkey under load, and count the outcomes
-	@$(BIN)/python -m bench.soak $(ARGS)
+soak: $(VENV)/dev.stamp  ## Kill and fill everything under load, and count the outcomes
+	@$(BIN)/python -m bench.soak $(or $(ARGS),all)
 
 clients: $(VENV)/dev.stamp  ## Run OpenAI's clients, each in its own environment, against embedq up
 	@$(BIN)/python -m tests.clients $(ARGS)

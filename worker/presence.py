@@ -29,6 +29,12 @@ _INTERVAL = 2.0
 _FORGOTTEN_AFTER = 600.0
 #: Exit status of a worker whose device hangs; its supervisor starts another.
 EX_HUNG = 75
+#: KEYS workers. ARGV node, what it says. A full server refuses a script only before its first
+#: write, and a worker that it lets say nothing would be taken for dead.
+_TELL = """
+redis.call('HDEL', KEYS[1], '')
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
 
 
 class Presence:
@@ -59,6 +65,7 @@ class Presence:
         self._engine = engine
         self._store = store
         self._client = store.client
+        self._tell = self._client.register_script(_TELL)
         self._key = keys.workers(queue)
         self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
         self._node = node or f"embedq@{socket.gethostname()}"
@@ -125,7 +132,7 @@ class Presence:
             "figures": figures,
         }
         try:
-            self._client.hset(self._key, self._node, orjson.dumps(presence))
+            self._tell(keys=[self._key], args=[self._node, orjson.dumps(presence)])
             self._pulse.write(
                 engine,
                 now=time.monotonic(),

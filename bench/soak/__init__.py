@@ -1,14 +1,17 @@
-"""Kill everything under load and count what became of every accepted job.
+"""Break things under load and count what became of every accepted job.
 
-`python -m bench.soak` (`make soak`) starts a Valkey with an append-only file, two workers and the
-API as processes of their own, submits jobs over REST and by direct calls, and meanwhile kills
-workers, connections and the Valkey, and stops a worker past its lease. In the end it reads the
-outcome of each accepted job and compares the vectors.
+`python -m bench.soak` (`make soak` for all of them) starts a Valkey with an append-only file,
+workers and the API as processes of their own, submits jobs over REST and by direct calls, and
+meanwhile lets things go wrong. In the end it reads the outcome of each accepted job and compares
+the vectors.
 
-- `stage`  the processes, and what can be done to them
-- `load`   who submits, and what was accepted
-- `chaos`  what happens to the processes, by a seed
-- `audit`  what became of the jobs
-- `drift`  a million jobs and two hundred reconnects: `python -m bench.soak.drift`
-- `bulk`   the same for one batch of requests: `python -m bench.soak.bulk`
+- `kills`  workers, connections and the Valkey are killed: `python -m bench.soak chaos`
+- `full`   Redis is full: `python -m bench.soak full`
+- `drift`  a million jobs and two hundred reconnects: `python -m bench.soak drift`
+- `bulk`   what `kills` does, to one batch of requests: `python -m bench.soak bulk`
+- `every`  one after the other: `python -m bench.soak all`
+
+What they are made of: `stage` the processes, and what can be done to them; `load` who submits, and
+what was accepted; `chaos` what happens to the processes, by a seed; `watch` who looks on; `audit`
+what became of the jobs.
 """

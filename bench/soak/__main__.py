@@ -1,99 +1,43 @@
-"""`python -m bench.soak`: run it, count, and exit with 1 if a job was lost, failed or wrong."""
+"""Soaks: load, and whatever may go wrong under it; every accepted job is accounted for.
+
+  chaos   workers, connections and Valkey are killed, workers are stopped (the default)
+  full    Redis is loaded past its memory, and filled by something else
+  drift   a million jobs and two hundred reconnects leave nothing behind
+  bulk    everything is killed while one batch of requests runs
+  all     chaos, full, drift, and chaos on kombu's own transport to compare with
+
+Options of a soak: python -m bench.soak SOAK --help
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from bench.costless import expected
-from bench.soak.audit import leftovers, outcomes, wait_for_empty, wait_for_outcomes
-from bench.soak.chaos import Chaos, Plan
-from bench.soak.load import Load
-from bench.soak.stage import QUEUE, Stage
+from bench.soak import bulk, drift, every, full, kills
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    seed = random.randrange(10**6) if options.seed is None else options.seed
-    print(f"seed {seed}, transport {options.transport}", flush=True)
-    report = soak(
-        Plan(options.kills, options.connection_kills, options.valkey_kills, options.stops),
-        transport=options.transport,
-        pause=options.pause,
-        seed=seed,
-        callers=(options.rest, options.direct),
-    )
-    print(json.dumps(report, indent=2))
-    good = report["right"] == report["accepted"] and not report["left"]["leased"]
-    return 0 if good else 1
+SOAKS: dict[str, Callable[[Sequence[str]], int]] = {
+    "chaos": kills.main,
+    "full": full.main,
+    "drift": drift.main,
+    "bulk": bulk.main,
+    "all": every.main,
+}
 
 
-def soak(
-    plan: Plan,
-    *,
-    transport: str = "embedq",
-    pause: float = 2.0,
-    seed: int = 0,
-    callers: tuple[int, int] = (4, 4),
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """One run. The counts of accepted jobs and of their outcomes, and what is left behind."""
-    rest, direct = callers
-    stage = Stage(workers=2, transport=transport, app="bench.costless", forward_ms=10, api=rest > 0)
-    try:
-        load = Load(stage, rest=rest, direct=direct, pause=0.02, seed=seed)
-        started = time.monotonic()
-        load.start()
-
-        def tell(number: int, total: int, event: str) -> None:
-            if not quiet:
-                jobs = len(load.accepted.jobs)
-                print(f"\r{number}/{total} {event:<12} {jobs} jobs", end="", flush=True)
-
-        try:
-            Chaos(stage, pause=pause, seed=seed).run(plan, tell)
-        finally:
-            load.stop()
-        if not quiet:
-            print(flush=True)
-        jobs = load.accepted.jobs
-        with stage.client() as client:
-            missing = wait_for_outcomes(client, list(jobs), 120)
-            counts = outcomes(client, jobs, expected)
-            wait_for_empty(client, QUEUE)
-            left = leftovers(client, QUEUE)
-        return {
-            "seconds": round(time.monotonic() - started),
-            "accepted": len(jobs),
-            "refused": load.accepted.refused,
-            "unknown to the caller": load.accepted.unknown,
-            "right": counts.pop("right", 0),
-            "lost": len(missing),
-            **counts,
-            "left": left,
-        }
-    finally:
-        stage.close()
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of a busy worker")
-    parser.add_argument("--connection-kills", type=int, default=100, help="CLIENT KILL of all")
-    parser.add_argument("--valkey-kills", type=int, default=20, help="SIGKILLs of Valkey (AOF on)")
-    parser.add_argument("--stops", type=int, default=5, help="SIGSTOPs of a worker past its lease")
-    parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two events")
-    parser.add_argument("--rest", type=int, default=4, help="callers over REST")
-    parser.add_argument("--direct", type=int, default=4, help="callers of the Celery task")
-    parser.add_argument("--transport", choices=["embedq", "stock"], default="embedq")
-    parser.add_argument("--seed", type=int, default=None, help="repeat a run's order of events")
-    return parser.parse_args(arguments)
+def main(arguments: Sequence[str]) -> int:
+    """The soak's exit status: 0, or 1 where something does not hold."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m bench.soak [{'|'.join(SOAKS)}] [options]\n\n{__doc__}")
+        return 0
+    if not arguments or arguments[0].startswith("-"):
+        return kills.main(arguments)
+    name, *options = arguments
+    if name not in SOAKS:
+        print(f"there is no soak {name!r}; there are {', '.join(SOAKS)}", file=sys.stderr)
+        return 2
+    return SOAKS[name](options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

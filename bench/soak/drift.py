@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 import psutil
@@ -38,10 +38,10 @@ MOST_CONNECTIONS = 8
 LOOKED_AT = ("leased", "ledger", "waiting", "MiB", "threads", "fds", "clients")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak.drift", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000, help="in all")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     table, steady = drift(options.jobs)
     print(table.text())
     print("nothing has drifted" if steady else "SOMETHING HAS DRIFTED")

@@ -52,6 +52,20 @@ local function unstore(job, ledger)
 end
 """
 
+#: Lets a script write on a full server while that uses no more than its `maxmemory` and `reserve`
+#: bytes or a twentieth beyond. Redis refuses a script only before its first write, and the one here
+#: takes nothing. With '' in place of a number there is no reserve.
+_RESERVE = """
+local function use_reserve(ledger, reserve)
+  local memory = reserve ~= '' and redis.pcall('INFO', 'memory')
+  -- A managed server may keep INFO to itself.
+  if type(memory) ~= 'string' then return end
+  local used = tonumber(string.match(memory, 'used_memory:(%d+)') or '0')
+  local bound = tonumber(string.match(memory, 'maxmemory:(%d+)') or '0')
+  if used < bound + math.max(tonumber(reserve), bound / 20) then redis.call('HDEL', ledger, '') end
+end
+"""
+
 #: KEYS job, listing, ledger, earlier submission or '', lists of the lanes. ARGV id, now, owner,
 #: model, total, tokens, bytes, token bound, byte bound, record ttl, listed jobs, fingerprint, ttl
 #: of the earlier submission, result ttl, message or '', 1 where the job is shared, lane, an owner's
@@ -227,13 +241,16 @@ if any then redis.call('PUBLISH', ARGV[2], cjson.encode({{progress = told}})) en
 #: Ends many jobs at once: outcome stored and published, record closed, lease removed, one notice.
 #: The first outcome of a job stands; a second one only removes its lease.
 #: KEYS ledger, leased messages, leased index. ARGV now, result ttl, events channel, result prefix,
-#: then for each job: id, lease tag or '', meta or '', status, prompt tokens, texts, code, message,
-#: time started. Answers how many records it closed.
+#: bytes that a full server may go beyond its bound or '', then for each job: id, lease tag or '',
+#: meta or '', status, prompt tokens, texts, code, message, time started. Answers how many records
+#: it closed.
 FINISH = f"""
 {_ENDED}
 {_OPEN}
 {_SETTLE}
+{_RESERVE}
 local ledger, now, ttl, prefix = KEYS[1], ARGV[1], ARGV[2], ARGV[4]
+use_reserve(ledger, ARGV[5])
 local closed, stored = {{}}, 0
 
 local function store(key, meta)
@@ -267,7 +284,7 @@ local function forget(before)
   end
 end
 
-for at = 5, #ARGV, 9 do
+for at = 6, #ARGV, 9 do
   local id, tag, meta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job = '{keys.JOB_PREFIX}' .. id
   local first = meta == '' or store(prefix .. id, meta)

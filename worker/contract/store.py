@@ -32,6 +32,10 @@ IDEMPOTENCY_TTL = 24 * 3600
 SHARED_TTL = 3600
 #: Newest jobs of an owner that a listing reaches.
 LISTED_JOBS = 100_000
+#: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
+#: and jobs that end so at a time. Leases take some of it, too: one is larger than its message was.
+RESERVE = 8 * 2**20
+_ENDED_FROM_RESERVE = 16
 #: Records that one filtered page reads at most.
 _SCANNED = 2_000
 
@@ -252,10 +256,22 @@ class JobStore:
     def finish(self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")) -> None:
         """End jobs, each once: a job that has an outcome keeps it and only loses its lease.
 
-        `lease_keys` name the hash and the sorted set that hold leases. May be repeated after an
-        error. Raises redis.RedisError.
+        `lease_keys` name the hash and the sorted set that hold leases. A server that is full takes
+        a few at a time, as far as `RESERVE` goes: else one that is full of messages would never
+        have room for the outcomes that make it. May be repeated after an error. Raises
+        redis.RedisError, of which OutOfMemoryError says that the reserve is used up, too.
         """
+        try:
+            self._end(endings, lease_keys, reserve="")
+        except redis.OutOfMemoryError:
+            for at in range(0, len(endings), _ENDED_FROM_RESERVE):
+                self._end(endings[at : at + _ENDED_FROM_RESERVE], lease_keys, reserve=RESERVE)
+
+    def _end(
+        self, endings: Sequence[Ending], lease_keys: Sequence[str], *, reserve: int | str
+    ) -> None:
         arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
+        arguments.append(reserve)
         for end in endings:
             arguments += (
                 end.id,

@@ -17,6 +17,7 @@ from worker.transport.fetcher import Fetcher
 from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse
 from worker.transport.qos import QoS
+from worker.transport.scripts import BIND, REBIND
 from worker.transport.store import Demand, LeaseStore, Source, open_store
 from worker.transport.wire import Wire
 
@@ -251,9 +252,26 @@ class Channel(stock.Channel):
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
         except redis.exceptions.OutOfMemoryError:
-            # A full server refuses what is there already, too.
-            if (routing_key or "", pattern or "", queue or "") not in self.get_table(exchange):
-                raise
+            # A full server refuses what is there already, too; and a worker must be able to join
+            # that makes room.
+            self._bind_on_full_server(exchange, routing_key, pattern, queue)
+
+    def _bind_on_full_server(
+        self, exchange: str, routing_key: str, pattern: str, queue: str
+    ) -> None:
+        member = self.sep.join([routing_key or "", pattern or "", queue or ""])
+        table = self.keyprefix_queue % (exchange,)
+        script, other, arguments = (
+            (REBIND, self._script_binding_deadlines, [member, exchange, self._binding_ttl(queue)])
+            if queue in self._expires
+            else (
+                BIND,
+                self.global_keyprefix + self.keyprefix_binding_permanent % exchange,
+                [member],
+            )
+        )
+        with self.conn_or_acquire() as client:
+            client.register_script(script)(keys=[table, other], args=arguments, client=client)
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):

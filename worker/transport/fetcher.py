@@ -237,7 +237,9 @@ class Fetcher:
             self._drained.discard(lane)
 
     def _refused(self, wire: Wire, error: ResponseError, pause: Pause) -> None:
-        logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())
+        if not pause.on:
+            # Once for all that were sent together.
+            logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())
         if isinstance(error, ReadOnlyError):
             # A failover: the name may lead to the new primary.
             wire.drop()

@@ -25,6 +25,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from kombu.transport import redis as stock
+
 RENEWED = "lease"
 HELD = "hold"
 
@@ -260,3 +262,15 @@ for at = #due, 1, -1 do restored = restored + put_back(due[at], true, ARGV[1], A
 return {restored, passed, more and 1 or 0, foreign}
 """
 )
+
+#: What kombu does to bind a queue to an exchange, after a first write that shrinks: a few bytes for
+#: each process that consumes. Plain text, since kombu's client prefixes keys.
+#: KEYS bindings, those that stay. ARGV binding.
+BIND = """
+redis.call('SREM', KEYS[1], '')
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('SADD', KEYS[2], ARGV[1])
+"""
+#: The same for a queue that expires.
+#: KEYS bindings, their deadlines. ARGV binding, exchange, milliseconds.
+REBIND = "redis.call('SREM', KEYS[1], '')\n" + stock.REFRESH_BINDING

@@ -1,0 +1,119 @@
+"""`python -m bench.soak chaos`: kill everything under load, and count what became of the jobs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bench.costless import expected
+from bench.soak.audit import leftovers, outcomes, unasked, wait_for_empty, wait_for_outcomes
+from bench.soak.chaos import Chaos, Plan
+from bench.soak.load import Load
+from bench.soak.stage import QUEUE, Stage
+
+#: API keys that the callers over REST share.
+_OWNERS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    print(f"seed {seed}, transport {options.transport}", flush=True)
+    report = soak(
+        Plan(options.kills, options.connection_kills, options.valkey_kills, options.stops),
+        transport=options.transport,
+        pause=options.pause,
+        seed=seed,
+        callers=(options.rest, options.direct),
+    )
+    print(json.dumps(report, indent=2))
+    return 1 if report["violations"] else 0
+
+
+def soak(
+    plan: Plan,
+    *,
+    transport: str = "embedq",
+    pause: float = 2.0,
+    seed: int = 0,
+    callers: tuple[int, int] = (4, 4),
+) -> dict[str, Any]:
+    """One run. The counts of accepted jobs and of their outcomes, and what is left behind."""
+    rest, direct = callers
+    stage = Stage(
+        workers=2,
+        transport=transport,
+        app="bench.costless",
+        forward_ms=10,
+        api=rest > 0,
+        owners=_OWNERS,
+    )
+    try:
+        load = Load(stage, rest=rest, direct=direct, pause=0.02, seed=seed, expected=expected)
+        accepted = load.accepted
+        started = time.monotonic()
+        load.start()
+
+        def tell(number: int, total: int, event: str) -> None:
+            print(f"\r{number}/{total} {event:<12} {accepted.total} jobs", end="", flush=True)
+
+        try:
+            Chaos(stage, pause=pause, seed=seed).run(plan, tell)
+        finally:
+            load.stop()
+        print(flush=True)
+        jobs = accepted.jobs
+        with stage.client() as client:
+            missing = wait_for_outcomes(client, list(jobs), 120)
+            counts = outcomes(client, jobs, expected) + accepted.answered
+            wait_for_empty(client, QUEUE)
+            left = leftovers(client, QUEUE)
+            twice = max(unasked(client, accepted.ids) - accepted.unknown, 0)
+        report = {
+            "seconds": round(time.monotonic() - started),
+            "accepted": accepted.total,
+            "refused": accepted.refused,
+            "answers": dict(accepted.answers.most_common()),
+            "improper answers": accepted.improper[:5],
+            "sent again and replayed": accepted.replayed,
+            "keys that stood for two jobs": accepted.twice + twice,
+            "unknown to the caller": accepted.unknown,
+            "right": counts.pop("right", 0),
+            "lost": len(missing),
+            **counts,
+            "left": left,
+        }
+        return report | {"violations": _violations(report)}
+    finally:
+        stage.close()
+
+
+def _violations(report: dict[str, Any]) -> list[str]:
+    left = report["left"]
+    found = {
+        "jobs are lost": report["lost"],
+        "jobs ended wrong": report["right"] + report["lost"] != report["accepted"],
+        "callers saw other answers than 200, 202 and a proper 503": report["improper answers"],
+        "a key stood for two jobs": report["keys that stood for two jobs"],
+        # A direct job has no tokens on the ledger, and one whose record went before has none left.
+        "messages are left": left["queued"] or left["leased"] or left["dead letters"],
+    }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of a busy worker")
+    parser.add_argument("--connection-kills", type=int, default=100, help="CLIENT KILL of all")
+    parser.add_argument("--valkey-kills", type=int, default=20, help="SIGKILLs of Valkey (AOF on)")
+    parser.add_argument("--stops", type=int, default=5, help="SIGSTOPs of a worker past its lease")
+    parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two events")
+    parser.add_argument("--rest", type=int, default=4, help="callers over REST")
+    parser.add_argument("--direct", type=int, default=4, help="callers of the Celery task")
+    parser.add_argument("--transport", choices=["embedq", "stock"], default="embedq")
+    parser.add_argument("--seed", type=int, default=None, help="repeat a run's order of events")
+    return parser.parse_args(arguments)
