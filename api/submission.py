@@ -72,7 +72,7 @@ def submit(
     job = NewJob(
         messages.new_id(),
         total=len(texts),
-        tokens=estimates.tokens(texts, model.max_tokens),
+        tokens=estimates.tokens(texts, jobs.most_tokens(options, model)),
         result_bytes=estimates.result_bytes(
             len(texts), options.dimensions or model.dimensions, base64=base64
         ),

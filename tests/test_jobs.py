@@ -80,6 +80,7 @@ def test_options_of_a_call_have_the_contracts_defaults() -> None:
         "dimensions": None,
         "normalize": True,
         "truncate": True,
+        "long": "cut",
         "encoding_format": "float",
         "token_counts": False,
     }
@@ -102,6 +103,8 @@ def test_options_of_a_call_have_the_contracts_defaults() -> None:
         ([SECRET], {"dimensions": 1.0}, "dimensions"),
         ([SECRET], {"normalize": "yes"}, "normalize"),
         ([SECRET], {"truncate": 1}, "truncate"),
+        ([SECRET], {"long": SECRET}, "long"),
+        ([SECRET], {"long": True}, "long"),
         ([SECRET], {"encoding_format": "hex"}, "encoding_format"),
         ([SECRET], {"prompt": [SECRET]}, "prompt"),
         ([SECRET], {"prompt_name": {SECRET: 1}}, "prompt_name"),

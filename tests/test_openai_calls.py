@@ -103,12 +103,14 @@ def test_more_tokens_than_a_request_may_have_are_refused() -> None:
 
 
 def test_options_are_those_of_the_job_whose_own_form_is_base64() -> None:
-    found = call("a", dimensions=2, prompt_name="query", truncate=False, normalize=False, user="me")
+    mine = {"prompt_name": "query", "truncate": False, "normalize": False, "long": "mean"}
+    found = call("a", dimensions=2, user="me", **mine)
     assert found.options == JobOptions(
         model="m",
         prompt_name="query",
         dimensions=2,
         truncate=False,
+        long="mean",
         normalize=False,
         encoding_format="base64",
     )
@@ -118,7 +120,7 @@ def test_options_are_those_of_the_job_whose_own_form_is_base64() -> None:
 
 def test_null_is_the_default_and_unknown_members_are_ignored() -> None:
     nothing = dict.fromkeys(
-        ("encoding_format", "dimensions", "user", "prompt_name", "truncate", "normalize")
+        ("encoding_format", "dimensions", "user", "prompt_name", "truncate", "normalize", "long")
     )
     assert call("a", **nothing, colour="red") == call("a")
 
@@ -142,6 +144,7 @@ def test_input_type_is_another_word_for_prompt_name() -> None:
         ("dimensions", "4"),
         ("dimensions", True),
         ("truncate", "END"),
+        ("long", "sum"),
         ("normalize", 1),
         ("user", 3),
     ],

@@ -68,8 +68,8 @@ def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
     """Vectors of one text or a list of texts, as a JSON-ready dict.
 
     Arguments and result as in the README: `input` (one string or 1 to 4,096), `model`,
-    `prompt_name` or `prompt`, `dimensions`, `normalize`, `truncate`, `encoding_format`. Raises
-    JobFailed, with a `code`, where no text of the job has a vector.
+    `prompt_name` or `prompt`, `dimensions`, `normalize`, `truncate`, `long`, `encoding_format`.
+    Raises JobFailed, with a `code`, where no text of the job has a vector.
     """
     if self.request.id in ready:
         result = ready.pop(self.request.id)

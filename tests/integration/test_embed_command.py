@@ -104,6 +104,19 @@ def test_a_service_gives_the_same_vectors(
     assert b"--overwrite" in again.stderr
 
 
+def test_long_texts_are_read_to_their_end_here_and_through_a_service(
+    service: Service, tmp_path: Path
+) -> None:
+    long, here, there = tmp_path / "long.txt", tmp_path / "here.npy", tmp_path / "there.npy"
+    long.write_text(" ".join(f"sentence {number} of a long text" for number in range(90)))
+    done = embedq("embed", long, "-o", here, "--long", "mean")
+    assert done.returncode == 0, done.stderr
+    assert b"cut at" not in done.stderr
+    done = embedq("embed", long, "-o", there, "--long", "mean", "--url", service.api.url)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(here), np.load(there), atol=1e-5)
+
+
 def test_an_option_the_service_refuses_is_told_in_one_line(service: Service, corpus: Path) -> None:
     done = embedq("embed", corpus, "--url", service.api.url, "--model", "nobody")
     assert done.returncode == 1

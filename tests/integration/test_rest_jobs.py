@@ -66,6 +66,31 @@ def finished(service: Service, job_id: str, seconds: int = 60) -> dict[str, Any]
     return job
 
 
+def test_a_long_text_is_read_to_its_end_where_that_is_asked_for(service: Service) -> None:
+    text = " ".join(MANY[:80])
+    cut, whole = (
+        post(service, {"input": ["x", text], "long": how}, Prefer="wait=30").json()["result"]
+        for how in ("cut", "mean")
+    )
+    assert (cut["truncated"], whole["truncated"]) == ([1], [])
+    assert whole["usage"]["prompt_tokens"] > 2 * cut["usage"]["prompt_tokens"]
+    assert_close([whole["embeddings"][0]], np.array([cut["embeddings"][0]]))
+    vector = np.array(whole["embeddings"][1])
+    assert np.abs(vector - cut["embeddings"][1]).max() > 1e-3
+    assert abs(np.linalg.norm(vector) - 1.0) < 1e-5
+    body = {"model": DEFAULT_MODEL_NAME, "input": text, "long": "mean"}
+    answer = requests.post(f"{service.url}/v1/embeddings", json=body, timeout=70).json()
+    assert_close([answer["data"][0]["embedding"]], vector[None])
+
+
+def test_another_way_with_long_texts_is_named_with_those_there_are(service: Service) -> None:
+    answer = post(service, {"input": "x", "long": "median"})
+    assert answer.status_code == 422
+    assert answer.json()["field"] == "long"
+    assert "'cut' or 'mean'" in answer.json()["detail"]
+    assert "median" not in answer.text
+
+
 def test_submit_wait_and_read_the_vectors_the_library_gives(
     service: Service, expected: Matrix
 ) -> None:

@@ -137,7 +137,8 @@ class Processing:
             return None
         entry.texts, entry.encoding_format = call.texts, call.encoding_format
         options = call.options.model_copy(update={"token_counts": True})
-        return Want(entry, options, model, estimates.tokens(call.texts, model.max_tokens))
+        tokens = estimates.tokens(call.texts, jobs.most_tokens(options, model))
+        return Want(entry, options, model, tokens)
 
     def _has_to_wait(self) -> bool:
         if not self._windows:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from tqdm import tqdm
 
-from worker.contract.jobs import parse_options
+from worker.contract.jobs import Long, parse_options
 from worker.contract.settings import Settings
 from worker.corpus import Report, run, stream
 from worker.corpus.rows import FORMATS, STDIN, Source
@@ -46,6 +46,9 @@ _STDOUT = Path("-")
 @click.option("--dimensions", type=click.IntRange(1), help="Fewer than the model's, if it allows.")
 @click.option("--normalize/--no-normalize", default=True, help="Scale to unit length, or do not.")
 @click.option("--truncate/--no-truncate", default=True, help="Cut long texts, or let them fail.")
+@click.option(
+    "--long", type=click.Choice(get_args(Long)), help="Cut long texts, or average over windows."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 @click.option("--restart", is_flag=True, help="Forget what an interrupted run has done.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no summary.")

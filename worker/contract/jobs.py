@@ -15,8 +15,11 @@ from worker.contract.models import ModelInfo
 
 TASK_NAME = "embedq.embed"
 MAX_TEXTS = 4096
+#: Windows of one text that is read in several, see `JobOptions.long`.
+MOST_WINDOWS = 128
 
 EncodingFormat = Literal["float", "base64"]
+Long = Literal["cut", "mean"]
 #: Short enough to be repeated in a message.
 Name = Annotated[str, Field(max_length=256)]
 _SHOWN = 64
@@ -69,6 +72,11 @@ class JobOptions(BaseModel):
     normalize: bool = Field(default=True, description="Scale every vector to unit length.")
     truncate: bool = Field(
         default=True, description="Cut a text at the model's limit; where false, such a text fails."
+    )
+    long: Long = Field(
+        default="cut",
+        description="What becomes of a text past the model's limit: cut there, or `mean`: read in "
+        f"windows, at most {MOST_WINDOWS}, and given the mean of their vectors.",
     )
     encoding_format: EncodingFormat = Field(
         default="float",
@@ -214,6 +222,11 @@ def prompt_text(options: JobOptions, info: ModelInfo) -> str | None:
         return options.prompt
     name = options.prompt_name or info.default_prompt_name
     return info.prompts.get(name) if name is not None else None
+
+
+def most_tokens(options: JobOptions, info: ModelInfo) -> int:
+    """Tokens that the model reads of one text at most."""
+    return info.max_tokens * (MOST_WINDOWS if options.long == "mean" else 1)
 
 
 def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:

@@ -3,7 +3,9 @@
 In reading order:
 
 - `job`         a job under way: its texts, what is tokenised, what has come back
+- `pooled`      its texts that are read in windows, and the mean of their vectors
 - `sink`        who is told what becomes of jobs
+- `windows`     a text beyond the model's limit as several within it
 - `tokenising`  texts into tokens, of several jobs in turn
 - `shares`      the waiting texts of one lane: a share for each tenant, and of that for each job
 - `schedule`    which waiting texts make the next batch; no clock, lock or device

@@ -74,8 +74,8 @@ class Backlog:
 
     def arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
         """Count a batch in its jobs, whose vectors are there, and tell the writer."""
-        for job, error in batch.errors_of(pieces, faults):
-            job.errors.append(error)
+        for job, row, fault in batch.faults_of(pieces, faults):
+            job.fault(row, fault.code, fault.message)
         for piece in pieces:
             piece.job.arrive(piece)
         jobs = dict.fromkeys(piece.job for piece in pieces)

@@ -8,7 +8,6 @@ from itertools import accumulate
 
 import numpy as np
 
-from worker.contract.jobs import TextError
 from worker.contract.results import Matrix
 from worker.engine.forward import Fault
 from worker.engine.job import Job, Piece
@@ -41,16 +40,15 @@ def hand_out(pieces: Sequence[Piece], vectors: Matrix) -> None:
         row += piece.texts
 
 
-def errors_of(
+def faults_of(
     pieces: Sequence[Piece], faults: Mapping[int, Fault]
-) -> Iterator[tuple[Job, TextError]]:
-    """The faulty rows of a batch as errors of their jobs."""
+) -> Iterator[tuple[Job, int, Fault]]:
+    """The faulty rows of a batch as those of their jobs."""
     ends = list(accumulate(piece.texts for piece in pieces)) if faults else []
     for row, fault in faults.items():
         at = bisect_right(ends, row)
         piece = pieces[at]
-        index = piece.first + row - (ends[at] - piece.texts)
-        yield piece.job, TextError(index, fault.code, fault.message)
+        yield piece.job, piece.first + row - (ends[at] - piece.texts), fault
 
 
 def cut_dimensions(job: Job) -> None:

@@ -14,14 +14,15 @@ from worker.contract.jobs import JobOptions, TextError
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.results import Matrix, Outcome
+from worker.engine.pooled import Pooled
 from worker.tokens import TokenBlock
 
 
 class Piece(NamedTuple):
-    """Consecutive texts of one job.
+    """Consecutive texts of one job, or windows of its long ones.
 
-    Rows `start` to `stop` of a block, the first being text `first` of the job; `ends` are the
-    block's offsets as plain numbers.
+    Rows `start` to `stop` of a block, the first being text `first` of the job, or past its texts a
+    window, see `Pooled`; `ends` are the block's offsets as plain numbers.
     """
 
     job: Job
@@ -38,6 +39,12 @@ class Piece(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.ends[self.stop] - self.ends[self.start]
+
+    @property
+    def token_counts(self) -> list[int]:
+        """Tokens of each text."""
+        ends = self.ends[self.start : self.stop + 1]
+        return [end - start for start, end in pairwise(ends)]
 
 
 class Job:
@@ -58,6 +65,7 @@ class Job:
         "lane",
         "options",
         "owner",
+        "pooled",
         "prompt",
         "prompt_tokens",
         "started_at",
@@ -100,6 +108,8 @@ class Job:
         self.done = 0
         self.chunks: deque[Piece] = deque()
         self.vectors: Matrix | None = None
+        #: None where no text is read in windows.
+        self.pooled: Pooled | None = None
         self.errors: list[TextError] = []
         self.truncated: list[int] = []
         self.prompt_tokens = 0
@@ -119,6 +129,12 @@ class Job:
         """End one text with an error."""
         self.errors.append(TextError(index, code, message))
         self.done += 1
+
+    def split(self, index: int, windows: int) -> int:
+        """One text is read in so many windows; the row of the first. On the tokeniser thread."""
+        if self.pooled is None:
+            self.pooled = Pooled(len(self.texts))
+        return self.pooled.add(index, windows)
 
     def take(self, share: int, room: int, *, force: bool) -> Piece | None:
         """Waiting texts of at most `share` tokens, but one where that fits into `room` at all.
@@ -143,21 +159,33 @@ class Job:
 
         On the device thread, before `arrive`.
         """
+        if self.pooled is not None and piece.first >= self.pooled.first:
+            for index, vector in self.pooled.keep(piece.first, rows, piece.token_counts):
+                self._put(index, vector[None])
+            return
         if piece.texts == len(self.texts):
             self.vectors = rows
             return
-        if self.vectors is None:
-            self.vectors = np.zeros((len(self.texts), rows.shape[1]), dtype=np.float32)
-        self.vectors[piece.first : piece.first + piece.texts] = rows
+        self._put(piece.first, rows)
+
+    def fault(self, row: int, code: str, message: str) -> None:
+        """A row of a piece has no vector. On the device thread, between `keep` and `arrive`."""
+        if self.pooled is not None and row >= self.pooled.first:
+            row = self.pooled.text_of(row)
+            if not self.pooled.fail(row):
+                return
+            if self.vectors is not None:
+                self.vectors[row] = 0.0
+        self.errors.append(TextError(row, code, message))
 
     def arrive(self, piece: Piece) -> None:
         """Count a piece whose vectors are kept."""
-        self.done += piece.texts
         self.prompt_tokens += piece.tokens
+        pooled = self.pooled if self.pooled is not None and piece.first >= len(self.texts) else None
+        self.done += piece.texts if pooled is None else pooled.ended()
         if self.token_counts:
-            ends = piece.ends[piece.start : piece.stop + 1]
-            counts = [end - start for start, end in pairwise(ends)]
-            self.token_counts[piece.first : piece.first + piece.texts] = counts
+            for row, count in enumerate(piece.token_counts, piece.first):
+                self.token_counts[row if pooled is None else pooled.text_of(row)] += count
 
     def outcome(self) -> Outcome | JobFailed:
         """What became of the job: where no text has a vector, a failure with the first code."""
@@ -175,3 +203,9 @@ class Job:
             sorted(self.truncated),
             self.token_counts,
         )
+
+    def _put(self, first: int, rows: Matrix) -> None:
+        """Keep the vectors of texts from `first` on."""
+        if self.vectors is None:
+            self.vectors = np.zeros((len(self.texts), rows.shape[1]), dtype=np.float32)
+        self.vectors[first : first + len(rows)] = rows

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from worker.contract import estimates
+from worker.contract.jobs import MOST_WINDOWS, most_tokens
 from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine.job import Job, Piece
+from worker.engine.windows import split
 from worker.tokens import TokenBlock
 
 #: Texts of one call of the tokenizer, and of one job in it: a large job is tokenised in parts, so
-#: that a small one behind it does not wait.
+#: that a small one behind it does not wait. One that may split each text is in smaller parts.
 _TEXTS_A_CALL = 512
 _TEXTS_A_JOB = 256
+_LONG_TEXTS_A_JOB = 16
 
 
 class Slice(NamedTuple):
@@ -30,7 +33,7 @@ class Slice(NamedTuple):
     def estimate(self) -> int:
         """Tokens that they may have."""
         texts = self.job.texts[self.start : self.stop]
-        return estimates.tokens(texts, self.job.info.max_tokens)
+        return estimates.tokens(texts, most_tokens(self.job.options, self.job.info))
 
 
 class Intake:
@@ -80,35 +83,42 @@ class Refusal(NamedTuple):
     message: str
 
 
-def tokenise(
-    encoder: Encoder, slices: Sequence[Slice], prompt: str | None
-) -> tuple[list[Piece], list[Refusal], list[tuple[Job, int]]]:
-    """Tokens of some slices in one call: the pieces, the texts refused, the texts that were cut.
+class Tokenised(NamedTuple):
+    """What one call of the tokenizer came to; `cut` are texts by job and index."""
 
-    Runs on the tokeniser thread; touches no state of the jobs.
+    pieces: list[Piece]
+    refusals: list[Refusal]
+    cut: list[tuple[Job, int]]
+
+
+def tokenise(encoder: Encoder, slices: Sequence[Slice], prompt: str | None) -> Tokenised:
+    """Tokens of some slices in one call, and in some more for texts that are read in windows.
+
+    Runs on the tokeniser thread; of the jobs' state it touches their windows alone.
     """
-    pieces: list[Piece] = []
-    refusals: list[Refusal] = []
-    cut: list[tuple[Job, int]] = []
-    places = [(job, index) for job, start, stop in slices for index in range(start, stop)]
+    found = Tokenised([], [], [])
     texts = []
     good = []
-    for job, index in places:
-        text = job.texts[index]
-        if isinstance(text, str):
-            texts.append(text)
-            good.append((job, index))
-        else:
-            message = f"a {type(text).__name__} is not a string"
-            refusals.append(Refusal(job, index, "invalid_text", message))
+    for job, start, stop in slices:
+        for index, text in enumerate(job.texts[start:stop], start):
+            if isinstance(text, str):
+                texts.append(text)
+                good.append((job, index))
+            else:
+                message = f"a {type(text).__name__} is not a string"
+                found.refusals.append(Refusal(job, index, "invalid_text", message))
     for start, stop, block in _blocks(encoder, texts, prompt, 0):
         if isinstance(block, Exception):
-            message = f"the tokenizer cannot take this text ({type(block).__name__})"
-            refusals.append(Refusal(*good[start], "invalid_text", message))
+            found.refusals.append(_unreadable(*good[start], block))
             continue
-        refused = _too_long(encoder, block, good[start:stop], refusals, cut)
-        pieces += _pieces(block, good[start:stop], refused)
-    return pieces, refusals, cut
+        places = good[start:stop]
+        apart = {
+            row
+            for row in block.truncated.nonzero()[0].tolist()
+            if not _taken_cut(encoder, *places[row], found)
+        }
+        found.pieces.extend(_pieces(block, places, apart))
+    return found
 
 
 def _front(jobs: deque[Job]) -> list[Slice]:
@@ -124,7 +134,8 @@ def _front(jobs: deque[Job]) -> list[Slice]:
         if job.cancelled:
             continue
         start = job.tokenised
-        job.tokenised = stop = min(start + min(left, _TEXTS_A_JOB), len(job.texts))
+        most = _TEXTS_A_JOB if job.options.long == "cut" else _LONG_TEXTS_A_JOB
+        job.tokenised = stop = min(start + min(left, most), len(job.texts))
         left -= stop - start
         slices.append(Slice(job, start, stop))
         if stop < len(job.texts):
@@ -157,37 +168,47 @@ def _blocks(
         yield offset, offset + len(texts), block
 
 
-def _too_long(
-    encoder: Encoder,
-    block: TokenBlock,
-    places: Sequence[tuple[Job, int]],
-    refusals: list[Refusal],
-    cut: list[tuple[Job, int]],
-) -> set[int]:
-    """Rows of texts that were cut although their job does not want that."""
-    refused = set()
-    for row in block.truncated.nonzero()[0].tolist():
-        job, index = places[row]
-        if job.options.truncate:
-            cut.append((job, index))
-        else:
-            message = f"the text has more than {encoder.info.max_tokens} tokens"
-            refusals.append(Refusal(job, index, "text_too_long", message))
-            refused.add(row)
-    return refused
+def _taken_cut(encoder: Encoder, job: Job, index: int, found: Tokenised) -> bool:
+    """Whether a text past the model's limit goes on cut; else it is refused, or in windows."""
+    windows = None
+    if job.options.long == "mean":
+        try:
+            windows = split(encoder, job.texts[index], job.prompt)
+        except Exception as error:  # noqa: BLE001 - the text at fault answers for it
+            found.refusals.append(_unreadable(job, index, error))
+            return False
+    if windows is None or windows.cut:
+        if not job.options.truncate:
+            limit = f"{encoder.info.max_tokens} tokens"
+            most = limit if windows is None else f"{MOST_WINDOWS} windows of {limit}"
+            message = f"the text has more than {most}"
+            found.refusals.append(Refusal(job, index, "text_too_long", message))
+            return False
+        found.cut.append((job, index))
+    if windows is None:
+        return True
+    block = windows.block
+    first = job.split(index, len(block))
+    found.pieces.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
+    return False
+
+
+def _unreadable(job: Job, index: int, error: Exception) -> Refusal:
+    message = f"the tokenizer cannot take this text ({type(error).__name__})"
+    return Refusal(job, index, "invalid_text", message)
 
 
 def _pieces(
-    block: TokenBlock, places: Sequence[tuple[Job, int]], refused: set[int]
+    block: TokenBlock, places: Sequence[tuple[Job, int]], apart: set[int]
 ) -> Iterator[Piece]:
-    """Runs of texts that follow one another in a job."""
+    """Runs of texts that follow one another in a job, without the rows `apart`."""
     ends = block.offsets.tolist()
     start = 0
     for row in range(1, len(places) + 1):
         job, index = places[start]
         follows = row < len(places) and places[row] == (job, index + row - start)
-        if follows and row not in refused and start not in refused:
+        if follows and row not in apart and start not in apart:
             continue
-        if start not in refused:
+        if start not in apart:
             yield Piece(job, block, ends, start, row, index)
         start = row

@@ -50,6 +50,7 @@ def parse_call(body: Any, table: TokenTable | None) -> EmbeddingsCall:
         dimensions=request.dimensions,
         normalize=request.normalize is not False,
         truncate=request.truncate is not False,
+        long=request.long or "cut",
         encoding_format="base64",
     )
     return EmbeddingsCall(texts, options, request.encoding_format or "float")

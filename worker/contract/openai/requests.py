@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from worker.contract.jobs import EncodingFormat, Name
+from worker.contract.jobs import EncodingFormat, Long, Name
 
 #: Texts of one request.
 MOST_INPUTS = 2048
@@ -58,6 +58,11 @@ class EmbeddingsRequest(BaseModel):
     truncate: bool | None = Field(
         default=None,
         description="Cut a text at the model's limit, the default; where false, it is an error.",
+    )
+    long: Long | None = Field(
+        default=None,
+        description="What becomes of a text past the model's limit: `cut`, the default, or `mean`: "
+        "read in windows and given the mean of their vectors.",
     )
     normalize: bool | None = Field(
         default=None, description="Scale every vector to unit length, the default."
