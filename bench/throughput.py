@@ -95,7 +95,7 @@ def _raw(ways: _Ways, sets: dict[str, list[str]], rounds: int) -> Table:
 
 def _remote(ways: _Ways, sets: dict[str, list[str]], options: Options) -> list[Table]:
     """The same texts through Celery and REST."""
-    columns = ["callers × texts a job"]
+    columns = ["way, callers × texts a job"]
     for name in sets:
         columns += [f"{name} texts/s", "× encode", "p50 ms", "p95 ms"]
     table = Table("Through the queue: real processes, callers on the same cores", columns)
@@ -125,9 +125,8 @@ def _race_remote(
     names = {"rest": "REST", "celery": "Celery direct"}
     for kind, load in callers.items():
         for count, size in SHAPES:
-            contestants[f"{names[kind]}, {count} × {size}"] = _turn(
-                load, given, count, size, waits.setdefault(f"{names[kind]}, {count} × {size}", [])
-            )
+            way = f"{names[kind]}, {count} callers × {size}"
+            contestants[way] = _turn(load, given, count, size, waits.setdefault(way, []))
             load(given[: count * size], texts_a_job=size, callers=count)
     return race(contestants, rounds), waits
 
