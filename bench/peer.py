@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,8 +65,10 @@ def serve(answer: Callable[..., Any]) -> None:
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    for line in sys.stdin.buffer:
-        answers.write(orjson.dumps(answer(**orjson.loads(line))) + b"\n")
-        answers.flush()
+    # Who asked may be gone before the answer is there.
+    with suppress(BrokenPipeError):
+        for line in sys.stdin.buffer:
+            answers.write(orjson.dumps(answer(**orjson.loads(line))) + b"\n")
+            answers.flush()
     # Without the farewells of libraries whose greenlets and threads are gone by then.
     os._exit(0)

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests import tiny_models
+from tests.fakes import FakeEncoder
 from worker import tune as tuning
 from worker import tuned
 from worker.cli.tune import command
@@ -138,6 +139,36 @@ def test_tuning_measures_writes_and_workers_take_it(
     [encoder] = load_encoders(Settings.from_env()).values()
     assert encoder.info.batch_tokens == entry["batch_tokens"]
     assert encoder.info.dtype == entry["dtype"]
+
+
+def test_progress_names_every_way_and_ends_with_the_last_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_TEXTS", 12)
+    monkeypatch.setattr(tuning, "_COMPARED", 6)
+    monkeypatch.setattr(
+        tuning, "_ways", lambda *_: [("torch", "float32", None), ("torch", "bfloat16", None)]
+    )
+    heard: list[tuple[str, float]] = []
+    tuning.tune(
+        ModelSpec("tiny", str(tiny_models.bert(tmp_path))),
+        device="cpu",
+        seconds=0.1,
+        progress=lambda way, share: heard.append((way, share)),
+    )
+    ways, shares = zip(*heard, strict=True)
+    assert (ways[0], ways[-1]) == ("torch float32", "torch bfloat16")
+    assert list(shares) == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+
+
+def test_a_model_too_slow_for_a_whole_round_is_measured_by_the_part_that_it_ran() -> None:
+    encoder = FakeEncoder()
+    block = encoder.tokenize(["one two three four"] * 10)
+    rate, longest = tuning._rate(encoder, block, budget=8, seconds=0.0)
+    assert len(encoder.batches) == 1
+    # Two of the texts, in the time of their batch and little else.
+    assert 0 < rate <= 2 / longest
 
 
 def test_a_format_that_is_not_there_is_a_wrong_option() -> None:

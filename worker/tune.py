@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from worker.encoder import Encoder, load
 from worker.loading import on_passing_thread
 from worker.tokens import TokenBlock
 from worker.tuned import Tuned, cores
+
+#: Told what is being tried, and the share of the whole that is done.
+Progress = Callable[[str, float], None]
 
 #: Token budgets that are tried, in those that a backend takes by itself.
 _BUDGETS = (0.5, 1.0, 2.0, 4.0)
@@ -51,39 +55,42 @@ def tune(
     seconds: float = 120.0,
     min_cosine: float = 0.99,
     cache: Path | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> list[Finding]:
     """Measure every way to run `spec`, the best first.
 
     On a CPU in float32 and the formats in `allow`; on another device through torch. Takes about
-    `seconds`, of which `progress` hears as they pass. Raises what `worker.encoder.load` raises
-    where the default way does not run.
+    `seconds`, loading apart; `progress` hears what is being tried, and the share that is done.
+    Raises what `worker.encoder.load` raises where the default way does not run.
     """
     reference = on_passing_thread(lambda: _Reference(spec, device))
     ways = _ways(reference.on_cpu, allow)
-    each = seconds / len(ways)
     findings = []
     for number, (backend, dtype, threads) in enumerate(ways):
         way = Finding(backend, dtype, threads)
-
-        def measured(way: Finding = way) -> Finding:
-            encoder = load(
-                spec,
-                device=device,
-                backend=way.backend,
-                dtype=way.dtype,
-                threads=way.threads,
-                min_cosine=min_cosine,
-                cache=cache,
-            )
-            return _measured(encoder, way, reference, each, progress)
-
+        opened = partial(
+            load,
+            spec,
+            device=device,
+            backend=backend,
+            dtype=dtype,
+            threads=threads,
+            min_cosine=min_cosine,
+            cache=cache,
+        )
+        advance = partial(_advance, progress, way, number, len(ways))
+        advance(0.0)
         try:
-            findings.append(on_passing_thread(measured))
+            findings.append(
+                on_passing_thread(
+                    partial(_measured, opened, way, reference, seconds / len(ways), advance)
+                )
+            )
         except EmbedqError as error:
             if number == 0:
                 raise
-            findings.append(Finding(backend, dtype, threads, objection=error.message))
+            findings.append(replace(way, objection=error.message))
+        advance(1.0)
     return sorted(findings, key=lambda finding: -finding.texts_per_second)
 
 
@@ -147,26 +154,29 @@ def _ways(on_cpu: bool, allow: Sequence[str]) -> list[tuple[str, str, int | None
     ]
 
 
+def _advance(progress: Progress, way: Finding, number: int, ways: int, share: float) -> None:
+    progress(f"{way.backend} {way.dtype}", (number + share) / ways)
+
+
 def _measured(
-    encoder: Encoder,
+    opened: Callable[[], Encoder],
     way: Finding,
     reference: _Reference,
     seconds: float,
-    progress: Callable[[float], None],
+    advance: Callable[[float], None],
 ) -> Finding:
-    """`way` with its figures; the encoder is closed."""
+    """`way` with its figures."""
+    encoder = opened()
     encoder.warm_up()
     block = encoder.tokenize(reference.texts)
     found = encoder.forward(block.slice(0, _COMPARED))
     budgets = sorted({max(int(encoder.info.batch_tokens * factor), 1) for factor in _BUDGETS})
     rates: dict[int, float] = {}
-    began = time.monotonic()
-    for number, budget in enumerate(budgets):
+    for number, budget in enumerate(budgets, start=1):
         rate, batch_seconds = _rate(encoder, block, budget, seconds / len(budgets))
         if not rates or batch_seconds <= _LONGEST_BATCH_S:
             rates[budget] = rate
-        progress(min(time.monotonic() - began, seconds * (number + 1) / len(budgets)))
-        began = time.monotonic()
+        advance(number / len(budgets))
     budget = smallest_worthwhile(rates)
     dtype = encoder.info.dtype
     encoder.close()
@@ -185,14 +195,15 @@ def _measured(
 def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> tuple[float, float]:
     """Texts a second in batches of `budget` tokens in arrival order, and the longest batch's time.
 
-    Whole rounds over `block`, as many as fit into `seconds`, at least one; the best of them counts.
+    Whole rounds over `block`, as many as fit into `seconds`; the best of them counts. Where not
+    even one fits, as much of it as does, one batch at least, counted by its share of the tokens.
     """
     until = time.monotonic() + seconds
     fastest = longest = 0.0
     while True:
         began = time.perf_counter()
         start = 0
-        while start < len(block):
+        while start < len(block) and (start == 0 or time.monotonic() < until):
             bound = block.offsets[start] + budget
             stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
             batch_began = time.perf_counter()
@@ -200,6 +211,7 @@ def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> t
             longest = max(longest, time.perf_counter() - batch_began)
             start = stop
         took = time.perf_counter() - began
-        fastest = max(fastest, len(block) / took)
+        share = float(block.offsets[start] / block.offsets[-1])
+        fastest = max(fastest, len(block) * share / took)
         if time.monotonic() + took > until:
             return fastest, longest

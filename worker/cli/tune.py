@@ -45,13 +45,15 @@ def command(model: str | None, device: str | None, allow: str, seconds: float) -
             raise click.BadParameter(f"{dtype!r} is not one of {', '.join(_ALLOWED)}")
     # Only here: torch takes seconds to import.
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from worker.tune import best, table, tune
 
     path = tuned.path_of(settings)
     for spec in settings.models:
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s"
-        with tqdm(total=seconds, desc=f"Tuning {spec.name}", bar_format=shape) as bar:
+        shape = "{desc}: {percentage:3.0f}%|{bar}|"
+        bar = tqdm(total=1.0, desc=f"Tuning {spec.name}", bar_format=shape, disable=None)
+        with bar, logging_redirect_tqdm():
             findings = tune(
                 spec,
                 device=settings.device,
@@ -69,5 +71,7 @@ def command(model: str | None, device: str | None, allow: str, seconds: float) -
     click.echo(f"The fastest is in {path}; workers take it when they start.")
 
 
-def _advance(bar: Any, seconds: float) -> None:
-    bar.update(seconds)
+def _advance(bar: Any, way: str, share: float) -> None:
+    bar.n = share
+    # Shows the bar, too.
+    bar.set_description(f"Trying {way}")
