@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from worker.transport.store import LeaseStore
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Lease:
-    """The right to run one delivery of one message, until it is ended or runs out."""
+    """The right to run one delivery of one message, until it is ended or runs out.
+
+    Nobody changes one; a frozen class would take twice as long to make.
+    """
 
     #: Names this delivery, never another one of the same message.
     tag: str
@@ -201,9 +204,8 @@ class Leases:
     def grant(self, granted: Sequence[Lease]) -> None:
         """These were fetched just now."""
         with self._lock:
-            for lease in granted:
-                self._live[lease.tag] = lease
-                self._by_owner[lease.owner] += 1
+            self._live.update((lease.tag, lease) for lease in granted)
+            self._by_owner.update(lease.owner for lease in granted)
             self._counts["fetched"] += len(granted)
 
     def outstanding(self, owner: object) -> int:
