@@ -31,6 +31,7 @@ class EmbedTask(Task):
     #: Vectors in a log say nothing.
     resultrepr_maxsize = 64
     Request = "worker.pool.requests:EmbedRequest"
+    Strategy = "worker.pool.strategy:strategy"
 
     def apply_async(
         self,

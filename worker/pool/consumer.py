@@ -10,6 +10,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import consumer
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from worker.contract import keys
 from worker.contract.errors import JobFailed
@@ -60,10 +61,26 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery: what is called with each message of a task."""
         handle = super().create_task_handler(*args, **kwargs)
+        strategies, callbacks = self.strategies, self.on_task_message
+
+        def hand_over(message: Any) -> None:
+            if not _is_leased_job(message):
+                handle(message)
+                return
+            # To end a lease is to note it, on any thread: nothing has to wait for the loop, as
+            # Celery's own handler lets acknowledgements of every broker do.
+            try:
+                strategies[TASK_NAME](
+                    message, None, message.ack_log_error, message.reject_log_error, callbacks
+                )
+            except (InvalidTaskError, ContentDisallowed) as error:
+                self.on_invalid_task(None, message, error)
+            except DecodeError as error:
+                self.on_decode_error(message, error)
 
         def on_task_received(message: Any) -> None:
             try:
-                handle(message)
+                hand_over(message)
             except _MALFORMED as error:
                 if isinstance(error, self.connection_errors):
                     raise
@@ -114,6 +131,16 @@ class Consumer(consumer.Consumer):
             return False
         leases.bury(lease.tag, reason, keys.dead_letters(self.app.conf.task_default_queue))
         return True
+
+
+def _is_leased_job(message: Any) -> bool:
+    """Whether it is a job of `embed`, in protocol 2, under a lease of ours."""
+    headers = message.headers
+    return (
+        isinstance(headers, dict)
+        and headers.get("task") == TASK_NAME
+        and lease_of(message) is not None
+    )
 
 
 def _log_refusal(job_id: Any, reason: str) -> None:

@@ -34,10 +34,10 @@ class TimeLimits:
 
     def _fail(self, ticket: Ticket, seconds: float) -> None:
         if ticket.job is not None and self._engine.cancel(ticket.job) and ticket.close():
-            ticket.time_out(False, seconds)
+            ticket.request.on_timeout(False, seconds)
             self._counts.ended(TIMED_OUT, [ticket])
 
     def _interrupt(self, ticket: Ticket, seconds: float) -> None:
         if ticket.job is not None and self._engine.cancel(ticket.job):
-            ticket.time_out(True, seconds)
+            ticket.request.on_timeout(True, seconds)
             self._tracer.end(ticket, SoftTimeLimitExceeded())

@@ -201,6 +201,10 @@ class Outcomes:
 
     def _end(self, tickets: Sequence[Ticket]) -> None:
         now = time.monotonic()
+        if self._atomic:
+            for ticket in tickets:
+                if ticket.lease is not None:
+                    ticket.settle()
         ended = [ticket for ticket in tickets if ticket.end(_answer(ticket, now))]
         self.counts.ended(SUCCEEDED, ended)
 

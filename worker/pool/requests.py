@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -27,6 +27,8 @@ _TRACER_SIGNALS = (
     signals.task_postrun,
     signals.task_success,
 )
+#: As the headers of most messages have them.
+_NO_LIMITS = [None, None]
 
 
 class EmbedRequest(Request):
@@ -42,7 +44,28 @@ class EmbedRequest(Request):
         self._argsrepr = shown_args(len(value) if isinstance(value, list) else 1)
         self._kwargsrepr = "{}"
         # Read by Celery's own log of failures.
-        self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": self._kwargsrepr}
+        self._request_dict["argsrepr"] = self._argsrepr
+        self._request_dict["kwargsrepr"] = self._kwargsrepr
+
+    def announce(self) -> None:
+        """The event `task-received`, of a request that is to run as soon as it can."""
+        self.send_event(
+            "task-received",
+            name=self.name,
+            args=self._argsrepr,
+            kwargs=self._kwargsrepr,
+            root_id=self._root_id,
+            parent_id=self._parent_id,
+            retries=self._request_dict.get("retries", 0),
+            eta=None,
+            expires=None,
+        )
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002
+        """As Celery; what its dispatcher is to leave out, mostly all of them, costs a look here."""
+        groups = self._eventer.groups if self._eventer else None
+        if not groups or "task" in groups:
+            super().send_event(type, **fields)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         # Even where somebody asks for the arguments themselves.
@@ -59,7 +82,7 @@ def _check(request: Request) -> None:
         raise InvalidTaskError("args or kwargs have the wrong type")
     if not (embed is None or isinstance(embed, dict)):
         raise InvalidTaskError("callbacks and errbacks have the wrong type")
-    if not (
+    if limits != _NO_LIMITS and not (
         isinstance(limits, list | tuple)
         and len(limits) == 2
         and all(limit is None or isinstance(limit, int | float) for limit in limits)
@@ -109,13 +132,10 @@ class Ticket:
 
     __slots__ = (
         "__weakref__",
-        "_accept",
         "_open",
         "_owner",
-        "_succeed",
         "_timers",
         "accepted",
-        "args",
         "burial",
         "id",
         "job",
@@ -125,7 +145,6 @@ class Ticket:
         "started",
         "submitted_at",
         "target",
-        "time_out",
         "trace",
     )
 
@@ -133,26 +152,18 @@ class Ticket:
         self,
         owner: Owner,
         open_tickets: dict[Ticket, None],
+        request: EmbedRequest,
         target: Callable[..., Any],
-        args: tuple[Any, ...],
-        callback: Callable[..., Any],
-        accept_callback: Callable[..., Any],
-        timeout_callback: Callable[..., Any],
         limits: Limits,
     ) -> None:
-        # Celery offers the request itself only behind its bound method.
-        self.request: EmbedRequest = callback.__self__  # type: ignore[attr-defined]
-        self.id: str = args[1]
+        self.request = request
+        self.id: str = request.id
+        #: Celery's tracer.
         self.target = target
-        self.args = args
         self.limits = limits
-        #: Celery: the task ran into a time limit; takes whether it is the soft one, and seconds.
-        self.time_out = timeout_callback
         self._owner = owner
         self._open = open_tickets
-        self._succeed = callback
-        self._accept = accept_callback
-        self._timers: list[Any] = []
+        self._timers: Sequence[Any] = ()
         self.lease: Lease | None = lease_of(self.request.message)
         #: The span that submitted it, where its trace is recorded; see `spans`.
         self.trace: SpanContext | None = None
@@ -163,6 +174,15 @@ class Ticket:
         self.burial: Burial | None = None
         self.started = time.monotonic()
         self._open[self] = None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What the tracer takes."""
+        request = self.request
+        return (
+            *(request.type, self.id, request.request_dict, request.body),
+            *(request.content_type, request.content_encoding),
+        )
 
     @property
     def tag(self) -> str:
@@ -226,10 +246,14 @@ class Ticket:
             return
         self.accepted = True
         self.started = time.monotonic()
-        self._accept(os.getpid(), self.started)
+        self.request.on_accepted(os.getpid(), self.started)
         # Told that it runs, Celery may have ended it at once.
         if any(self.limits) and self in self._open:
             self._timers = self._owner.watch(self, self.limits)
+
+    def settle(self) -> None:
+        """Its lease has ended with its outcome: Celery has nothing to acknowledge."""
+        self.request.acknowledged = True
 
     def end(self, answer: tuple[int, Any, float]) -> bool:
         """Celery: the task is over; `answer` as its tracer gives it. Whether it was open."""
@@ -238,7 +262,7 @@ class Ticket:
             return False
         if self.burial is not None and self.tag:
             leases.bury(self.tag, *self.burial)
-        self._succeed(answer)
+        self.request.on_success(answer)
         return True
 
     def revoke(self) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import redis
 from celery import signals
@@ -32,7 +33,7 @@ from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
-from worker.pool.requests import Limits, Ticket
+from worker.pool.requests import EmbedRequest, Limits, Ticket
 from worker.pool.spans import JobSpans
 from worker.presence import Presence
 from worker.transport import admission, leases
@@ -138,10 +139,14 @@ class TaskPool(BasePool):
         if args[0] != TASK_NAME:
             self._others.submit(OtherTask(target, args, callback, accept_callback))
             return None
-        limits = Limits(timeout, soft_timeout)
-        ticket = Ticket(
-            self, self._open, target, args, callback, accept_callback, timeout_callback, limits
-        )
+        # Celery offers the request itself only behind its bound method.
+        return self.take(callback.__self__, target, Limits(timeout, soft_timeout))
+
+    def take(self, request: EmbedRequest, target: Callable[..., Any], limits: Limits) -> Ticket:
+        """Take a request of `embed` over. Never waits."""
+        ticket = Ticket(self, self._open, request, target, limits)
+        # As Celery does with what `on_apply` returns.
+        request._apply_result = ref(ticket)  # noqa: SLF001
         if ticket.lease is not None:
             leases.keep([ticket.tag])
         if self._spans is not None:

@@ -1,0 +1,87 @@
+"""How a message of `embed` becomes a request in the pool's hands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from celery import signals
+from celery.app import trace
+from celery.utils.imports import symbol_by_name
+from celery.worker import state
+from celery.worker.request import create_request_cls
+from celery.worker.strategy import default
+from celery.worker.strategy import logger as celery_logger
+
+from worker.pool.requests import EmbedRequest, Limits
+from worker.pool.taskpool import TaskPool
+
+#: Calls of a message, its decoded body, how to acknowledge and reject it, and who wants to see
+#: its request.
+Receiver = Callable[..., Any]
+
+
+def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
+    """Celery's strategy for `embed`, without the steps that a plain message has no use for.
+
+    Celery asks for one when it connects, and hands over every message to what it gets, on the
+    loop's thread. A message for later or with an expiry, one that is revoked or waits for its rate
+    limit, and all of them while the log wants to know or somebody listens, go Celery's own way.
+    """
+    general: Receiver = default(task, app, consumer, **options)
+    pool = consumer.pool
+    if not isinstance(pool, TaskPool) or celery_logger.isEnabledFor(logging.INFO):
+        return general
+    eventer, hostname = consumer.event_dispatcher, consumer.hostname
+    request_class = create_request_cls(
+        symbol_by_name(task.Request), task, pool, hostname, eventer, app=app
+    )
+    run = trace.fast_trace_task if app.use_fast_trace_task else trace.trace_task_ret
+    connection_errors, buckets = consumer.connection_errors, consumer.task_buckets
+    usual_limits = Limits(task.time_limit, task.soft_time_limit)
+
+    def receive(
+        message: Any, body: Any, ack: Any, reject: Any, callbacks: Collection[Any], **_: Any
+    ) -> Any:
+        headers = message.headers
+        if (
+            body is not None
+            or not _is_plain(headers)
+            or not isinstance(message.payload, list)
+            or signals.task_received.receivers
+            or (buckets[task.name] and not consumer.disable_rate_limits)
+        ):
+            return general(message, body, ack, reject, callbacks)
+        request: EmbedRequest = request_class(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            app=app,
+            hostname=hostname,
+            eventer=eventer,
+            task=task,
+            connection_errors=connection_errors,
+            body=message.body,
+            headers=headers,
+            utc=app.uses_utc_timezone(),
+        )
+        request.announce()
+        state.task_reserved(request)
+        for callback in callbacks:
+            callback(request)
+        hard, soft = request.time_limits
+        pool.take(request, run, Limits(hard or usual_limits.hard, soft or usual_limits.soft))
+        return None
+
+    return receive
+
+
+def _is_plain(headers: Mapping[str, Any]) -> bool:
+    """Whether nothing but the message's turn decides when it runs, and whether."""
+    return not (
+        headers.get("eta")
+        or headers.get("expires")
+        or headers.get("stamped_headers")
+        or headers["id"] in state.revoked
+    )
