@@ -246,12 +246,12 @@ if any then redis.call('PUBLISH', ARGV[2], cjson.encode({{progress = told}})) en
 #: it closed.
 FINISH = f"""
 {_ENDED}
-{_OPEN}
-{_SETTLE}
 {_RESERVE}
 local ledger, now, ttl, prefix = KEYS[1], ARGV[1], ARGV[2], ARGV[4]
 use_reserve(ledger, ARGV[5])
 local closed, stored = {{}}, 0
+-- What goes off the ledger, by its fields, and the leases that end: all of it told at the end.
+local settled, tags = {{tokens = 0, expected = 0}}, {{}}
 
 local function store(key, meta)
   if not redis.call('SET', key, meta, 'NX', 'EX', ttl) then
@@ -263,16 +263,31 @@ local function store(key, meta)
   return true
 end
 
+-- As `settle` does for one job.
+local function settle(job, tokens, bytes, share)
+  settled.tokens = settled.tokens + tonumber(tokens)
+  settled.expected = settled.expected + tonumber(bytes or '0')
+  if share then settled[share] = (settled[share] or 0) + tonumber(tokens) end
+  redis.call('HDEL', job, 'tokens', 'bytes', 'share')
+end
+
 local function close(job, at)
-  redis.call('HSET', job, 'status', ARGV[at + 3], 'finished', now, 'stored', #ARGV[at + 2])
-  if ARGV[at + 8] ~= '' then redis.call('HSET', job, 'started', ARGV[at + 8]) end
+  local fields = {{'status', ARGV[at + 3], 'finished', now, 'stored', #ARGV[at + 2]}}
+  local function note(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if ARGV[at + 8] ~= '' then note('started', ARGV[at + 8]) end
   if ARGV[at + 3] == 'succeeded' then
-    redis.call('HSET', job, 'prompt_tokens', ARGV[at + 4], 'done', ARGV[at + 5],
-      'total', ARGV[at + 5])
+    note('prompt_tokens', ARGV[at + 4])
+    note('done', ARGV[at + 5])
+    note('total', ARGV[at + 5])
   end
   if ARGV[at + 6] ~= '' then
-    redis.call('HSET', job, 'code', ARGV[at + 6], 'message', ARGV[at + 7])
+    note('code', ARGV[at + 6])
+    note('message', ARGV[at + 7])
   end
+  redis.call('HSET', job, unpack(fields))
   closed[#closed + 1] = ARGV[at]
 end
 
@@ -288,16 +303,26 @@ for at = 6, #ARGV, 9 do
   local id, tag, meta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job = '{keys.JOB_PREFIX}' .. id
   local first = meta == '' or store(prefix .. id, meta)
-  if open(job) then
-    settle(job, ledger)
+  local held = redis.call('HMGET', job, 'status', 'tokens', 'bytes', 'share')
+  if held[1] == 'queued' or held[1] == 'running' then
+    if held[2] then settle(job, held[2], held[3], held[4]) end
     -- Where another outcome was first, the record is read with that one.
     if first then close(job, at) end
     redis.call('EXPIRE', job, ttl)
   end
-  if tag ~= '' then
-    redis.call('HDEL', KEYS[2], tag)
-    redis.call('ZREM', KEYS[3], tag)
+  if tag ~= '' then tags[#tags + 1] = tag end
+end
+for field, amount in pairs(settled) do
+  if amount ~= 0 and redis.call('HINCRBY', ledger, field, -amount) <= 0
+    and string.find(field, '^share:') then
+    redis.call('HDEL', ledger, field)
   end
+end
+-- In parts that Lua's stack holds.
+for at = 1, #tags, 1000 do
+  local last = math.min(at + 999, #tags)
+  redis.call('HDEL', KEYS[2], unpack(tags, at, last))
+  redis.call('ZREM', KEYS[3], unpack(tags, at, last))
 end
 if stored > 0 then
   local minute = math.floor(tonumber(now) / 60)
