@@ -16,18 +16,18 @@ from pathlib import Path
 
 from bench.publish import ROOT, publish
 
-#: About how many seconds each takes on two cores; quick ones take a third.
+#: About how many seconds each takes on two cores.
 SECONDS = {
-    "gemm": 60,
-    "throughput": 240,
-    "peers": 270,
-    "latency": 60,
-    "service": 40,
-    "overhead": 60,
-    "waiting": 30,
-    "lanes": 60,
-    "bulk": 180,
-    "idle": 60,
+    "gemm": 40,
+    "throughput": 250,
+    "peers": 240,
+    "latency": 50,
+    "service": 30,
+    "overhead": 50,
+    "waiting": 15,
+    "lanes": 45,
+    "bulk": 120,
+    "idle": 35,
 }
 #: Not part of the set.
 ALONE = {"leak": 900}
@@ -89,8 +89,8 @@ def _ran(name: str, out: Path, quick: bool) -> bool:
 
 
 def _expected(name: str, quick: bool) -> float:
-    # What starts processes takes its time, however little they do.
-    return 60.0 if quick else float((SECONDS | ALONE)[name])
+    # To start processes takes its time, however little they do then.
+    return 45.0 if quick else float((SECONDS | ALONE)[name])
 
 
 def _warn_of_load() -> None:

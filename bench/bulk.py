@@ -26,6 +26,8 @@ from tests.processes import Api, Process
 from worker.contract.settings import DEFAULT_MODEL_NAME
 
 _LINES = 50_000
+#: The raw engine gets this part of the texts.
+_RAW_PART = 5
 #: Seconds between two looks at the batch and the memory, and between two requests of the caller.
 _LOOK = 0.5
 _ENDED = ("completed", "failed", "expired", "cancelled")
@@ -35,9 +37,10 @@ def main(options: Options) -> list[Table]:
     given = texts("short", _LINES // (10 if options.quick else 1), seed=5)
     with closing(models.RawEngine(models.encoder())) as engine:
         engine.encode(given[:500], 32)
+        part = given[: len(given) // _RAW_PART]
         began = time.perf_counter()
-        engine.encode(given, 32)
-        raw = time.perf_counter() - began
+        engine.encode(part, 32)
+        raw = (time.perf_counter() - began) * _RAW_PART
     with stage() as processes:
         measured = _Measured.of(processes, given)
     lines = len(given)
@@ -45,7 +48,8 @@ def main(options: Options) -> list[Table]:
         f"A batch of {lines:,} requests, one short text each",
         ["way", "seconds", "texts/s", "× raw"],
     )
-    speed.add("raw engine, 32 texts a job", raw, lines / raw, 1.0)
+    # Its rate does not change on the way; only the batch's might.
+    speed.add("raw engine, 32 texts a job, a fifth of them", None, lines / raw, 1.0)
     speed.add(
         "batch, created to completed",
         measured.seconds,

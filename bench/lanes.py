@@ -29,7 +29,7 @@ _QUEUE = "embedq"
 #: Texts of a job beside the caller's, and jobs that wait at any time.
 _TEXTS, _DEPTH = 16, 1_000
 #: The caller's jobs of one turn, turns, and seconds between two jobs.
-_JOBS, _TURNS, _PAUSE = 40, 3, 0.02
+_JOBS, _TURNS, _PAUSE = 40, 2, 0.02
 _BESIDE = {
     "alone": None,
     "beside a deep bulk queue": Lane.BULK,
@@ -50,7 +50,7 @@ def main(options: Options) -> list[Table]:
             for size in (1, 16):
                 waits: dict[str, list[float]] = {name: [] for name in _BESIDE}
                 batches: dict[str, list[float]] = {name: [] for name in _BESIDE}
-                for turn in range(_TURNS // (3 if options.quick else 1)):
+                for turn in range(_TURNS // (2 if options.quick else 1)):
                     given = texts("short", _JOBS * size, seed=10 + turn)
                     for name, lane in _BESIDE.items():
                         with _beside(client, lane), _batch_time(client, batches[name]):

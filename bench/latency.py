@@ -24,7 +24,7 @@ from bench.texts import texts
 #: Seconds between two jobs.
 _PAUSE = 0.02
 #: Jobs of one turn, and turns: short ones, so that all contestants see the same machine.
-_JOBS, _TURNS = 25, 12
+_JOBS, _TURNS = 25, 8
 #: From when the caller asks, by the record's times, to when the caller has the vectors.
 _STAGES = (
     ("request read, job accepted", "asked", "created_at"),
