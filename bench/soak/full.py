@@ -112,6 +112,7 @@ class _Run:
             pause=0.02,
             seed=seed,
             expected=self._expected,
+            most_texts=120,
         )
         self._accepted = self._load.accepted
         self._auditor = Auditor(stage, self._accepted, self._expected)

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,9 +80,19 @@ class Load:
     """
 
     def __init__(
-        self, stage: Stage, *, rest: int, direct: int, pause: float, seed: int, expected: Expected
+        self,
+        stage: Stage,
+        *,
+        rest: int,
+        direct: int,
+        pause: float,
+        seed: int,
+        expected: Expected,
+        most_texts: int = 40,
     ) -> None:
+        """`pause` is the mean between two submissions of a caller, in seconds."""
         self.accepted = Accepted()
+        self._most_texts = most_texts
         self._stage = stage
         self._pause = pause
         self._expected = expected
@@ -129,11 +140,15 @@ class Load:
             self.accepted.count("sent")
             self.accepted.add(result.id, texts)
 
-    def _texts(self, rng: random.Random, number: int) -> Any:
+    def _texts(self, rng: random.Random, number: int) -> Iterator[tuple[int, list[str]]]:
         serial = 0
         while not self._stopping.wait(rng.random() * 2 * self._pause):
             serial += 1
-            yield serial, _texts(rng, number, serial)
+            count = 1 if rng.random() < 0.8 else rng.randint(2, self._most_texts)
+            yield (
+                serial,
+                [f"{number}-{serial}-{at} {rng.getrandbits(64):x}" for at in range(count)],
+            )
 
 
 class RestCaller:
@@ -236,8 +251,3 @@ def _caller(url: str) -> Celery:
     # It reads no results, so it need not subscribe to any.
     app.backend.on_task_call = lambda *_: None
     return app
-
-
-def _texts(rng: random.Random, number: int, serial: int) -> list[str]:
-    count = 1 if rng.random() < 0.8 else rng.randint(2, 40)
-    return [f"{number}-{serial}-{index} {rng.getrandbits(64):x}" for index in range(count)]
