@@ -7,11 +7,14 @@ the vectors.
 
 - `kills`  workers, connections and the Valkey are killed: `python -m bench.soak chaos`
 - `full`   Redis is full: `python -m bench.soak full`
+- `failover`  Sentinel names another primary: `python -m bench.soak failover`
+- `takeover`  a worker dies that holds many jobs: `python -m bench.soak takeover`
 - `drift`  a million jobs and two hundred reconnects: `python -m bench.soak drift`
 - `bulk`   what `kills` does, to one batch of requests: `python -m bench.soak bulk`
 - `every`  one after the other: `python -m bench.soak all`
 
-What they are made of: `stage` the processes, and what can be done to them; `load` who submits, and
-what was accepted; `chaos` what happens to the processes, by a seed; `watch` who looks on; `audit`
-what became of the jobs.
+What they are made of: `stage` the processes, and what can be done to them, `sentinels` two Valkeys
+in place of one, `paced` a worker that tells of its pauses; `load` who submits, and what was
+accepted; `chaos` what happens to the processes, by a seed; `watch` who looks on; `audit` what
+became of the jobs, and `settle` what a run comes to.
 """

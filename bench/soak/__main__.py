@@ -1,10 +1,12 @@
 """Soaks: load, and whatever may go wrong under it; every accepted job is accounted for.
 
-  chaos   workers, connections and Valkey are killed, workers are stopped (the default)
-  full    Redis is loaded past its memory, and filled by something else
-  drift   a million jobs and two hundred reconnects leave nothing behind
-  bulk    everything is killed while one batch of requests runs
-  all     chaos, full, drift, and chaos on kombu's own transport to compare with
+  chaos     workers, connections and Valkey are killed, workers are stopped (the default)
+  full      Redis is loaded past its memory, and filled by something else
+  drift     a million jobs and two hundred reconnects leave nothing behind
+  failover  Sentinel names another primary
+  takeover  a worker is killed that holds 2,000 jobs; another runs them
+  bulk      everything is killed while one batch of requests runs
+  all       all of these but bulk, and chaos on kombu's own transport to compare with
 
 Options of a soak: python -m bench.soak SOAK --help
 """
@@ -14,12 +16,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from bench.soak import bulk, drift, every, full, kills
+from bench.soak import bulk, drift, every, failover, full, kills, takeover
 
 SOAKS: dict[str, Callable[[Sequence[str]], int]] = {
     "chaos": kills.main,
     "full": full.main,
     "drift": drift.main,
+    "failover": failover.main,
+    "takeover": takeover.main,
     "bulk": bulk.main,
     "all": every.main,
 }

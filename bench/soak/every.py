@@ -50,6 +50,8 @@ def _parts(seed: int, *, quick: bool) -> list[Part]:
     return [
         Part("chaos", ("chaos", *seeded, *(few if quick else ()))),
         Part("full", ("full", *seeded, *(short if quick else ()))),
+        Part("failover", ("failover", *seeded, *(("--failovers", "2") if quick else ()))),
+        Part("takeover", ("takeover",)),
         Part("drift", ("drift", *(("--jobs", "50000") if quick else ()))),
         Part("kombu's transport", ("chaos", *seeded, *stock.split()), must_hold=False),
     ]
@@ -66,8 +68,8 @@ def _verdict(part: Part, status: int) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.soak all",
-        description="chaos, full, drift and chaos on kombu's transport; exits with 1 where one of "
-        "the first three does not hold. About 45 minutes.",
+        description="all but bulk, and chaos on kombu's transport; exits with 1 where one of all "
+        "but that does not hold. About 45 minutes.",
     )
     parser.add_argument("--quick", action="store_true", help="each in about a minute")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run")

@@ -85,7 +85,7 @@ def soak(plan: Plan, *, seed: int) -> dict[str, Any]:
         app="bench.costless",
         forward_ms=1,
         owners=3,
-        server=("--maxmemory", f"{plan.maxmemory_mb}mb"),
+        valkey_options=("--maxmemory", f"{plan.maxmemory_mb}mb"),
         env={
             "EMBEDQ_RESULT_TTL": str(plan.result_ttl),
             "EMBEDQ_BENCH_DIMENSIONS": str(DIMENSIONS),

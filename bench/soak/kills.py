@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.costless import expected
-from bench.soak.audit import leftovers, outcomes, unasked, wait_for_empty, wait_for_outcomes
 from bench.soak.chaos import Chaos, Plan
 from bench.soak.load import Load
-from bench.soak.stage import QUEUE, Stage
+from bench.soak.settle import settle
+from bench.soak.stage import Stage
 
 #: API keys that the callers over REST share.
 _OWNERS = 3
@@ -66,43 +66,10 @@ def soak(
         finally:
             load.stop()
         print(flush=True)
-        jobs = accepted.jobs
-        with stage.client() as client:
-            missing = wait_for_outcomes(client, list(jobs), 120)
-            counts = outcomes(client, jobs, expected) + accepted.answered
-            wait_for_empty(client, QUEUE)
-            left = leftovers(client, QUEUE)
-            twice = max(unasked(client, accepted.ids) - accepted.unknown, 0)
-        report = {
-            "seconds": round(time.monotonic() - started),
-            "accepted": accepted.total,
-            "refused": accepted.refused,
-            "answers": dict(accepted.answers.most_common()),
-            "improper answers": accepted.improper[:5],
-            "sent again and replayed": accepted.replayed,
-            "keys that stood for two jobs": accepted.twice + twice,
-            "unknown to the caller": accepted.unknown,
-            "right": counts.pop("right", 0),
-            "lost": len(missing),
-            **counts,
-            "left": left,
-        }
-        return report | {"violations": _violations(report)}
+        seconds = round(time.monotonic() - started)
+        return {"seconds": seconds} | settle(stage, accepted, expected)
     finally:
         stage.close()
-
-
-def _violations(report: dict[str, Any]) -> list[str]:
-    left = report["left"]
-    found = {
-        "jobs are lost": report["lost"],
-        "jobs ended wrong": report["right"] + report["lost"] != report["accepted"],
-        "callers saw other answers than 200, 202 and a proper 503": report["improper answers"],
-        "a key stood for two jobs": report["keys that stood for two jobs"],
-        # A direct job has no tokens on the ledger, and one whose record went before has none left.
-        "messages are left": left["queued"] or left["leased"] or left["dead letters"],
-    }
-    return [name for name, is_so in found.items() if is_so]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from bench.soak.audit import Expected, is_right
+from bench.soak.sentinels import MASTER
 from bench.soak.stage import Stage
 
 #: Of the jobs that callers over REST submit, those they wait for, and the seconds they do.
@@ -122,7 +123,7 @@ class Load:
             caller.submit(f"{number}-{serial}", texts, wait=wait, again=again)
 
     def _directly(self, rng: random.Random, number: int) -> None:
-        app = _caller(self._stage.valkey.url)
+        app = _caller(self._stage.url)
         for _, texts in self._texts(rng, number):
             try:
                 # Not `ignore_result`: that would tell the worker to store none.
@@ -247,7 +248,8 @@ def _caller(url: str) -> Celery:
     """A program of somebody else's, on stock Celery."""
     app = Celery(broker=url, backend=url)
     app.conf.task_default_queue = os.environ.get("EMBEDQ_QUEUE", "embedq")
-    app.conf.broker_transport_options = {"socket_timeout": 10}
+    app.conf.broker_transport_options = {"socket_timeout": 10, "master_name": MASTER}
+    app.conf.result_backend_transport_options = {"master_name": MASTER}
     # It reads no results, so it need not subscribe to any.
     app.backend.on_task_call = lambda *_: None
     return app

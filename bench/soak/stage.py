@@ -12,6 +12,7 @@ from types import MappingProxyType
 import orjson
 import redis
 
+from bench.soak.sentinels import MASTER, Sentinels
 from tests.processes import (
     Api,
     Process,
@@ -22,6 +23,7 @@ from tests.processes import (
     start_api,
     start_worker,
 )
+from worker.contract import server
 from worker.contract.api_keys import KeyFile, new_key
 
 #: Seconds after which a silent worker's jobs run elsewhere; short, so that runs are.
@@ -42,16 +44,24 @@ class Stage:
         forward_ms: float,
         api: bool = True,
         owners: int = 0,
-        server: Sequence[str] = (),
+        sentinel: bool = False,
+        valkey_options: Sequence[str] = (),
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`owners` API keys, none: open to all; `server` are options of Valkey."""
+        """`owners` API keys, none: open to all; `valkey_options` are options of Valkey.
+
+        With `sentinel` there are two Valkeys, to fail over from one to the other.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="embedq-soak-"))
         self.processes = Processes(self.folder)
         self.valkey = ValkeyServer(
-            self.processes, self.folder / "data", free_port(), options=server
+            self.processes, self.folder / "data", free_port(), options=valkey_options
         )
-        self.valkey.start()
+        self._sentinels = Sentinels(self.processes, self.folder) if sentinel else None
+        if self._sentinels is None:
+            self.valkey.start()
+        #: Of broker and results.
+        self.url = self.valkey.url if self._sentinels is None else self._sentinels.url
         self.app = app
         self.env = {
             "EMBEDQ_TRANSPORT": transport,
@@ -66,14 +76,12 @@ class Stage:
         #: Owners of jobs and what they send as their API keys.
         self.owners = [self._add_key(number) for number in range(owners)]
         self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
-        self.api: Api | None = (
-            start_api(self.processes, self.valkey.url, env=self.env) if api else None
-        )
+        self.api: Api | None = start_api(self.processes, self.url, env=self.env) if api else None
 
     def start_worker(self, *, wait: bool = True) -> Process:
         worker = start_worker(
             self.processes,
-            self.valkey.url,
+            self.url,
             "-l",
             "warning",
             app=self.app,
@@ -105,7 +113,7 @@ class Stage:
         """SIGKILL the API and start another, at another address."""
         assert self.api is not None
         self.api.process.kill()
-        self.api = start_api(self.processes, self.valkey.url, env=self.env)
+        self.api = start_api(self.processes, self.url, env=self.env)
 
     def stop_worker(self, index: int) -> Process:
         """SIGSTOP: it holds its leases and does not renew them."""
@@ -123,8 +131,14 @@ class Stage:
     def restart_valkey(self) -> None:
         self.valkey.restart()
 
+    def fail_over(self, number: signal.Signals) -> None:
+        """End the primary by a signal; return when the other is it, and has a replica."""
+        assert self._sentinels is not None
+        self._sentinels.fail_over(number)
+
     def client(self) -> redis.Redis:
-        return self.valkey.client()
+        """Of the server, or of whichever is the primary."""
+        return server.connect(self.url, sentinel_master=MASTER)
 
     def close(self) -> None:
         self.processes.close()
