@@ -22,12 +22,13 @@ SECONDS = {
     "throughput": 250,
     "peers": 240,
     "latency": 50,
+    "growth": 45,
     "service": 30,
     "overhead": 50,
     "waiting": 15,
     "lanes": 45,
     "bulk": 120,
-    "idle": 35,
+    "idle": 30,
 }
 #: Not part of the set.
 ALONE = {"leak": 900}

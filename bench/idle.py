@@ -10,11 +10,11 @@ from bench.report import Options, Table, run
 from bench.stage import cpu_seconds, resident_bytes, stage
 from bench.texts import texts
 
-_SECONDS = 20.0
+_SECONDS = 15.0
 
 
 def main(options: Options) -> list[Table]:
-    seconds = _SECONDS / (2 if options.quick else 1)
+    seconds = _SECONDS / (3 if options.quick else 1)
     table = Table(f"Idle for {seconds:.0f} s", ["process", "CPU %", "resident MiB"])
     with stage() as processes:
         worker = processes.worker()

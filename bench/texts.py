@@ -62,6 +62,12 @@ def texts(name: str, count: int, seed: int = 1) -> list[str]:
     return [_text(SETS[name].draw(rng), rng) for _ in range(count)]
 
 
+def texts_of(words: int, count: int, seed: int = 1) -> list[str]:
+    """`count` texts of just so many words."""
+    rng = random.Random(f"{words} {seed}")
+    return [_text(words, rng) for _ in range(count)]
+
+
 def _text(words: int, rng: random.Random) -> str:
     found: list[str] = []
     while len(found) < words:

@@ -21,8 +21,8 @@ from bench.stage import stage
 from bench.texts import texts
 
 ENCODE = "SentenceTransformer.encode, batch 32, one call"
-#: Texts of each set that one turn encodes: three seconds or more for the slowest.
-COUNTS = {"short": 768, "mixed": 384, "long": 96, "repeated": 768}
+#: Texts of each set that one turn encodes: two seconds or more for the slowest.
+COUNTS = {"short": 768, "mixed": 384, "long": 64, "repeated": 768}
 #: Callers, and texts of each of their jobs.
 SHAPES = ((64, 1), (8, 32))
 
