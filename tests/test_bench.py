@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from bench import __main__ as bench
+from bench import infinity
 from bench import publish as publishing
 from bench.publish import publish
 from tests.processes import ROOT
@@ -85,6 +87,25 @@ def test_a_benchmark_without_a_place_is_refused_and_changes_nothing(docs: Path) 
         publish({"unknown": report("Unknown", ["", "p50"], ["", 1])}, docs)
     assert (docs / "docs" / "benchmarks.md").read_text() == before
     assert not (docs / "docs" / "benchmarks" / "results.json").exists()
+
+
+def test_a_peer_that_does_not_install_is_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("infinity-emb==1.2\n")
+    environment = ROOT / ".venv" / "infinity-of-a-test"
+    monkeypatch.setattr(infinity, "REQUIREMENTS", requirements)
+    monkeypatch.setattr(infinity, "ENVIRONMENT", environment)
+    monkeypatch.setattr(infinity.venv, "create", lambda *_, **__: None)
+
+    def fails(_: str) -> None:
+        raise subprocess.CalledProcessError(1, "pip", stderr="much\nno such version\n")
+
+    monkeypatch.setattr(infinity, "_pip_install", fails)
+    with pytest.raises(infinity.Unavailable, match=r"does not install .*: no such version"):
+        infinity.install()
+    assert not environment.exists()
 
 
 def test_one_that_fails_loses_no_others_figures_and_is_tried_again(
