@@ -24,6 +24,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_MIN_COSINE", "0.95", "min_cosine", 0.95),
     ("EMBEDQ_TUNED", "/etc/tuned.json", "tuned", Path("/etc/tuned.json")),
     ("EMBEDQ_CACHE_DIR", "/var/cache/embedq", "cache_dir", Path("/var/cache/embedq")),
+    ("EMBEDQ_CACHE_MB", "64", "cache_bytes", 64 * 2**20),
     ("EMBEDQ_THREADS", "3", "threads", 3),
     ("CELERY_BROKER_URL", "redis://broker:1/2", "broker_url", "redis://broker:1/2"),
     ("CELERY_RESULT_BACKEND", "redis://results:1/2", "result_backend", "redis://results:1/2"),

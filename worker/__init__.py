@@ -13,6 +13,7 @@ In reading order:
 - `encoder`    the model on its device; the only package that knows torch
 - `loading`    models by their settings; `tuned` is what `tune` found best for a machine
 - `counting`   counts that cost next to nothing to keep
+- `cache`      vectors of earlier texts, in Redis
 - `presence`   what the worker says of itself, and the watch over its device
 - `service`    the same engine inside somebody's own process
 - `corpus`     files of texts to files of vectors

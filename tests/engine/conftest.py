@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.stand import Start
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink
+from worker.cache import Cache
 from worker.engine import Engine
 
 
@@ -27,8 +28,10 @@ def start(sink: RecordingSink) -> Iterator[Start]:
     """Starts engines that end with the test."""
     with ExitStack() as stack:
 
-        def make(*encoders: FakeEncoder, sink: RecordingSink = sink) -> Engine:
-            engine = Engine({encoder.info.name: encoder for encoder in encoders}, sink)
+        def make(
+            *encoders: FakeEncoder, sink: RecordingSink = sink, cache: Cache | None = None
+        ) -> Engine:
+            engine = Engine({encoder.info.name: encoder for encoder in encoders}, sink, cache)
             engine.start()
             stack.callback(engine.close, DEADLINE)
             return engine

@@ -101,6 +101,19 @@ _ALL = (
         ("reason",),
     ),
     Figure("texts_repeated", "counter", "Texts that took the vector of another in their batch."),
+    Figure(
+        "cache_texts",
+        "counter",
+        "Texts at the cache, by `event`: `hit`, `miss`, `unasked` (Redis was slow or away, and for "
+        "a while after), `kept`, `dropped` (not kept: too many at once, or Redis was away).",
+        ("event",),
+    ),
+    Figure(
+        "cache_seconds",
+        "histogram",
+        "Seconds of one look-up in the cache, over texts of many jobs.",
+        bounds=WORK_SECONDS,
+    ),
     Figure("padding_tokens", "counter", "Positions of batches that held padding, not tokens."),
     Figure("texts", "counter", "Texts that were in a batch."),
     Figure("tokens", "counter", "Tokens that were in a batch, without padding."),

@@ -104,6 +104,16 @@ def batch_queue(queue: str) -> str:
     return f"{queue}.batches"
 
 
+def cache(queue: str) -> str:
+    """Hash: vectors of earlier texts by digest, and in `bytes` what they take."""
+    return f"embedq:cache:{queue}"
+
+
+def cache_used(queue: str) -> str:
+    """Sorted set: the digests of a cache by their last use."""
+    return f"embedq:cache-used:{queue}"
+
+
 def pulse(queue: str) -> str:
     """Stream: what the engines of a queue's workers did in the last minutes, see `pulse`."""
     return f"embedq:pulse:{queue}"

@@ -46,6 +46,9 @@ class Settings:
     #: Where converted models are kept; None: the user's cache, see `user_cache`.
     cache_dir: Path | None = None
 
+    #: Bytes that vectors of earlier texts may take in Redis; 0: none are kept.
+    cache_bytes: int = 0
+
     broker_url: str = DEFAULT_BROKER
     result_backend: str = DEFAULT_BROKER
     #: Name of the master where the URLs are `sentinel://`.
@@ -102,6 +105,7 @@ class Settings:
             min_cosine=env.parse("EMBEDQ_MIN_COSINE", str(cls.min_cosine), _cosine),
             tuned=Path(tuned).expanduser() if tuned else None,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+            cache_bytes=env.whole("EMBEDQ_CACHE_MB", 0, least=0) * 2**20,
             broker_url=broker,
             result_backend=env.text("CELERY_RESULT_BACKEND", broker),
             sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),

@@ -15,8 +15,10 @@ In reading order:
 - `room`        how many tokens wait, and how many more may
 - `outbox`      what the writer has to tell
 - `threads`     started, watched and joined together
+- `arrivals`    jobs to be looked up in the cache, where there is one
 - `backlog`     the jobs under way and what threads hand to one another, behind one lock
 - `composer`    what the device runs next: cut, admitted, each text once
+- `recall`      what the cache has is looked up, what it has not is kept
 - `core`        the engine itself: tokenise, encode, write
 """
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from worker.engine import batch
+from worker.engine.arrivals import Arrivals
 from worker.engine.forward import Fault
 from worker.engine.job import Job, Piece
 from worker.engine.outbox import Outbox
@@ -21,16 +22,21 @@ class Backlog:
     caller of any method holds it, except for `submit`, which takes it.
     """
 
-    def __init__(self, models: Iterable[str], producers: int) -> None:
-        """`producers`: how many threads put jobs into the outbox."""
+    def __init__(self, models: Iterable[str], producers: int, *, looked_up: bool = False) -> None:
+        """`producers`: how many threads put jobs into the outbox.
+
+        `looked_up`: whether there is a cache, which jobs go through before they are tokenised.
+        """
         self.lock = threading.Lock()
         #: Told when texts wait to be encoded, and when the engine closes.
         self.to_encode = threading.Condition(self.lock)
+        self.arrivals = Arrivals(self.lock)
         self.intake = Intake(self.lock)
         self.schedules = Schedules(models)
         self.outbox = Outbox(self.lock, producers)
         self.room = Room()
         self.closing = False
+        self._looked_up = looked_up
         #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
 
@@ -41,7 +47,9 @@ class Backlog:
             if self.closing:
                 raise RuntimeError("the engine is closed")
             self._jobs[job] = None
-            self.intake.put(job)
+            # What may have killed a worker takes no part in anything that is shared.
+            entrance = self.arrivals if self._looked_up and not job.alone else self.intake
+            entrance.put(job)
             self.room.weigh(job, estimate)
 
     def line_up(self, estimated: Iterable[tuple[Job, int]], pieces: Sequence[Piece]) -> None:
@@ -106,6 +114,7 @@ class Backlog:
     def shut(self) -> None:
         """Let every thread come to its end."""
         self.closing = True
+        self.arrivals.close()
         self.intake.close()
         self.to_encode.notify_all()
         self.outbox.wake()

@@ -4,6 +4,9 @@ Three threads, each blocking on a condition of one lock, and one hand-over betwe
 
     submit ─► intake ─► tokenise ─► schedule ─► encode ─► outbox ─► write ─► sink
 
+With a cache there are two more: one looks up what is submitted before it goes to the intake, or
+straight to the outbox, and one keeps what was written. See `recall`.
+
 The lock guards all of these and every job, but for a job's vectors; nothing slow runs under it,
 and no call of the sink. Batches wait for nothing: the device takes what there is the moment it is
 free.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from worker.cache import Cache
 from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
@@ -22,6 +26,7 @@ from worker.engine.composer import Batch, Composer
 from worker.engine.counts import Counts
 from worker.engine.forward import Forward
 from worker.engine.job import Job
+from worker.engine.recall import Keeping, Lookup
 from worker.engine.sink import Sink
 from worker.engine.threads import Threads
 from worker.engine.tokenising import tokenise
@@ -31,18 +36,33 @@ class Engine:
     """Continuous batching over some models on one device.
 
     `submit`, `cancel`, `room` and `close` may be called from any thread and do not block, but for
-    `close`. All three threads are daemons: a hung device cannot keep the process alive. Where one
+    `close`. All threads are daemons: a hung device cannot keep the process alive. Where one
     of them dies, the sink is told and the engine closes.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], sink: Sink) -> None:
+    def __init__(
+        self, encoders: Mapping[str, Encoder], sink: Sink, cache: Cache | None = None
+    ) -> None:
+        """`cache`: where vectors of earlier texts are; None: every text is encoded."""
         self._encoders = dict(encoders)
         self._sink = sink
         self._forwards = {
             name: Forward(encoder, encoder.info.batch_tokens, encoder.tokenize(["probe"]))
             for name, encoder in self._encoders.items()
         }
-        self._backlog = Backlog(self._encoders, producers=2)
+        runs = {
+            "tokenise": self._run_tokeniser,
+            "encode": self._run_device,
+            "write": self._run_writer,
+        }
+        self.counts = Counts()
+        cached = cache is not None
+        self._backlog = Backlog(self._encoders, producers=2 + cached, looked_up=cached)
+        self._keeping: Keeping | None = None
+        if cache is not None:
+            self._keeping = Keeping(cache, self._backlog, self.counts)
+            runs["lookup"] = Lookup(cache, self._backlog, sink, self.counts).run
+            runs["keep"] = self._keeping.run
         self._composer = Composer(self._backlog, sink, self._forwards, idle=self._sign_life)
         #: Monotonic time of the device thread's last sign of life, and of the forward pass that
         #: runs now, else None. These and the counters are written by the device thread alone.
@@ -56,16 +76,7 @@ class Engine:
         #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
         self.capacity = 0
         self.busy_seconds = 0.0
-        self.counts = Counts()
-        self._threads = Threads(
-            {
-                "tokenise": self._run_tokeniser,
-                "encode": self._run_device,
-                "write": self._run_writer,
-            },
-            left=self._leave_outbox,
-            died=self._crash,
-        )
+        self._threads = Threads(runs, left=self._leave_outbox, died=self._crash)
 
     def start(self) -> None:
         """Start the threads."""
@@ -125,8 +136,7 @@ class Engine:
         Takes at most `seconds`; where those do not suffice, jobs that wait to be written are among
         the ones returned. Idempotent: a job is returned once. May be called by the sink.
         """
-        with self._backlog.lock:
-            self._backlog.shut()
+        self._shut()
         self._threads.join(seconds)
         with self._backlog.lock:
             return self._backlog.clear()
@@ -211,6 +221,7 @@ class Engine:
                 self._sink.progressed(going_on)
 
     def _tell(self, ended: Sequence[Job]) -> None:
+        kept = self._keeping.of(ended) if self._keeping is not None else []
         for job in ended:
             batch.cut_dimensions(job)
         try:
@@ -220,16 +231,24 @@ class Engine:
             with self._backlog.lock:
                 self._backlog.take_back(ended)
             raise
+        if kept and self._keeping is not None:
+            self._keeping.put(kept)
 
     # -- all --------------------------------------------------------------------------------
 
     def _leave_outbox(self, thread: str) -> None:
         """The writer goes on until nobody can put anything in."""
-        if thread != "write":
+        if thread not in ("write", "keep"):
             with self._backlog.lock:
                 self._backlog.outbox.leave()
 
-    def _crash(self, error: BaseException) -> None:
+    def _shut(self) -> None:
+        """Let every thread come to its end."""
         with self._backlog.lock:
             self._backlog.shut()
+            if self._keeping is not None:
+                self._keeping.wake()
+
+    def _crash(self, error: BaseException) -> None:
+        self._shut()
         self._sink.crashed(error)

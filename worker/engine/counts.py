@@ -22,7 +22,7 @@ class Watch(Protocol):
 
 
 class Counts:
-    """Each of the two methods belongs to one thread and takes no lock; any thread may read.
+    """Each method belongs to the thread it names and takes no lock; any thread may read.
 
     A batch costs about a microsecond here, whatever it holds.
     """
@@ -35,6 +35,10 @@ class Counts:
         self._batch_texts = Histogram("batch_texts")
         self._batch_tokens = Histogram("batch_tokens")
         self._batch_fill = Histogram("batch_fill")
+        self._cache_seconds = Histogram("cache_seconds")
+        #: Texts by what the look-up came to, and by what came of keeping them.
+        self._looked_up: Counter[tuple[str, ...]] = Counter()
+        self._kept: Counter[tuple[str, ...]] = Counter()
         self._truncated = 0
         #: Texts by the code of their error: those refused by the tokeniser, those by the device.
         self._refused: Counter[tuple[str, ...]] = Counter()
@@ -74,6 +78,21 @@ class Counts:
             jobs = dict.fromkeys(piece.job for piece in pieces)
             self.watch.encoded(jobs, seconds, texts, tokens)
 
+    def looked_up(self, seconds: float, *, hits: int, misses: int) -> None:
+        """One look-up in the cache, of so many texts found and not found. Lookup thread."""
+        self._cache_seconds.observe(seconds)
+        self._looked_up["hit",] += hits
+        self._looked_up["miss",] += misses
+
+    def unasked(self, texts: int) -> None:
+        """Texts that were not looked up, Redis being slow or away. Lookup thread."""
+        self._looked_up["unasked",] += texts
+
+    def kept(self, texts: int, *, dropped: int) -> None:
+        """Texts whose vectors were kept, or were not. Whoever holds the engine's lock."""
+        self._kept["kept",] += texts
+        self._kept["dropped",] += dropped
+
     def figures(self) -> dict[str, Any]:
         """All of it as it travels, see `contract.figures`."""
         return {
@@ -82,6 +101,8 @@ class Counts:
             "batch_texts": self._batch_texts.figure(),
             "batch_tokens": self._batch_tokens.figure(),
             "batch_fill": self._batch_fill.figure(),
+            "cache_seconds": self._cache_seconds.figure(),
+            "cache_texts": tallied(self._looked_up) + tallied(self._kept),
             "texts_truncated": self._truncated,
             "texts_failed": tallied(self._refused) + tallied(self._faulty),
         }

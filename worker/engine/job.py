@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from worker.cache import Entry
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions, TextError
 from worker.contract.lanes import Lane
@@ -62,12 +64,14 @@ class Job:
         "errors",
         "id",
         "info",
+        "keys",
         "lane",
         "options",
         "owner",
         "pooled",
         "prompt",
         "prompt_tokens",
+        "recalled",
         "started_at",
         "tenant",
         "texts",
@@ -112,8 +116,12 @@ class Job:
         self.pooled: Pooled | None = None
         self.errors: list[TextError] = []
         self.truncated: list[int] = []
+        #: What its texts are remembered by, see `recall`; empty where they are not.
+        self.keys: Sequence[bytes | None] = ()
+        #: Texts whose vectors were remembered: no batch holds these.
+        self.recalled: Set[int] = frozenset()
         self.prompt_tokens = 0
-        #: Tokens of each text, 0 while it has not ended; empty where nobody asked.
+        #: Tokens of each text, 0 while it has not ended; empty where nobody asks.
         self.token_counts = [0] * len(texts) if options.token_counts else []
         #: Tokens in no batch yet, those not tokenised estimated.
         self.waiting_tokens = 0
@@ -124,6 +132,23 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.done == len(self.texts)
+
+    def remember_by(self, keys: Sequence[bytes | None]) -> None:
+        """Set the keys of its texts. On the thread that looks them up, before all else."""
+        self.keys = keys
+        if keys and not self.token_counts:
+            self.token_counts = [0] * len(self.texts)
+
+    def recall(self, entries: Mapping[int, Entry]) -> None:
+        """End the texts of these indices with what is remembered. As `remember_by`."""
+        self.recalled = frozenset(entries)
+        self.done += len(entries)
+        for index, entry in entries.items():
+            self._put(index, entry.vector[None])
+            self.prompt_tokens += entry.tokens
+            self.token_counts[index] = entry.tokens
+            if entry.truncated:
+                self.truncated.append(index)
 
     def fail(self, index: int, code: str, message: str) -> None:
         """End one text with an error."""
@@ -201,7 +226,7 @@ class Job:
             self.prompt_tokens,
             errors,
             sorted(self.truncated),
-            self.token_counts,
+            self.token_counts if self.options.token_counts else [],
         )
 
     def _put(self, first: int, rows: Matrix) -> None:

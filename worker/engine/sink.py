@@ -18,7 +18,8 @@ class Sink(Protocol):
     def admit(self, job: Job) -> bool:
         """Whether a job may start; asked once, before its first text is encoded.
 
-        On the device thread, which waits for the answer. One that may not is forgotten.
+        On the device thread, which waits for the answer, or, for a job whose vectors are all
+        remembered, on the thread that looked them up. One that may not is forgotten.
         """
 
     def started(self, jobs: Sequence[Job]) -> None:
@@ -30,7 +31,7 @@ class Sink(Protocol):
     def finished(self, jobs: Sequence[Job]) -> None:
         """Every text of these jobs has ended. Writer thread; may block, the device goes on.
 
-        A job whose texts all failed in the tokenizer was never started.
+        A job was never started if its texts all failed in the tokenizer or were all remembered.
         """
 
     def crashed(self, error: BaseException) -> None:

@@ -101,6 +101,8 @@ def tokenise(encoder: Encoder, slices: Sequence[Slice], prompt: str | None) -> T
     good = []
     for job, start, stop in slices:
         for index, text in enumerate(job.texts[start:stop], start):
+            if index in job.recalled:
+                continue
             if isinstance(text, str):
                 texts.append(text)
                 good.append((job, index))

@@ -19,6 +19,7 @@ from celery.utils import log as celery_log
 from celery.worker import state
 
 from worker import loading, tasks
+from worker.cache import open_cache
 from worker.contract import server
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
@@ -93,7 +94,8 @@ class TaskPool(BasePool):
             max_attempts=settings.max_attempts,
             spans=self._spans,
         )
-        self._engine = Engine(encoders, Reception(self._outcomes))
+        cache = open_cache(settings, self._infos)
+        self._engine = Engine(encoders, Reception(self._outcomes), cache)
         self._engine.counts.watch = self._spans
         self._callers = Callers(self._engine, self._infos)
         self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)

@@ -1,0 +1,231 @@
+"""The entries of the cache in Redis: many in one round trip, bounded, and never waited for.
+
+Two keys for each queue: a hash of entries by their key, and a sorted set of the same keys by when
+they were last used. The bytes that both take are kept in the hash, so that they go with it. What
+was used longest ago makes room; who turns the cache off leaves it to expire.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from worker.cache.entries import Keys
+from worker.cache.revision import revision
+from worker.contract import keys, server
+from worker.contract.errors import ModelUnavailable
+from worker.contract.models import ModelInfo, ModelSpec
+from worker.contract.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that Redis has for each answer to a look-up, and for taking what is kept.
+_LOOKUP_SECONDS, _KEEPING_SECONDS = 0.05, 2.0
+#: Seconds without look-ups after one that failed, doubled with each that follows.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+#: Keys of one command, bytes of one script, and entries that one removes: Redis serves nobody else
+#: meanwhile.
+_KEYS_A_COMMAND = 512
+_BYTES_A_SCRIPT = 256 * 1024
+_MOST_REMOVED = 2048
+#: Seconds after which a cache that nobody uses is gone.
+_FORGOTTEN_AFTER = 7 * 24 * 3600
+
+#: KEYS hash, sorted set. ARGV bound in bytes, most entries to remove, seconds to live, number of
+#: keys used, those keys, then key and value of each new entry.
+_KEEP = """
+local cache, used = KEYS[1], KEYS[2]
+local bound, removals = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ttl, touched = ARGV[3], tonumber(ARGV[4])
+-- What an entry takes in both keys, the allocator's rounding and a growing table included.
+local function cost(length)
+  return math.ceil(length * 1.25) + 320
+end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+for at = 5, 4 + touched do
+  redis.call('ZADD', used, 'XX', now, ARGV[at])
+end
+local bytes = tonumber(redis.call('HGET', cache, 'bytes') or '0')
+local wanted = 0
+for at = 6 + touched, #ARGV, 2 do
+  wanted = wanted + cost(#ARGV[at])
+end
+while bytes + wanted > bound and removals > 0 do
+  local oldest = redis.call('ZPOPMIN', used)
+  if #oldest == 0 then
+    -- Somebody removed the one and not the other.
+    redis.call('DEL', cache)
+    bytes = 0
+    break
+  end
+  local length = redis.call('HSTRLEN', cache, oldest[1])
+  if length > 0 then
+    redis.call('HDEL', cache, oldest[1])
+    bytes = bytes - cost(length)
+  end
+  removals = removals - 1
+end
+if bytes + wanted <= bound then
+  for at = 5 + touched, #ARGV, 2 do
+    local held = redis.call('HSTRLEN', cache, ARGV[at])
+    if held > 0 then
+      bytes = bytes - cost(held)
+    end
+    redis.call('HSET', cache, ARGV[at], ARGV[at + 1])
+    redis.call('ZADD', used, now, ARGV[at])
+    bytes = bytes + cost(#ARGV[at + 1])
+  end
+end
+redis.call('HSET', cache, 'bytes', string.format('%d', bytes))
+redis.call('EXPIRE', cache, ttl)
+redis.call('EXPIRE', used, ttl)
+"""
+
+
+def open_cache(settings: Settings, infos: Mapping[str, ModelInfo]) -> Cache | None:
+    """The cache of the settings for loaded models, beside the results; None where it is off.
+
+    A model whose files cannot be read is served without it.
+    """
+    if not settings.cache_bytes:
+        return None
+    revisions = {}
+    for spec in settings.models:
+        if (found := _revision(spec, infos[spec.name])) is not None:
+            revisions[spec.name] = found
+
+    def client(seconds: float) -> redis.Redis:
+        return server.connect(
+            settings.result_backend,
+            sentinel_master=settings.sentinel_master,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            # It would cost a round trip.
+            health_check_interval=0,
+            # A connection that was closed while nobody used it; nothing that takes time.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        )
+
+    return Cache(
+        Keys(revisions),
+        client(_LOOKUP_SECONDS),
+        client(_KEEPING_SECONDS),
+        queue=settings.queue,
+        bound=settings.cache_bytes,
+    )
+
+
+class Cache:
+    """Entries of texts by `keys`. No method raises for Redis.
+
+    `find` is one thread's, `keep` another's; each has a client of its own, whose time limits are
+    those of the method.
+    """
+
+    def __init__(
+        self,
+        keys_of_texts: Keys,
+        finder: redis.Redis,
+        keeper: redis.Redis,
+        *,
+        queue: str,
+        bound: int,
+    ) -> None:
+        """`bound`: bytes of Redis's memory that the entries of a queue may take."""
+        self.keys = keys_of_texts
+        self._finder = finder
+        self._keeper = keeper
+        self._hash, self._used = keys.cache(queue), keys.cache_used(queue)
+        self._bound = bound
+        self._pause = _FIRST_PAUSE
+        #: Monotonic time before which nothing is looked up.
+        self._asks_again = 0.0
+
+    def find(self, wanted: Sequence[bytes]) -> list[bytes | None] | None:
+        """What is stored under each key, in one round trip; None where Redis does not say so soon.
+
+        After that it is not asked for a while.
+        """
+        if time.monotonic() < self._asks_again:
+            return None
+        try:
+            with self._finder.pipeline(transaction=False) as pipe:
+                for part in _parts(wanted):
+                    pipe.hmget(self._hash, part)
+                answers = cast("list[list[bytes | None]]", pipe.execute())
+        except redis.RedisError as error:
+            logger.warning(
+                "The cache is not asked for %.0f s: %s", self._pause, type(error).__name__
+            )
+            self._asks_again = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            return None
+        self._pause = _FIRST_PAUSE
+        return [value for answer in answers for value in answer]
+
+    def keep(self, entries: Mapping[bytes, bytes], used: Iterable[bytes]) -> bool:
+        """Store entries and note which others were used, in one round trip. Whether Redis did."""
+        try:
+            with self._keeper.pipeline(transaction=False) as pipe:
+                for part in _parts(list(used)):
+                    self._script(pipe, part, ())
+                for several in _scripts(entries):
+                    self._script(pipe, (), several)
+                pipe.execute()
+        except redis.RedisError as error:
+            logger.warning("Vectors were not cached: %s", type(error).__name__)
+            if isinstance(error, redis.OutOfMemoryError):
+                self._give_way()
+            return False
+        return True
+
+    def _give_way(self) -> None:
+        """Redis is full: what others store there matters more."""
+        try:
+            self._script(self._keeper, (), (), bound=0)
+        except redis.RedisError as error:
+            logger.warning("The cache does not give way: %s", type(error).__name__)
+
+    def _script(
+        self,
+        client: redis.Redis,
+        used: Sequence[bytes],
+        entries: Sequence[bytes],
+        bound: int | None = None,
+    ) -> None:
+        bounds = (self._bound if bound is None else bound, _MOST_REMOVED, _FORGOTTEN_AFTER)
+        client.eval(_KEEP, 2, self._hash, self._used, *bounds, len(used), *used, *entries)
+
+
+def _revision(spec: ModelSpec, info: ModelInfo) -> bytes | None:
+    try:
+        return revision(spec, info)
+    except (ModelUnavailable, OSError) as error:
+        logger.warning("Vectors of model %s are not cached: %s", spec.name, error)
+        return None
+
+
+def _parts(wanted: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(wanted), _KEYS_A_COMMAND):
+        yield wanted[start : start + _KEYS_A_COMMAND]
+
+
+def _scripts(entries: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
+    """Keys and values in turn, as many as one script may take."""
+    several: list[bytes] = []
+    size = 0
+    for key, value in entries.items():
+        if several and size + len(value) > _BYTES_A_SCRIPT:
+            yield several
+            several, size = [], 0
+        several += (key, value)
+        size += len(value)
+    if several:
+        yield several
