@@ -17,6 +17,7 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `growth`      the engine's speed by the length of texts and the depth of the queue
 - `service`     the engine in one process, against callers that share a lock
 - `overhead`    jobs a second with a model that costs nothing (`costless`)
+- `cost`        processor time of a request over REST, by process
 - `waiting`     a fast request beside a thousand clients that wait
 - `lanes`       a caller who waits, beside a deep bulk queue and another owner's flood
 - `leak`        what a hundred thousand requests leave behind

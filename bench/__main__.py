@@ -25,6 +25,7 @@ SECONDS = {
     "growth": 45,
     "service": 30,
     "overhead": 50,
+    "cost": 40,
     "waiting": 15,
     "lanes": 45,
     "bulk": 120,

@@ -102,11 +102,11 @@ class _Line:
         measured = not jobs
         jobs = jobs or self.contestant.jobs // self._share
         last = _fill(self._client, self._queue, _texts(jobs), self._store)
-        before = cpu_seconds(self._worker), cpu_seconds(self._valkey)
+        before = cpu_seconds(self._worker.pid), cpu_seconds(self._valkey.pid)
         self._client.rename(_BACKLOG, self._queue)
         seconds = _wait(self._worker, lambda: _is_done(self._client, self._queue, last))
         if measured:
-            after = cpu_seconds(self._worker), cpu_seconds(self._valkey)
+            after = cpu_seconds(self._worker.pid), cpu_seconds(self._valkey.pid)
             self.worker_micros.append((after[0] - before[0]) / jobs * 1e6)
             self.valkey_micros.append((after[1] - before[1]) / jobs * 1e6)
         return seconds / jobs

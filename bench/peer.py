@@ -32,6 +32,10 @@ class Peer:
             env=clean_environment(**(env or {})),
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, **request: Any) -> Any:
         """The answer to one request. Raises RuntimeError where the program has ended."""
         assert self._process.stdin is not None

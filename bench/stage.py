@@ -77,16 +77,16 @@ def stage(*, persistent: bool = True) -> Iterator[Stage]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cpu_seconds(process: Process) -> float:
+def cpu_seconds(pid: int) -> float:
     """Processor time of a process and its children so far."""
-    return sum(sum(member.cpu_times()[:2]) for member in _family(process))
+    return sum(sum(member.cpu_times()[:2]) for member in _family(pid))
 
 
 def resident_bytes(process: Process) -> int:
     """Memory of a process and its children; what they share counts for each."""
-    return sum(member.memory_info().rss for member in _family(process))
+    return sum(member.memory_info().rss for member in _family(process.pid))
 
 
-def _family(process: Process) -> list[psutil.Process]:
-    root = psutil.Process(process.pid)
+def _family(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]

@@ -182,11 +182,11 @@ def test_an_acceptance_asked_for_twice_queues_once(api: ApiStand) -> None:
     """The client repeats the script when its connection breaks before the answer."""
     accept = api.backend.store._accept
 
-    def twice(**call: Any) -> Any:
-        accept(**call)
-        return accept(**call)
+    def twice(*call: Any) -> Any:
+        accept(*call)
+        return accept(*call)
 
-    api.backend.store._accept = twice  # type: ignore[assignment]
+    api.backend.store._accept = twice
     job_id = api.submitted()
     assert [message["headers"]["id"] for message in api.messages()] == [job_id]
     tokens = api.ledger()["tokens"]

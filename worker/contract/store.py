@@ -21,6 +21,7 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
+from worker.contract.round_trips import RoundTrips
 
 __all__ = ["Acceptance", "Depth", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
 
@@ -126,14 +127,16 @@ class JobStore:
         self._queue = queue
         self._result_ttl = result_ttl
         self._ledger = keys.ledger(queue)
-        self._accept = client.register_script(scripts.ACCEPT)
+        #: For what many callers ask for at once.
+        self._trips = RoundTrips(client)
+        self._accept = self._trips.script(scripts.ACCEPT)
         self._finish = client.register_script(scripts.FINISH)
         self._reconcile = client.register_script(scripts.RECONCILE)
         self._progress = client.register_script(scripts.PROGRESS)
         self._cancel = client.register_script(scripts.CANCEL)
         self._withdraw = client.register_script(scripts.WITHDRAW)
-        self._release = client.register_script(scripts.RELEASE)
-        self._leave = client.register_script(scripts.LEAVE)
+        self._release = self._trips.script(scripts.RELEASE)
+        self._leave = self._trips.script(scripts.LEAVE)
 
     def accept(
         self,
@@ -153,14 +156,14 @@ class JobStore:
         to the next one. A bound of 0 is no bound. Raises redis.RedisError.
         """
         answer = self._accept(
-            keys=[
+            [
                 keys.job(job.id),
                 keys.jobs(job.owner),
                 self._ledger,
                 _once_key(job.owner, once),
                 *(list_of(self._queue, lane.step) for lane in Lane),
             ],
-            args=[
+            [
                 job.id,
                 job.created,
                 job.owner,
@@ -192,7 +195,7 @@ class JobStore:
 
     def release(self, job_id: str, seconds: int) -> None:
         """Keep an ended job for `seconds` at most: its caller has the result."""
-        self._release(keys=[keys.job(job_id), keys.result(job_id), self._ledger], args=[seconds])
+        self._release([keys.job(job_id), keys.result(job_id), self._ledger], [seconds])
 
     def leave(self, job_id: str, owner: str) -> bool:
         """One of those who share a job goes. The last one takes its result along, if it has ended.
@@ -200,8 +203,7 @@ class JobStore:
         Returns whether it has not ended and nobody shares it any more.
         """
         answer = self._leave(
-            keys=[keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)],
-            args=[job_id],
+            [keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)], [job_id]
         )
         return bool(answer)
 
@@ -230,10 +232,7 @@ class JobStore:
 
     def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
         """The record of a job and its stored outcome as JSON text, in one round trip."""
-        with self.client.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.job(job_id))
-            pipe.get(keys.result(job_id))
-            fields, raw = pipe.execute()
+        fields, raw = self._trips.call(("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id)))
         if not fields and raw is None:
             return None, None
         record = parse(job_id, fields)
