@@ -304,5 +304,5 @@ def answers(api: Api, path: str = "/healthz") -> bool:
     assert api.process.running, api.process.log()
     try:
         return requests.get(api.url + path, timeout=5).status_code == HTTPStatus.OK
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
