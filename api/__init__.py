@@ -13,6 +13,7 @@ In reading order:
 - `operations`   health, readiness, metrics
 - `page`         the page to look at, the documents rendered, and their `assets`
 - `status`       what the page shows, and its `history`
+- `mounting`     at a server's root, or inside somebody's own application
 - `bodies`       requests, read within bounds
 - `schemas`      what is answered, as models
 - `openapi`      the same as a document
@@ -30,11 +31,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from flask import Blueprint, Flask
 
     from worker.contract.settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["blueprint", "create_app"]
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -47,3 +48,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     from api.application import make_app
 
     return make_app(settings)
+
+
+def blueprint(settings: Settings | None = None) -> Blueprint:
+    """All routes as one blueprint, to be registered once in one's own Flask application.
+
+    `app.register_blueprint(api.blueprint(), url_prefix="/embeddings")`. Settings, errors and
+    connections as in `create_app`; hooks and error handlers are for these routes alone.
+    """
+    from api.application import make_blueprint
+
+    return make_blueprint(settings)

@@ -5,9 +5,21 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
+from flask.blueprints import BlueprintSetupState
 
-from api import callers, errors, jobs, openapi, operations, page, quotas, request_ids, status
+from api import (
+    callers,
+    errors,
+    jobs,
+    mounting,
+    openapi,
+    operations,
+    page,
+    quotas,
+    request_ids,
+    status,
+)
 from api.backend import EXTENSION, Backend
 from api.openai import errors as openai_errors
 from api.openai import routes
@@ -30,39 +42,57 @@ _HEADERS = {
 def make_app(settings: Settings | None) -> Flask:
     """See `api.create_app`."""
     app = Flask("api", static_folder=None)
-    settings = settings or Settings.from_env()
-    guard = callers.Guard(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
-    backend = Backend.of(settings)
-    app.extensions[EXTENSION] = backend
-    errors.install(app, {f"{routes.PREFIX}/": openai_errors.response})
-    app.register_blueprint(jobs.blueprint)
-    app.register_blueprint(operations.blueprint)
-    app.register_blueprint(openapi.blueprint)
-    app.register_blueprint(status.blueprint)
-    app.register_blueprint(page.blueprint)
-    _observe(app, backend)
-    # After the first look at a request, so that one that is refused is counted, too.
-    callers.install(app, guard)
-    quotas.install(app)
-    routes.install(app)
+    app.extensions[EXTENSION] = _assemble(app, settings)
     return app
 
 
-def _observe(app: Flask, backend: Backend) -> None:
+def make_blueprint(settings: Settings | None) -> Blueprint:
+    """See `api.blueprint`."""
+    blueprint = Blueprint(mounting.NAME, "api")
+    backend = _assemble(blueprint, settings)
+
+    @blueprint.record
+    def mount(state: BlueprintSetupState) -> None:
+        state.app.extensions[EXTENSION] = backend
+        mounting.keep_prefix(state)
+
+    return blueprint
+
+
+def _assemble(place: Flask | Blueprint, settings: Settings | None) -> Backend:
+    """Add all routes to a place, and what every answer there has."""
+    settings = settings or Settings.from_env()
+    guard = callers.Guard(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
+    backend = Backend.of(settings)
+    errors.install(place, {f"{routes.PREFIX}/": openai_errors.response})
+    for part in (jobs, operations, openapi, status, page):
+        place.register_blueprint(part.blueprint)
+    _observe(place, backend)
+    # After the first look at a request, so that one that is refused is counted, too.
+    callers.install(place, guard)
+    quotas.install(place)
+    routes.install(place)
+    return backend
+
+
+def _observe(place: Flask | Blueprint, backend: Backend) -> None:
     """Count and time every request, and set the headers that every answer has."""
 
-    @app.before_request
+    @place.before_request
     def begin() -> None:
         g.began = time.perf_counter()
         g.span = _begin_span()
         g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))
 
-    @app.after_request
+    @place.after_request
     def end(response: Response) -> Response:
+        if "began" not in g:
+            # Another application has answered before us.
+            return response
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers[request_ids.HEADER] = g.request_id
-        route = request.url_rule.rule if request.url_rule is not None else "unknown"
+        route = mounting.route()
         seconds = time.perf_counter() - g.began
         backend.metrics.answered(request.method, route, response.status_code, seconds)
         if g.span is not None:

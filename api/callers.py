@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 
-from flask import Flask, g, request
+from flask import Blueprint, Flask, g, request
 
+from api import mounting
 from api.errors import Problem
 from worker.contract.api_keys import ApiKey, KeyFile, KeyFileError
 from worker.contract.store import JobRecord
@@ -85,13 +86,14 @@ class Guard:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def install(app: Flask, guard: Guard | None) -> None:
+def install(place: Flask | Blueprint, guard: Guard | None) -> None:
     """Ask every request for its key before anything of it is read; without a guard, nobody."""
 
-    @app.before_request
+    @place.before_request
     def authenticate() -> None:
         g.key = None
-        if guard is None or request.endpoint is None or request.endpoint in _OPEN:
+        endpoint = mounting.endpoint()
+        if guard is None or endpoint is None or endpoint in _OPEN:
             return
         g.key = guard.find(_sent())
         if g.key is None:

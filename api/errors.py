@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Final
 
 import redis
-from flask import Flask, Response, request
+from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from api import mounting
 from api.answers import json_body
 from worker.contract.errors import EmbedqError, InvalidJob
 
@@ -92,15 +93,16 @@ Shape = Callable[[Problem], Response]
 _NO_SHAPES: Final[Mapping[str, Shape]] = MappingProxyType({})
 
 
-def install(app: Flask, shapes: Mapping[str, Shape] = _NO_SHAPES) -> None:
-    """Answer every error of `app` with a problem document.
+def install(place: Flask | Blueprint, shapes: Mapping[str, Shape] = _NO_SHAPES) -> None:
+    """Answer every error of `place` with a problem document.
 
     `shapes` are the other forms of an error, by the beginning of the paths that have them.
     """
 
     def answer(problem: Problem) -> Response:
+        path = mounting.path()
         shape = next(
-            (shape for start, shape in shapes.items() if request.path.startswith(start)),
+            (shape for start, shape in shapes.items() if path.startswith(start)),
             problem_response,
         )
         return shape(problem)
@@ -109,11 +111,11 @@ def install(app: Flask, shapes: Mapping[str, Shape] = _NO_SHAPES) -> None:
         is_error = (error.code or 500) >= HTTPStatus.BAD_REQUEST
         return answer(of_http_error(error)) if is_error else error
 
-    app.register_error_handler(Problem, answer)
-    app.register_error_handler(InvalidJob, lambda error: answer(of_invalid_job(error)))
-    app.register_error_handler(redis.RedisError, lambda error: answer(_of_redis_error(error)))
-    app.register_error_handler(HTTPException, http_error)
-    app.register_error_handler(Exception, lambda error: answer(_of_bug(error)))
+    place.register_error_handler(Problem, answer)
+    place.register_error_handler(InvalidJob, lambda error: answer(of_invalid_job(error)))
+    place.register_error_handler(redis.RedisError, lambda error: answer(_of_redis_error(error)))
+    place.register_error_handler(HTTPException, http_error)
+    place.register_error_handler(Exception, lambda error: answer(_of_bug(error)))
 
 
 def problem_response(problem: Problem) -> Response:

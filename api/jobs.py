@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from flask import Blueprint, Response, request
 
-from api import bodies, callers, events, results
+from api import bodies, callers, events, mounting, results
 from api.answers import json_response
 from api.backend import Backend, backend
 from api.errors import Problem
@@ -97,7 +97,7 @@ def list_jobs() -> Response:
         raise Problem(
             "invalid_request", "after is no job of a page before", field="after"
         ) from error
-    return json_response(JobList.of(records, following, request).model_dump())
+    return json_response(JobList.of(records, following, request.args, mounting.root()).model_dump())
 
 
 @blueprint.delete("/jobs/<job_id>")
@@ -134,7 +134,7 @@ def _release(backend: Backend, job_id: str) -> None:
 
 
 def _body(record: JobRecord) -> dict[str, Any]:
-    return Job.of(record, request.script_root).model_dump()
+    return Job.of(record, mounting.root()).model_dump()
 
 
 def _limit(value: str | None) -> int:

@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import results
+from api import mounting, results
 from api.answers import json_response
 from api.bulk import document as bulk
 from api.errors import MEDIA_TYPE, STATUS_OF
@@ -36,7 +36,8 @@ A job's id is its Celery task id; a job submitted either way can be read either 
 @blueprint.get("/openapi.json")
 def read_document() -> Response:
     """The document itself."""
-    return json_response(document())
+    root = mounting.root()
+    return json_response(document() | ({"servers": [{"url": root}]} if root else {}))
 
 
 @cache

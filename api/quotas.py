@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flask import Flask, Response, g
+from flask import Blueprint, Flask, Response, g
 
 from api import callers
 from api.backend import Backend
@@ -43,13 +43,13 @@ def queued_tokens_bound() -> int:
     return key.max_queued_tokens or 0 if key is not None else 0
 
 
-def install(app: Flask) -> None:
+def install(place: Flask | Blueprint) -> None:
     """Tell in answers what is left, as OpenAI does and as the IETF draft says.
 
     draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
     """
 
-    @app.after_request
+    @place.after_request
     def tell(response: Response) -> Response:
         taken: Taken | None = g.get("taken")
         if taken is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
-from flask import Request
 from pydantic import BaseModel, Field
 
 from worker.contract.jobs import Status
@@ -86,13 +85,18 @@ class JobList(BaseModel):
     )
 
     @classmethod
-    def of(cls, records: Sequence[JobRecord], after: str | None, request: Request) -> JobList:
+    def of(
+        cls,
+        records: Sequence[JobRecord],
+        after: str | None,
+        query: Mapping[str, str],
+        root: str,
+    ) -> JobList:
         """`after` is where the page after this one begins, None where this is the last."""
         path = None
         if after is not None:
-            query = urlencode({**request.args, "after": after})
-            path = f"{request.script_root}/jobs?{query}"
-        jobs = [Job.of(record, request.script_root) for record in records]
+            path = f"{root}/jobs?{urlencode({**query, 'after': after})}"
+        jobs = [Job.of(record, root) for record in records]
         return cls(data=jobs, has_more=path is not None, next=path)
 
 

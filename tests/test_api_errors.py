@@ -41,7 +41,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
         ({"input": "a", "normalize": 1}, 422, "invalid_request", "normalize"),
         ({"input": "a", "encoding_format": "hex"}, 422, "invalid_request", "encoding_format"),
         ({"input": "a", "colour": 1}, 422, "invalid_request", "colour"),
-        ({"input": "a", "\ud800": 1}, 422, "invalid_request", None),
+        ({"input": "a", "\ud800": 1}, 422, "invalid_request", "?"),
         ({"input": "a", "model": "gpt"}, 422, "model_not_found", "model"),
         ({"input": "a", "dimensions": 3}, 422, "invalid_dimensions", "dimensions"),
         ({"input": "a", "prompt_name": "x"}, 422, "invalid_prompt", "prompt_name"),

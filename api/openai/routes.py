@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g
 
+from api import mounting
 from api.bulk import batches, files
 from api.openai import embeddings, models
 
@@ -16,13 +17,13 @@ for _part in (embeddings, models, files, batches):
     blueprint.register_blueprint(_part.blueprint)
 
 
-def install(app: Flask) -> None:
-    """Add the routes to `app`, and to every answer under `/v1`, errors too, OpenAI's headers."""
-    app.register_blueprint(blueprint)
+def install(place: Flask | Blueprint) -> None:
+    """Add the routes to `place`, and to every answer under `/v1`, errors too, OpenAI's headers."""
+    place.register_blueprint(blueprint)
 
-    @app.after_request
+    @place.after_request
     def describe(response: Response) -> Response:
-        if request.path.startswith(f"{PREFIX}/"):
+        if "began" in g and mounting.path().startswith(f"{PREFIX}/"):
             milliseconds = round((time.perf_counter() - g.began) * 1000)
             response.headers["openai-processing-ms"] = str(milliseconds)
         return response

@@ -174,7 +174,9 @@ def check_names(model: type[BaseModel], values: Iterable[str]) -> None:
     """
     unknown = next((name for name in values if name not in model.model_fields), None)
     if unknown is not None:
-        field, known = unknown[:_SHOWN], ", ".join(model.model_fields)
+        # A lone surrogate in it could not be sent back.
+        field = unknown[:_SHOWN].encode(errors="replace").decode()
+        known = ", ".join(model.model_fields)
         raise InvalidJob(f"{field}: there is no such option; known are {known}", field=field)
 
 
