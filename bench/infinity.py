@@ -93,5 +93,5 @@ def _answers(process: Process, url: str) -> bool:
     assert process.running, process.log()
     try:
         return requests.get(f"{url}/health", timeout=5).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
