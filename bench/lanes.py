@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import orjson
@@ -94,14 +95,16 @@ def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
             )
             store.accept(job, message, lane_share=LANE_SHARE * model.batch_tokens)
 
-    thread = threading.Thread(target=submit)
-    thread.start()
-    try:
-        deep.wait()
-        yield
-    finally:
-        stopping.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as executor:
+        submitting = executor.submit(submit)
+        submitting.add_done_callback(lambda _: deep.set())
+        try:
+            deep.wait()
+            yield
+        finally:
+            stopping.set()
+        # Raises what ended it before its time.
+        submitting.result()
         client.delete(*lists_of(_QUEUE))
         while client.hlen(keys.LEASED):
             deep.clear()

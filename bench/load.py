@@ -166,7 +166,10 @@ def _poster(address: str, headers: str = "") -> Callable[[object], tuple[int, An
 
 
 def _read(answers: BinaryIO) -> tuple[int, Any]:
-    status = int(answers.readline().split()[1])
+    first = answers.readline()
+    if not first:
+        raise ConnectionError("the connection was closed in place of an answer")
+    status = int(first.split()[1])
     length = 0
     while (line := answers.readline()) not in (b"\r\n", b""):
         name, _, value = line.partition(b":")
