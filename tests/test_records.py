@@ -60,6 +60,16 @@ def read(jobs: JobStore) -> JobRecord:
     return record
 
 
+def test_a_text_that_is_read_to_its_end_is_expected_to_cost_as_much(
+    app: Celery, jobs: JobStore
+) -> None:
+    task, text = task_of(app), "word " * 4000
+    for long, tokens in (("cut", 512), ("mean", 5002)):
+        before = jobs.queued_tokens()
+        task.apply_async(([text],), {"long": long})
+        assert jobs.queued_tokens() - before == tokens
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "total"),
     [((["a", "b"],), {}, 2), (("a",), {}, 1), ((), {"input": ["a", "b", "c"]}, 3), ((7,), {}, 1)],

@@ -48,7 +48,8 @@ class EmbedTask(Task):
         options["headers"] = new_headers() | (options.get("headers") or {})
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
-        recorded = records.open_record(self.app, task_id, texts)
+        whole = (kwargs or {}).get("long") == "mean"
+        recorded = records.open_record(self.app, task_id, texts, whole=whole)
         try:
             return super().apply_async(args, kwargs, task_id, **options)
         except Exception:

@@ -9,21 +9,21 @@ from typing import Any
 _CHARACTERS_A_TOKEN = 4
 _SPECIAL_TOKENS = 2
 #: Tokens past which most models cut, and the size of a vector, where the model is not known.
-_USUAL_LIMIT = 512
+USUAL_LIMIT = 512
 _USUAL_DIMENSIONS = 384
 #: Bytes of one number: as a JSON float, and as base64 of four bytes.
 _FLOAT_BYTES = 11.0
 _BASE64_BYTES = 5.34
 
 
-def tokens_of(text: Any, limit: int = _USUAL_LIMIT) -> int:
+def tokens_of(text: Any, limit: int = USUAL_LIMIT) -> int:
     """Tokens that a text may have, at most `limit`; 0 for what is no text."""
     if not isinstance(text, str):
         return 0
     return min(len(text) // _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, limit)
 
 
-def tokens(texts: Iterable[Any], limit: int = _USUAL_LIMIT) -> int:
+def tokens(texts: Iterable[Any], limit: int = USUAL_LIMIT) -> int:
     """Tokens that some texts may have together."""
     return sum(tokens_of(text, limit) for text in texts)
 

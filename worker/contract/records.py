@@ -12,7 +12,7 @@ from celery import Celery, states
 from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
-from worker.contract.jobs import Status
+from worker.contract.jobs import MOST_WINDOWS, Status
 from worker.contract.results import failure_of, summary_of
 from worker.contract.store import Ending, JobStore, NewJob
 
@@ -38,10 +38,11 @@ def store_of(app: Celery) -> JobStore | None:
     return store
 
 
-def open_record(app: Celery, job_id: str, texts: Sequence[Any]) -> bool:
+def open_record(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = False) -> bool:
     """Write `queued` before the message is sent. Returns whether there is a record now.
 
-    Raises kombu's OperationalError where Redis cannot be reached, as sending would.
+    `whole`: texts past the model's limit are read to their end, and cost as much. Raises kombu's
+    OperationalError where Redis cannot be reached, as sending would.
     """
     store = store_of(app)
     if store is None:
@@ -49,7 +50,7 @@ def open_record(app: Celery, job_id: str, texts: Sequence[Any]) -> bool:
     job = NewJob(
         job_id,
         total=len(texts),
-        tokens=estimates.tokens(texts),
+        tokens=estimates.tokens(texts, estimates.USUAL_LIMIT * (MOST_WINDOWS if whole else 1)),
         result_bytes=estimates.result_bytes(len(texts)),
     )
     try:
