@@ -14,7 +14,7 @@ from api.answers import json_response
 from api.backend import Backend, backend
 from api.errors import Problem
 from api.schemas import Job, JobList
-from api.submission import submit
+from api.submission import KEPT_AFTER_ANSWER, Submitted, submit
 from api.waits import Patience, Wait, await_end, find
 from worker.contract.jobs import Status, parse_body
 from worker.contract.store import JobRecord
@@ -25,8 +25,6 @@ blueprint = Blueprint("jobs", __name__)
 
 MOST_JOBS_A_PAGE = 100
 _JOBS_A_PAGE = 20
-#: Seconds that a job can still be read after its caller waited for it: the answer may get lost.
-KEPT_AFTER_ANSWER = 60
 #: Seconds after which a job that has not ended is worth another look.
 _LOOK_AGAIN = 1
 
@@ -46,7 +44,7 @@ def submit_job() -> Response:
     )
     answer = _body(job.record)
     if wait.asked and job.record.status.ended:
-        response = _answer_ended(backend(), answer, job.meta)
+        response = _answer_ended(backend(), answer, job)
     else:
         response = json_response(answer, HTTPStatus.ACCEPTED)
         response.headers["Retry-After"] = str(job.retry_after)
@@ -117,12 +115,12 @@ def follow_job(job_id: str) -> Response:
     return events.response(backend(), job_id, request)
 
 
-def _answer_ended(backend: Backend, answer: dict[str, Any], meta: bytes | None) -> Response:
+def _answer_ended(backend: Backend, answer: dict[str, Any], job: Submitted) -> Response:
     """The job with its result inside, which then need not be kept long."""
-    result = results.fragment(meta)
+    result = results.fragment(job.meta)
     response = json_response(answer | {"result": result})
-    if result is not None:
-        response.call_on_close(lambda: _release(backend, answer["id"]))
+    if result is not None and job.replayed:
+        response.call_on_close(lambda: _release(backend, job.record.id))
     return response
 
 

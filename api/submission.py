@@ -13,7 +13,7 @@ from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
-from api.waits import NONE, Patience, await_accepted, await_end
+from api.waits import NONE, Patience, Read, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane, list_of
@@ -22,6 +22,8 @@ from worker.contract.store import Acceptance, JobRecord, NewJob, Once
 logger = logging.getLogger(__name__)
 
 LONGEST_IDEMPOTENCY_KEY = 255
+#: Seconds that a job can still be read after its caller waited for it: the answer may get lost.
+KEPT_AFTER_ANSWER = 60
 #: Batches' worth of tokens that one owner may have waiting in a lane. A worker holds a few times as
 #: many of each, so that the next owner's job is among them.
 LANE_SHARE = 2
@@ -33,11 +35,13 @@ class Submitted:
 
     `meta` is its stored outcome where the caller waited for it, `retry_after` when it may have
     ended, in whole seconds, as far as can be told. `replayed`: an earlier submission made it.
+    `left`: a shared job has ended, and this caller shares it no more.
     """
 
     record: JobRecord
     meta: bytes | None
     replayed: bool
+    left: bool
     retry_after: int
 
 
@@ -56,7 +60,8 @@ def submit(
     """Check a job against the live workers, queue it, and wait for its end as `patience` says.
 
     With `shared` it joins an equal job of the same owner that has not ended; whoever submits so
-    calls `JobStore.leave` in the end. Past `expires`, seconds since the epoch, it does not run.
+    calls `JobStore.leave` in the end, unless it was `left`. Another's success need not be kept
+    long once it was waited for. Past `expires`, seconds since the epoch, it does not run.
     `lane` None stands for interactive where the caller waits, else normal; an owner's jobs beyond
     its share of a lane wait in the next one.
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full`,
@@ -99,12 +104,23 @@ def submit(
         if replayed:
             backend.metrics.joined()
             record, meta = _replay(backend, acceptance.job_id, patience)
+            left = False
         else:
             backend.metrics.accepted(len(texts))
             logger.info("Job %s accepted", job.id, extra={"job_id": job.id})
-            record, meta = await_accepted(backend, _record(job), watch, patience)
+            record, meta = await_accepted(
+                backend, _record(job), watch, patience, _reader(backend, owner, shared=shared)
+            )
+            left = shared and record.status.ended
     retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
-    return Submitted(record, meta, replayed, retry_after)
+    return Submitted(record, meta, replayed, left, retry_after)
+
+
+def _reader(backend: Backend, owner: str, *, shared: bool) -> Read:
+    """Reads a job for the one who waits for it, and does in the same step what follows its end."""
+    if shared:
+        return lambda job_id: backend.store.read_and_leave(job_id, owner)
+    return lambda job_id: backend.store.read_and_release(job_id, KEPT_AFTER_ANSWER)
 
 
 def _lane(patience: Patience) -> Lane:

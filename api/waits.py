@@ -26,6 +26,9 @@ _LOOK = 0.5
 _LONGEST_ID = 255
 
 
+Read = Callable[[str], tuple[JobRecord | None, bytes | None]]
+
+
 class Wait:
     """What a request says about waiting: `?wait=N`, else `Prefer: wait=N`, else not at all.
 
@@ -102,17 +105,18 @@ def await_end(backend: Backend, job_id: str, patience: Patience) -> JobRecord:
 
 
 def await_accepted(
-    backend: Backend, record: JobRecord, watch: Watch, patience: Patience
+    backend: Backend, record: JobRecord, watch: Watch, patience: Patience, read: Read
 ) -> tuple[JobRecord, bytes | None]:
     """A job just accepted, as it stands when it ends or the wait is over, and its stored outcome.
 
-    `watch` is older than the job, so there is nothing to read before it wakes. Where Redis falls
-    away meanwhile the job is answered as it was last seen: its caller must get the id.
+    `read` finds both by the job's id. `watch` is older than the job, so there is nothing to read
+    before it wakes. Where Redis falls away meanwhile the job is answered as it was last seen: its
+    caller must get the id.
     """
     meta = None
     while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
         with suppress(redis.RedisError):
-            found, meta = backend.store.read_with_outcome(record.id)
+            found, meta = read(record.id)
             record = _visible(found)
     return record, meta
 

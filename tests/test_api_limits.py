@@ -180,13 +180,13 @@ def test_a_key_has_a_bounded_length(api: ApiStand, key: str) -> None:
 
 def test_an_acceptance_asked_for_twice_queues_once(api: ApiStand) -> None:
     """The client repeats the script when its connection breaks before the answer."""
-    accept = api.backend.store._accept
+    send = api.backend.store._trips.call
 
-    def twice(*call: Any) -> Any:
-        accept(*call)
-        return accept(*call)
+    def twice(*commands: Any) -> Any:
+        send(*commands)
+        return send(*commands)
 
-    api.backend.store._accept = twice
+    api.backend.store._trips.call = twice  # type: ignore[method-assign]
     job_id = api.submitted()
     assert [message["headers"]["id"] for message in api.messages()] == [job_id]
     tokens = api.ledger()["tokens"]

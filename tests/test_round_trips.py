@@ -126,10 +126,12 @@ def test_whoever_is_ended_on_a_round_trip_leaves_the_next_to_others(
 
 
 def test_a_script_that_the_server_has_forgotten_is_sent_again(redis_client: redis.Redis) -> None:
-    script = RoundTrips(redis_client).script("return {KEYS[1], ARGV[1]}")
+    trips = RoundTrips(redis_client)
+    script = trips.script("return {KEYS[1], ARGV[1]}")
     for _ in range(2):
         redis_client.script_flush()
-        assert script(["key"], [1]) == [b"key", b"1"]
+        answers = trips.call(("ECHO", "before"), script(["key"], [1]), ("ECHO", "after"))
+        assert answers == [b"before", [b"key", b"1"], b"after"]
 
 
 def test_a_large_call_keeps_nobody_waiting(gate: Gate, background: ThreadPoolExecutor) -> None:

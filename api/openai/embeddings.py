@@ -93,6 +93,8 @@ def _has_expired(job: Submitted) -> bool:
 
 
 def _leave(backend: Backend, job: Submitted) -> None:
+    if job.left:
+        return
     if backend.waiting.released and not job.record.status.ended:
         # This process ends, and its clients try again elsewhere: the job waits for them.
         return

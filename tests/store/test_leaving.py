@@ -64,6 +64,22 @@ def test_a_job_that_runs_is_not_released(jobs: JobStore, redis_client: redis.Red
     assert jobs.queued_tokens() == 100
 
 
+def test_a_success_that_was_read_by_who_waited_is_not_kept_long(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    for name in ("one", "other"):
+        jobs.accept(new_job(name), b"m")
+        jobs.read_and_release(name, 60)
+        assert redis_client.ttl(keys.job(name)) > 60
+    jobs.finish([success("one"), failure("other")])
+    for name in ("one", "other"):
+        found = jobs.read_with_outcome(name)
+        assert jobs.read_and_release(name, 60) == found
+    assert 0 < redis_client.ttl(keys.result("one")) <= 60
+    # What went wrong may be looked at later.
+    assert redis_client.ttl(keys.result("other")) > 60
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_ledger_returns_to_nothing_whatever_becomes_of_jobs_and_however_often(
     jobs: JobStore, redis_client: redis.Redis, seed: int

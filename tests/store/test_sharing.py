@@ -60,6 +60,23 @@ def test_the_last_who_leaves_an_ended_job_takes_everything_along(
     assert ledger(redis_client) == NOTHING
 
 
+def test_who_reads_a_shared_job_leaves_it_once_it_has_ended(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    for name in ("one", "two"):
+        jobs.accept(new_job(name, owner="me"), b"m", once=SHARED)
+    for _ in range(3):
+        record, meta = jobs.read_and_leave("one", "me")
+        assert (record, meta) == (jobs.read("one"), None)
+    jobs.finish([success("one")])
+    found = jobs.read_with_outcome("one")
+    assert found[1] is not None
+    assert jobs.read_and_leave("one", "me") == found
+    assert jobs.read_and_leave("one", "me") == found
+    assert jobs.read_and_leave("one", "me") == (None, None)
+    assert ledger(redis_client) == NOTHING
+
+
 def test_who_leaves_a_job_alone_that_has_not_ended_is_told_so(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:

@@ -19,6 +19,7 @@ _MOST_CALLS = 128
 _LARGE = 64 * 1024
 
 Command = tuple[Any, ...]
+Script = Callable[[Sequence[str], Sequence[Any]], Command]
 
 
 class RoundTrips:
@@ -32,6 +33,8 @@ class RoundTrips:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
+        #: Of scripts, by digest: a server may forget them.
+        self._sources: dict[str, str] = {}
         self._begin()
         _all.add(self)
 
@@ -47,22 +50,19 @@ class RoundTrips:
             self._take_part(call)
         if call.error is not None:
             raise call.error
-        for answer in call.answers:
-            if isinstance(answer, redis.RedisError):
+        for at, answer in enumerate(call.answers):
+            if isinstance(answer, redis.exceptions.NoScriptError):
+                _, digest, *rest = commands[at]
+                call.answers[at] = self.call(("EVAL", self._sources[digest], *rest))[0]
+            elif isinstance(answer, redis.RedisError):
                 raise answer
         return call.answers
 
-    def script(self, source: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:
-        """A Lua script, called with its keys and arguments."""
+    def script(self, source: str) -> Script:
+        """A Lua script as a command, from its keys and arguments."""
         digest = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts so
-
-        def run(keys: Sequence[str], args: Sequence[Any]) -> Any:
-            try:
-                return self.call(("EVALSHA", digest, len(keys), *keys, *args))[0]
-            except redis.exceptions.NoScriptError:
-                return self.call(("EVAL", source, len(keys), *keys, *args))[0]
-
-        return run
+        self._sources[digest] = source
+        return lambda keys, args: ("EVALSHA", digest, len(keys), *keys, *args)
 
     def _begin(self) -> None:
         """As if nobody had called yet: in a forked process nobody has who still runs."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from worker.contract import keys
 
-#: Whether a result key holds an outcome; RETRY and STARTED are none. The status stands first in
-#: the value, so the vectors are never parsed.
+#: The state of a result key that holds an outcome, else false; RETRY and STARTED are none. It
+#: stands first in the value, so the vectors are never parsed.
 _ENDED = """
 local function ended(key)
   local state = string.match(redis.call('GETRANGE', key, 0, 48), '"status": ?"(%u+)"')
-  return state == 'SUCCESS' or state == 'FAILURE' or state == 'REVOKED'
+  return (state == 'SUCCESS' or state == 'FAILURE' or state == 'REVOKED') and state
 end
 """
 
@@ -164,13 +164,15 @@ redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 """
 
-#: KEYS job, result, ledger. ARGV seconds. Leaves an ended job and its result no longer than that,
-#: and takes its bytes off the ledger, once.
+#: KEYS job, result, ledger. ARGV seconds, 1 for a success only. Leaves an ended job and its result
+#: no longer than that, and takes its bytes off the ledger, once.
 RELEASE = f"""
 {_ENDED}
 {_OPEN}
 {_UNSTORE}
-if open(KEYS[1]) and not ended(KEYS[2]) then return end
+local state = ended(KEYS[2])
+if (open(KEYS[1]) or ARGV[2] == '1') and not state then return end
+if ARGV[2] == '1' and state ~= 'SUCCESS' then return end
 unstore(KEYS[1], KEYS[3])
 for at = 1, 2 do
   if redis.call('TTL', KEYS[at]) > tonumber(ARGV[1]) then
@@ -181,21 +183,36 @@ end
 
 #: KEYS job, result, ledger, listing. ARGV id. One of those who share a job goes; with the last one
 #: go the job and its result, if it has ended. Answers 1 where it has not and nobody is left.
-LEAVE = f"""
+_LEAVE = f"""
 {_ENDED}
 {_OPEN}
 {_SETTLE}
 {_UNSTORE}
-local job = KEYS[1]
-local once = redis.call('HGET', job, 'shared')
-if once and redis.call('HINCRBY', job, 'callers', -1) > 0 then return 0 end
-if once and redis.call('HGET', once, 'id') == ARGV[1] then redis.call('DEL', once) end
-if open(job) and not ended(KEYS[2]) then return 1 end
-settle(job, KEYS[3])
-unstore(job, KEYS[3])
-redis.call('DEL', job, KEYS[2])
-redis.call('ZREM', KEYS[4], ARGV[1])
-return 0
+local function leave()
+  local job = KEYS[1]
+  local once = redis.call('HGET', job, 'shared')
+  if once and redis.call('HINCRBY', job, 'callers', -1) > 0 then return 0 end
+  if once and redis.call('HGET', once, 'id') == ARGV[1] then redis.call('DEL', once) end
+  if open(job) and not ended(KEYS[2]) then return 1 end
+  settle(job, KEYS[3])
+  unstore(job, KEYS[3])
+  redis.call('DEL', job, KEYS[2])
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  return 0
+end
+"""
+LEAVE = f"""
+{_LEAVE}
+return leave()
+"""
+
+#: The same keys and argument. Answers the job's record, field by field, and its outcome or false;
+#: where it has ended, who asks leaves with them.
+COLLECT = f"""
+{_LEAVE}
+local record, outcome = redis.call('HGETALL', KEYS[1]), redis.call('GET', KEYS[2])
+if not open(KEYS[1]) or ended(KEYS[2]) then leave() end
+return {{record, outcome}}
 """
 
 #: KEYS job, result, ledger. ARGV id, now, meta, ttl, events channel. Answers 1 if it was this call.

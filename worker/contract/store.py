@@ -21,7 +21,7 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
-from worker.contract.round_trips import RoundTrips
+from worker.contract.round_trips import Command, RoundTrips
 
 __all__ = ["Acceptance", "Depth", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
 
@@ -137,6 +137,7 @@ class JobStore:
         self._withdraw = client.register_script(scripts.WITHDRAW)
         self._release = self._trips.script(scripts.RELEASE)
         self._leave = self._trips.script(scripts.LEAVE)
+        self._collect = self._trips.script(scripts.COLLECT)
 
     def accept(
         self,
@@ -155,7 +156,7 @@ class JobStore:
         `lane_share` are the tokens that one owner may have waiting in a lane; what is beyond goes
         to the next one. A bound of 0 is no bound. Raises redis.RedisError.
         """
-        answer = self._accept(
+        command = self._accept(
             [
                 keys.job(job.id),
                 keys.jobs(job.owner),
@@ -185,7 +186,7 @@ class JobStore:
                 max_owner_tokens,
             ],
         )
-        verdict, job_id, level, *lane = cast("list[Any]", answer)
+        verdict, job_id, level, *lane = self._trips.call(command)[0]
         return Acceptance(verdict.decode(), job_id.decode(), int(level), *map(Lane, lane))
 
     def withdraw(self, job_id: str) -> None:
@@ -195,17 +196,21 @@ class JobStore:
 
     def release(self, job_id: str, seconds: int) -> None:
         """Keep an ended job for `seconds` at most: its caller has the result."""
-        self._release([keys.job(job_id), keys.result(job_id), self._ledger], [seconds])
+        self._trips.call(self._release_command(job_id, seconds))
 
     def leave(self, job_id: str, owner: str) -> bool:
         """One of those who share a job goes. The last one takes its result along, if it has ended.
 
         Returns whether it has not ended and nobody shares it any more.
         """
-        answer = self._leave(
-            [keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)], [job_id]
-        )
-        return bool(answer)
+        command = self._leave(self._keys_to_leave(job_id, owner), [job_id])
+        return bool(self._trips.call(command)[0])
+
+    def read_and_leave(self, job_id: str, owner: str) -> tuple[JobRecord | None, bytes | None]:
+        """The record of a shared job and its stored outcome; `leave` is done where it has ended."""
+        command = self._collect(self._keys_to_leave(job_id, owner), [job_id])
+        flat, raw = self._trips.call(command)[0]
+        return _with_outcome(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), raw)
 
     def queued_tokens(self) -> int:
         """Tokens accepted and not ended, estimated at acceptance."""
@@ -232,13 +237,14 @@ class JobStore:
 
     def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
         """The record of a job and its stored outcome as JSON text, in one round trip."""
-        fields, raw = self._trips.call(("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id)))
-        if not fields and raw is None:
-            return None, None
-        record = parse(job_id, fields)
-        if raw is not None and not record.status.ended:
-            record = with_outcome(record, orjson.loads(raw))
-        return record, raw
+        fields, raw = self._trips.call(*_reading(job_id))
+        return _with_outcome(job_id, fields, raw)
+
+    def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
+        """The same; a success is kept for `seconds` at most then, as by `release`."""
+        release = self._release_command(job_id, seconds, successes=True)
+        fields, raw, _ = self._trips.call(*_reading(job_id), release)
+        return _with_outcome(job_id, fields, raw)
 
     def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
         """Records in the order of `job_ids`, in one round trip where none has to be repaired."""
@@ -350,6 +356,14 @@ class JobStore:
                 return found, None
         return found, last
 
+    def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
+        """Of an ended job, or of a success only."""
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        return self._release(given, [seconds, int(successes)])
+
+    def _keys_to_leave(self, job_id: str, owner: str) -> list[str]:
+        return [keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)]
+
     def _record(
         self, job_id: str, fields: dict[bytes, bytes], has_result: bool
     ) -> JobRecord | None:
@@ -361,6 +375,22 @@ class JobStore:
         # Ended by Celery itself: revoked, another pool, or a job with links.
         outcome = self.outcome(job_id)
         return record if outcome is None else with_outcome(record, outcome)
+
+
+def _reading(job_id: str) -> tuple[Command, Command]:
+    return ("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id))
+
+
+def _with_outcome(
+    job_id: str, fields: dict[bytes, bytes], raw: bytes | None
+) -> tuple[JobRecord | None, bytes | None]:
+    """A record put right by its outcome, and the outcome; None where there is nothing."""
+    if not fields and raw is None:
+        return None, None
+    record = parse(job_id, fields)
+    if raw is not None and not record.status.ended:
+        record = with_outcome(record, orjson.loads(raw))
+    return record, raw
 
 
 def _once_key(owner: str, once: Once) -> str:
