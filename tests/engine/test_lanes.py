@@ -57,7 +57,7 @@ def test_batches_between_interactive_jobs_are_short_until_no_more_come() -> None
     for _ in range(20):
         sizes.append(tokens_of(schedule.cut(BUDGET)))
         sizes.append(tokens_of(schedule.more(BUDGET)))
-    assert sizes == [20, 0] * 16 + [100, 100] * 4
+    assert sizes == [10, 0] * 16 + [100, 100] * 4
 
 
 def test_a_text_larger_than_a_short_batch_is_encoded_in_it() -> None:
@@ -131,6 +131,27 @@ def test_a_flood_of_one_tenant_leaves_the_other_in_the_next_batch() -> None:
         pieces = schedule.cut(BUDGET)
         assert texts_of(pieces)[f"{number}"] == 2
         assert tokens_of(pieces) == BUDGET
+
+
+def test_a_flood_that_is_waited_for_leaves_the_other_batches_of_its_own() -> None:
+    schedule = schedule_of(*(interactive(f"f{n}", [10] * 30, "flood") for n in range(100)))
+    schedule.add(bulk("overflow", [10] * 1000, "flood"))
+    for number in range(50):
+        schedule.add(interactive(f"{number}", [10, 10], "other"))
+        waited = []
+        while waited[-1:] != [{f"{number}": 2}]:
+            waited.append(texts_of(schedule.cut(BUDGET)))
+        # Before its own a short one or, where the next lane is overdue, two.
+        assert [batch.total() for batch in waited[:-1]] in ([], [1], [1, 1])
+    assert tokens_of(schedule.cut(BUDGET)) == 10
+    sizes = [tokens_of(schedule.cut(BUDGET)) for _ in range(30)]
+    assert sizes[:12] == [10] * 12
+    assert set(sizes[20:]) == {BUDGET}
+
+
+def test_tenants_who_all_wait_for_a_lot_have_whole_batches() -> None:
+    schedule = schedule_of(*(interactive(f"{n}", [10] * 100, f"{n}") for n in range(2)))
+    assert [tokens_of(schedule.cut(BUDGET)) for _ in range(5)] == [BUDGET] * 5
 
 
 def test_what_a_tenant_leaves_is_for_the_others() -> None:

@@ -13,8 +13,10 @@ from worker.engine.shares import Shares
 _PATIENCE = 4
 #: Where interactive jobs come, the batches between them are cut to this part of the budget, until
 #: so many in a row found none: the next one to come waits for the rest of a short batch.
-_SHORT_PART = 4
+_SHORT_PART = 8
 _SHORT_BATCHES = 16
+#: A tenant with no more than this part of a budget waiting has little.
+_LITTLE_PART = 4
 
 
 class Schedules:
@@ -52,9 +54,11 @@ class Schedule:
 
     The unit is a text. Lanes are served in their order, each with what the ones before it leave,
     but where somebody waits for a job, its batch is for the interactive lane alone: it takes no
-    longer than it must. A lane that waits and has not come first for `_PATIENCE` batches comes
-    first in the next one, with half of the room. So an interactive job is in the next batch, and
-    nothing starves; within a lane see `Shares`. Batches between interactive ones are short.
+    longer than it must. Beside tenants who wait for a lot there, those who wait for little have
+    every other such batch to themselves. A lane that waits and has not come first for `_PATIENCE`
+    batches comes first in the next one, with half of the room. So an interactive job is in one of
+    the next batches, and nothing starves; within a lane see `Shares`. The batches between, those
+    that such a job may find running, are short.
     """
 
     def __init__(self) -> None:
@@ -65,6 +69,9 @@ class Schedule:
         self._joining = list(Lane)
         #: Batches to be cut short, unless an interactive job comes before.
         self._short = 0
+        #: The same while interactive jobs wait, and whether the last was for those with little.
+        self._short_shared = 0
+        self._served_little = False
         self._alone: deque[Job] = deque()
         self._alone_next = True
 
@@ -102,22 +109,40 @@ class Schedule:
             return []
         first = self._first(waiting)
         overdue = first is not waiting[0]
-        self._joining = [first] if first is Lane.INTERACTIVE and not overdue else list(Lane)
-        short = self._short > 0 and Lane.INTERACTIVE not in waiting
+        asked = first is Lane.INTERACTIVE and not overdue
+        little = self._with_little(budget, in_turn=asked)
+        short = not little and self._is_short(waiting)
         if short:
-            self._short -= 1
             budget = max(budget // _SHORT_PART, 1)
-        elif Lane.INTERACTIVE in waiting:
-            self._short = _SHORT_BATCHES
         share = budget // 2 if overdue else budget
-        pieces = self._lanes[first].serve(share, budget, leads=True, force=True)
-        if len(self._joining) > 1:
+        pieces = self._lanes[first].serve(
+            share, budget, leads=True, force=True, only=little or None
+        )
+        self._joining = [first] if asked else list(Lane)
+        if not asked:
             pieces = self._fill(pieces, budget)
-        if short:
+        if short or little:
             self._joining = []
         for lane in waiting:
             self._waited[lane] = 0 if lane is first else self._waited[lane] + 1
         return _merged(pieces)
+
+    def _with_little(self, budget: int, *, in_turn: bool) -> list[str]:
+        """The tenants that have this interactive batch to themselves; none in every other batch."""
+        little = self._lanes[Lane.INTERACTIVE].with_little(budget // _LITTLE_PART)
+        if little:
+            self._short_shared = _SHORT_BATCHES
+        self._served_little = in_turn and bool(little) and not self._served_little
+        return little if self._served_little else []
+
+    def _is_short(self, waiting: list[Lane]) -> bool:
+        """Whether somebody waits, or may come, who should not wait for a whole batch."""
+        if Lane.INTERACTIVE in waiting:
+            self._short = _SHORT_BATCHES
+            self._short_shared, left = max(self._short_shared - 1, 0), self._short_shared
+        else:
+            self._short, left = max(self._short - 1, 0), self._short
+        return left > 0
 
     def _fill(self, pieces: list[Piece], budget: int) -> list[Piece]:
         """A batch, with what its lanes have for the rest of the room."""

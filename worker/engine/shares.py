@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import islice
 
 from worker.engine.job import Job, Piece
@@ -43,14 +44,29 @@ class Shares:
             if not line:
                 del self._lines[job.tenant]
 
-    def serve(self, share: int, room: int, *, leads: bool, force: bool = False) -> list[Piece]:
+    def with_little(self, most: int) -> list[str]:
+        """Tenants for whom at most `most` tokens wait, if more wait for others; else none."""
+        little = [tenant for tenant, line in self._lines.items() if not line.exceeds(most)]
+        return little if len(little) < len(self._lines) else []
+
+    def serve(
+        self,
+        share: int,
+        room: int,
+        *,
+        leads: bool,
+        force: bool = False,
+        only: Iterable[str] | None = None,
+    ) -> list[Piece]:
         """Texts of at most `share` tokens, but one where that fits into `room`.
 
-        `leads`: for the first time in a batch. `force` takes one text whatever it holds.
+        `leads`: for the first time in a batch. `force` takes one text whatever it holds. `only`:
+        for these tenants.
         """
         pieces: list[Piece] = []
         served: dict[str, None] = {}
-        turn = list(islice(self._lines, share // _FEWEST_TOKENS + 1))
+        line_up = self._lines if only is None else only
+        turn = list(islice(line_up, share // _FEWEST_TOKENS + 1))
         left = share
         while turn and (left >= _FEWEST_TOKENS or not pieces):
             portion = max(left // len(turn), 1)
@@ -102,6 +118,15 @@ class Line:
     def discard(self, job: Job) -> None:
         self._arrivals.pop(job, None)
         self._turns.pop(job, None)
+
+    def exceeds(self, most: int) -> bool:
+        """Whether more than `most` tokens wait."""
+        waiting = 0
+        for job in self._turns:
+            waiting += sum(piece.tokens for piece in job.chunks)
+            if waiting > most:
+                return True
+        return False
 
     def serve(self, share: int, room: int, *, leads: bool, force: bool) -> list[Piece]:
         """As `Shares.serve`."""
