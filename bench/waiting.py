@@ -1,29 +1,35 @@
-"""Whether a thousand waiting clients slow a fast request down.
+"""Whether a thousand waiting clients, or sixty-four busy ones, slow a fast request down.
 
 `python -m bench.waiting` starts a Valkey and the API under `gunicorn -k gevent`, measures
 `GET /healthz` and `GET /jobs/{id}` one after another on one connection, first with nobody else
 there, then while a thousand connections wait in `GET /jobs/{id}?wait=60`, each for its own job.
 Then all those jobs end in one step, as a batch ends them, and every client must get its answer.
-No worker and no model take part: the client and the API share the machine's cores with nobody.
+No worker takes part so far: the client and the API share the machine's cores with nobody. Then one
+comes, and 64 callers each submit a job, wait for its vectors and take the next; its model costs
+nothing but stands still as long as the packaged one takes on two cores, so that the API is as busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
+from bench.load import Load, loads
 from bench.measure import percentile
 from bench.report import Options, Table, run
-from bench.stage import stage
-from tests.processes import start_api
+from bench.stage import Stage, stage
+from bench.texts import texts
+from tests.processes import START_TIMEOUT_S, Api, answers, eventually, start_api
 from worker.contract import messages
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome, payload, success_meta
@@ -33,6 +39,9 @@ QUEUE = "embedq"
 WAIT_S = 60
 CONNECT_AT_ONCE = 50
 SETTLE_S = 2
+BUSY = 64
+#: Milliseconds of a batch, which has one text of every busy caller: some 300 jobs a second.
+FORWARD_MS = 200
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,16 @@ class Place:
     host: str
     port: int
     store: JobStore
+    #: Lets the callers be busy for the length of a block; `total` is what they got.
+    busy: Callable[[], AbstractContextManager[Total]]
+
+
+@dataclass
+class Total:
+    """Jobs of the busy callers, and the seconds in which they got them."""
+
+    jobs: int = 0
+    seconds: float = 0.0
 
 
 class Connection:
@@ -71,11 +90,12 @@ def main(options: Options) -> list[Table]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * clients + 256, hard), hard))
     table = Table(
-        f"A request beside {clients:,} clients that wait, milliseconds",
-        ["request", "clients waiting", "p50", "p99", "longest"],
+        f"A request beside {clients:,} clients that wait and {BUSY} that are busy, milliseconds",
+        ["request", "beside it", "p50", "p99", "longest"],
     )
     with running(clients) as place:
         asyncio.run(measure(place, clients, requests, table))
+        asyncio.run(measure_busy(place, requests // 2, table))
     return [table]
 
 
@@ -86,7 +106,33 @@ def running(clients: int) -> Iterator[Place]:
         api = start_api(processes.processes, processes.url, "--worker-connections", room)
         parts = urlsplit(api.url)
         store = JobStore(client, QUEUE, result_ttl=3600)
-        yield Place(parts.hostname or "", parts.port or 0, store)
+        busy = functools.partial(_busy, processes, api)
+        yield Place(parts.hostname or "", parts.port or 0, store, busy)
+
+
+@contextmanager
+def _busy(processes: Stage, api: Api) -> Iterator[Total]:
+    processes.worker(app="bench.costless", env={"EMBEDQ_BENCH_FORWARD_MS": str(FORWARD_MS)})
+    eventually(lambda: answers(api, "/readyz"), START_TIMEOUT_S)
+    total, ending, begun = Total(), threading.Event(), threading.Event()
+
+    def run(call: Load) -> None:
+        while not ending.is_set():
+            answer = call(given, callers=BUSY)
+            total.jobs += len(answer.waits)
+            total.seconds += answer.seconds
+            begun.set()
+
+    given = texts("short", 10 * BUSY)
+    with loads(rest=api.url) as callers:
+        thread = threading.Thread(target=run, args=(callers["rest"],))
+        thread.start()
+        try:
+            begun.wait()
+            yield total
+        finally:
+            ending.set()
+            thread.join()
 
 
 async def measure(place: Place, clients: int, requests: int, table: Table) -> None:
@@ -95,10 +141,10 @@ async def measure(place: Place, clients: int, requests: int, table: Table) -> No
         place.store.accept(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
     paths = {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{ids[0]}"}
     for name, path in paths.items():
-        table.add(name, 0, *await _times(place, path, requests))
+        table.add(name, "nobody", *await _times(place, path, requests))
     waiting = await _wait_for_all(place, ids)
     for name, path in paths.items():
-        table.add(name, clients, *await _times(place, path, requests))
+        table.add(name, f"{clients:,} that wait", *await _times(place, path, requests))
     assert not any(task.done() for task in waiting), "somebody was answered before the job ended"
 
     began = time.perf_counter()
@@ -110,6 +156,15 @@ async def measure(place: Place, clients: int, requests: int, table: Table) -> No
         f"all {clients:,} jobs ended at once; the last of their clients had its answer "
         f"{1000 * seconds:.0f} ms later"
     )
+
+
+async def measure_busy(place: Place, requests: int, table: Table) -> None:
+    job_id = messages.new_id()
+    place.store.accept(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
+    with place.busy() as total:
+        for name, path in {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{job_id}"}.items():
+            table.add(name, f"{BUSY} that are busy", *await _times(place, path, requests))
+    table.notes.append(f"the busy ones had {total.jobs / total.seconds:.0f} jobs a second")
 
 
 async def _wait_for_all(place: Place, ids: Sequence[str]) -> list[asyncio.Task[bytes]]:

@@ -78,6 +78,16 @@ CLIENTS = (
         ["checked"],
         with_table=True,
     ),
+    # The majors before.
+    Client("LangChain 0, unchecked", "with_langchain.py", "langchain-openai<1", ["unchecked"]),
+    Client(
+        "LangChain 0, with a table",
+        "with_langchain.py",
+        "langchain-openai<1",
+        ["checked"],
+        with_table=True,
+    ),
+    Client("Haystack 2", "with_haystack.py", "haystack-ai<3"),
     Client("llama-index", "with_llama_index.py", "llama-index-embeddings-openai"),
     Client("litellm", "with_litellm.py", "litellm"),
     Client("Haystack", "with_haystack.py", "haystack-ai"),
