@@ -25,7 +25,10 @@ def tokens_of(text: Any, limit: int = USUAL_LIMIT) -> int:
 
 def tokens(texts: Iterable[Any], limit: int = USUAL_LIMIT) -> int:
     """Tokens that some texts may have together."""
-    return sum(tokens_of(text, limit) for text in texts)
+    count = 0
+    for text in texts:
+        count += tokens_of(text, limit)
+    return count
 
 
 def result_bytes(texts: int, dimensions: int = _USUAL_DIMENSIONS, *, base64: bool = False) -> int:

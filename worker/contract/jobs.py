@@ -113,6 +113,8 @@ def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any
     Items of the list that are no strings stay in it: they fail alone, with their index.
     Raises InvalidJob naming the argument.
     """
+    if len(args) == 1 and not kwargs:
+        return check_input(args[0]), DEFAULT_OPTIONS
     options = dict(kwargs)
     if len(args) > 1:
         raise InvalidJob("embed takes one positional argument, the input", field="input")

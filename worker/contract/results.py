@@ -143,12 +143,18 @@ def _matrix(embeddings: Any) -> tuple[Matrix, list[int]]:
     return np.asarray(embeddings, dtype=np.float32), missing
 
 
-def success_meta(job_id: str, result: dict[str, Any], extra: Mapping[str, Any]) -> bytes:
+def success_meta(
+    job_id: str,
+    result: dict[str, Any],
+    extra: Mapping[str, Any],
+    done_at: datetime | None = None,
+) -> bytes:
     """A stored success, byte for byte readable by Celery's Redis backend.
 
-    `extra` holds `group_id` and `parent_id` where the message has them.
+    `extra` holds `group_id` and `parent_id` where the message has them; `done_at`, in UTC, is now
+    by default.
     """
-    return _meta(job_id, states.SUCCESS, result, extra)
+    return _meta(job_id, states.SUCCESS, result, extra, done_at)
 
 
 def failure_meta(job_id: str, error: JobFailed, extra: Mapping[str, Any]) -> bytes:
@@ -207,14 +213,20 @@ def failure_of(result: Any) -> JobFailed:
     return JobFailed("internal_error", f"the job failed with {kind}")
 
 
-def _meta(job_id: str, state: str, result: Any, extra: Mapping[str, Any]) -> bytes:
+def _meta(
+    job_id: str,
+    state: str,
+    result: Any,
+    extra: Mapping[str, Any],
+    done_at: datetime | None = None,
+) -> bytes:
     meta = {
         # First, so that a script can read it without parsing the vectors.
         "status": state,
         "result": result,
         "traceback": None,
         "children": [],
-        "date_done": datetime.now(UTC).isoformat(),
+        "date_done": done_at or datetime.now(UTC),
         **extra,
         "task_id": job_id,
     }

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from datetime import UTC, datetime
 
 import redis
 from celery import Celery
@@ -20,7 +20,7 @@ from worker.contract.store import Ending, JobStore
 from worker.engine import Job
 from worker.pool.counts import CANCELLED, EXPIRED, SUCCEEDED, JobCounts
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import Burial, Ticket, overdue
+from worker.pool.requests import Burial, Ticket, heard_by_signals, overdue
 from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
 from worker.pool.threads import EX_SOFTWARE, DaemonThreads
@@ -103,11 +103,13 @@ class Outcomes:
     def finished(self, jobs: Sequence[Job]) -> None:
         """Store outcomes and end leases; what is not plain goes to the tracer."""
         endings: Chunk = []
+        in_bulk = self._bulk and not heard_by_signals()
+        done_at = datetime.now(UTC)
         for job in jobs:
             ticket: Ticket = job.owner
             outcome = job.outcome()
-            if isinstance(outcome, Outcome) and self._bulk and ticket.is_plain:
-                endings.append((ticket, self._ending(ticket, job, outcome)))
+            if isinstance(outcome, Outcome) and in_bulk and ticket.is_plain:
+                endings.append((ticket, self._ending(ticket, job, outcome, done_at)))
             else:
                 self.tracer.end(ticket, outcome, job.options.encoding_format)
         for chunk in _chunks(endings):
@@ -158,11 +160,11 @@ class Outcomes:
 
     # -- bulk -------------------------------------------------------------------------------
 
-    def _ending(self, ticket: Ticket, job: Job, outcome: Outcome) -> Ending:
+    def _ending(self, ticket: Ticket, job: Job, outcome: Outcome, done_at: datetime) -> Ending:
         meta = b""
         if ticket.wants_result:
             result = payload(outcome, job.options.encoding_format)
-            meta = success_meta(ticket.id, result, ticket.meta())
+            meta = success_meta(ticket.id, result, ticket.meta(), done_at)
         return Ending(
             ticket.id,
             Status.SUCCEEDED,
@@ -201,11 +203,7 @@ class Outcomes:
 
     def _end(self, tickets: Sequence[Ticket]) -> None:
         now = time.monotonic()
-        if self._atomic:
-            for ticket in tickets:
-                if ticket.lease is not None:
-                    ticket.settle()
-        ended = [ticket for ticket in tickets if ticket.end(_answer(ticket, now))]
+        ended = [ticket for ticket in tickets if ticket.succeed(now, settled=self._atomic)]
         self.counts.ended(SUCCEEDED, ended)
 
     # -- one by one -------------------------------------------------------------------------
@@ -227,12 +225,6 @@ class Outcomes:
 def _accept(tickets: Sequence[Ticket]) -> None:
     for ticket in tickets:
         ticket.accept()
-
-
-def _answer(ticket: Ticket, now: float) -> tuple[int, Any, float]:
-    """As Celery's tracer answers."""
-    texts = len(ticket.job.texts) if ticket.job is not None else 0
-    return 0, f"<vectors of {texts} texts>", now - ticket.started
 
 
 def _chunks(endings: Chunk) -> list[Chunk]:

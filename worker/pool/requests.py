@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from worker.contract.lanes import Lane, lane_of
 from worker.contract.messages import owner_of, shown_args, submission_time
 from worker.engine import Job
-from worker.transport import Lease, lease_of, leases
+from worker.transport import Lease, leases
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
@@ -63,9 +63,14 @@ class EmbedRequest(Request):
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002
         """As Celery; what its dispatcher is to leave out, mostly all of them, costs a look here."""
-        groups = self._eventer.groups if self._eventer else None
-        if not groups or "task" in groups:
+        if self.is_watched:
             super().send_event(type, **fields)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody wants events of tasks."""
+        groups = self._eventer.groups if self._eventer else None
+        return not groups or "task" in groups
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         # Even where somebody asks for the arguments themselves.
@@ -88,6 +93,11 @@ def _check(request: Request) -> None:
         and all(limit is None or isinstance(limit, int | float) for limit in limits)
     ):
         raise InvalidTaskError("the time limits are no numbers")
+
+
+def heard_by_signals() -> bool:
+    """Whether somebody listens for what Celery's tracer tells around a task."""
+    return any(signal.receivers for signal in _TRACER_SIGNALS)
 
 
 def overdue(request: Request) -> bool:
@@ -164,7 +174,8 @@ class Ticket:
         self._owner = owner
         self._open = open_tickets
         self._timers: Sequence[Any] = ()
-        self.lease: Lease | None = lease_of(self.request.message)
+        #: Kept from now on: the ticket ends it, whatever becomes of the connection it came by.
+        self.lease: Lease | None = leases.hold(request.message.delivery_tag)
         #: The span that submitted it, where its trace is recorded; see `spans`.
         self.trace: SpanContext | None = None
         #: Seconds since the epoch by its producer's clock, None where that does not say.
@@ -214,7 +225,7 @@ class Ticket:
     def is_plain(self) -> bool:
         """Whether storing the result is all that Celery would do when the task succeeds.
 
-        With nothing but default settings, that is.
+        With nothing but default settings, and nobody listening, that is; see `heard_by_signals`.
         """
         embed = self.embed
         return not (
@@ -222,8 +233,12 @@ class Ticket:
             or embed.get("callbacks")
             or embed.get("errbacks")
             or embed.get("chain")
-            or any(signal.receivers for signal in _TRACER_SIGNALS)
         )
+
+    @property
+    def texts(self) -> int:
+        """How many it has; 0 once it has ended."""
+        return len(self.job.texts) if self.job is not None else 0
 
     @property
     def wants_result(self) -> bool:
@@ -251,9 +266,27 @@ class Ticket:
         if any(self.limits) and self in self._open:
             self._timers = self._owner.watch(self, self.limits)
 
-    def settle(self) -> None:
-        """Its lease has ended with its outcome: Celery has nothing to acknowledge."""
-        self.request.acknowledged = True
+    def succeed(self, now: float, *, settled: bool) -> bool:
+        """Celery: the task has succeeded, at this monotonic time. Whether it was open.
+
+        Its outcome is stored and, where `settled`, its lease has ended in the same step.
+        """
+        self.accept()
+        texts = self.texts
+        if not self.close():
+            return False
+        request = self.request
+        # What `on_success` does, without noting the id: that lets Celery's tracer pass over what
+        # it has run already, and storing an outcome a second time does nothing here.
+        state.task_ready(request)
+        if settled and self.lease is not None:
+            request.acknowledged = True
+        else:
+            request.acknowledge()
+        if request.is_watched:
+            shown = f"<vectors of {texts} texts>"
+            request.send_event("task-succeeded", result=shown, runtime=now - self.started)
+        return True
 
     def end(self, answer: tuple[int, Any, float]) -> bool:
         """Celery: the task is over; `answer` as its tracer gives it. Whether it was open."""
@@ -282,9 +315,8 @@ class Ticket:
 
     def close(self) -> bool:
         """Whether it was open; Celery hears no more of it."""
-        if self not in self._open:
+        if self._open.pop(self, self) is self:
             return False
-        del self._open[self]
         for timer in self._timers:
             timer.cancel()
         # The job holds its ticket: apart, both are freed at once, without garbage collection.

@@ -39,6 +39,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
     )
     run = trace.fast_trace_task if app.use_fast_trace_task else trace.trace_task_ret
     connection_errors, buckets = consumer.connection_errors, consumer.task_buckets
+    utc = app.uses_utc_timezone()
     usual_limits = Limits(task.time_limit, task.soft_time_limit)
 
     def receive(
@@ -64,7 +65,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
             connection_errors=connection_errors,
             body=message.body,
             headers=headers,
-            utc=app.uses_utc_timezone(),
+            utc=utc,
         )
         request.announce()
         state.task_reserved(request)

@@ -22,7 +22,7 @@ from worker import loading, tasks
 from worker.cache import open_cache
 from worker.contract import server
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
-from worker.contract.jobs import TASK_NAME, parse_call, prompt_text, resolve
+from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.lanes import Lane
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
@@ -82,6 +82,9 @@ class TaskPool(BasePool):
         _relieve_collector()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
+        usual = resolve(DEFAULT_OPTIONS, self._infos)
+        #: Model and prompt of jobs that ask for nothing in particular.
+        self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
         self._loop = LoopCalls()
         self._others = OtherTasks(settings.task_threads, self._loop)
         conf = self.app.conf
@@ -149,8 +152,6 @@ class TaskPool(BasePool):
         ticket = Ticket(self, self._open, request, target, limits)
         # As Celery does with what `on_apply` returns.
         request._apply_result = ref(ticket)  # noqa: SLF001
-        if ticket.lease is not None:
-            leases.keep([ticket.tag])
         if self._spans is not None:
             self._spans.open(ticket)
         try:
@@ -259,13 +260,17 @@ class TaskPool(BasePool):
     def _job(self, ticket: Ticket) -> Job:
         """Raises InvalidJob."""
         texts, options = parse_call(ticket.request.args, ticket.request.kwargs)
-        info = resolve(options, self._infos)
+        if options is DEFAULT_OPTIONS:
+            info, prompt = self._usual
+        else:
+            info = resolve(options, self._infos)
+            prompt = prompt_text(options, info)
         return Job(
             ticket.id,
             texts,
             options,
             info,
-            prompt=prompt_text(options, info),
+            prompt=prompt,
             owner=ticket,
             alone=ticket.redelivered,
             lane=ticket.lane,

@@ -104,12 +104,17 @@ class Leases:
 
         Others go back to their queues when their channel closes, as with kombu's own transport.
         """
+        for tag in tags:
+            self.hold(tag)
+
+    def hold(self, tag: str) -> Lease | None:
+        """The live lease of this name, which the caller will end itself, as with `keep`."""
         with self._lock:
-            for tag in tags:
-                lease = self._live.get(tag)
-                if lease is not None and tag not in self._kept:
-                    self._kept.add(tag)
-                    self._disown(lease)
+            lease = self._live.get(tag)
+            if lease is not None and tag not in self._kept:
+                self._kept.add(tag)
+                self._disown(lease)
+            return lease
 
     def ack(self, tag: str) -> None:
         """The message has its outcome: remove it."""
