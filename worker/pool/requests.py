@@ -47,6 +47,16 @@ class EmbedRequest(Request):
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
+    def received(self) -> dict[str, Any]:
+        """What Celery logs of a request that is to run as soon as it can."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "args": self._argsrepr,
+            "kwargs": self._kwargsrepr,
+            "eta": None,
+        }
+
     def announce(self) -> None:
         """The event `task-received`, of a request that is to run as soon as it can."""
         self.send_event(
@@ -315,7 +325,7 @@ class Ticket:
 
     def close(self) -> bool:
         """Whether it was open; Celery hears no more of it."""
-        if self._open.pop(self, self) is self:
+        if self._open.pop(self, self) is not None:
             return False
         for timer in self._timers:
             timer.cancel()

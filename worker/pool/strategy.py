@@ -27,12 +27,13 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
 
     Celery asks for one when it connects, and hands over every message to what it gets, on the
     loop's thread. A message for later or with an expiry, one that is revoked or waits for its rate
-    limit, and all of them while the log wants to know or somebody listens, go Celery's own way.
+    limit, and all of them while somebody listens to its signal, go Celery's own way.
     """
     general: Receiver = default(task, app, consumer, **options)
     pool = consumer.pool
-    if not isinstance(pool, TaskPool) or celery_logger.isEnabledFor(logging.INFO):
+    if not isinstance(pool, TaskPool):
         return general
+    is_logged = celery_logger.isEnabledFor(logging.INFO)
     eventer, hostname = consumer.event_dispatcher, consumer.hostname
     request_class = create_request_cls(
         symbol_by_name(task.Request), task, pool, hostname, eventer, app=app
@@ -67,7 +68,11 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
             headers=headers,
             utc=utc,
         )
-        request.announce()
+        if is_logged:
+            seen = request.received()
+            celery_logger.info(trace.LOG_RECEIVED, seen, extra={"data": seen})
+        if request.is_watched:
+            request.announce()
         state.task_reserved(request)
         for callback in callbacks:
             callback(request)
