@@ -146,10 +146,12 @@ class Schedule:
 
     def _fill(self, pieces: list[Piece], budget: int) -> list[Piece]:
         """A batch, with what its lanes have for the rest of the room."""
+        room = budget - sum(piece.tokens for piece in pieces)
         for lane in self._joining:
-            room = budget - sum(piece.tokens for piece in pieces)
             if room > 0:
-                pieces = pieces + self._lanes[lane].serve(room, room, leads=False)
+                more = self._lanes[lane].serve(room, room, leads=False)
+                room -= sum(piece.tokens for piece in more)
+                pieces = pieces + more
         return pieces
 
     def _first(self, waiting: list[Lane]) -> Lane:

@@ -89,5 +89,6 @@ def _is_plain(headers: Mapping[str, Any]) -> bool:
         headers.get("eta")
         or headers.get("expires")
         or headers.get("stamped_headers")
+        or not isinstance(headers.get("id"), str)
         or headers["id"] in state.revoked
     )
