@@ -19,8 +19,8 @@ from worker.contract import messages
 from worker.contract.spans import Traces
 from worker.contract.traces import wanted
 from worker.pool.counts import ended_by
-from worker.pool.requests import Ticket
 from worker.pool.spans import JobSpans
+from worker.pool.tickets import Ticket
 
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 

@@ -12,6 +12,7 @@ In reading order:
 - `server`    Redis clients from Celery's URLs
 - `round_trips` commands of many threads go together
 - `scripts`   Lua: the steps that must happen whole or not at all
+- `endings`   … and the one that ends many jobs
 - `record`    a job as its owner sees it
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve

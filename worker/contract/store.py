@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 import orjson
 import redis
 
-from worker.contract import keys, scripts
+from worker.contract import endings, keys, scripts
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
@@ -130,7 +130,7 @@ class JobStore:
         #: For what many callers ask for at once.
         self._trips = RoundTrips(client)
         self._accept = self._trips.script(scripts.ACCEPT)
-        self._finish = client.register_script(scripts.FINISH)
+        self._finish = client.register_script(endings.FINISH)
         self._reconcile = client.register_script(scripts.RECONCILE)
         self._progress = client.register_script(scripts.PROGRESS)
         self._cancel = client.register_script(scripts.CANCEL)

@@ -13,7 +13,7 @@ from worker.contract.jobs import JobOptions, prompt_text, resolve
 from worker.contract.models import ModelInfo
 from worker.contract.results import Outcome
 from worker.engine import Engine, Job, Sink
-from worker.pool.requests import Ticket
+from worker.pool.tickets import Ticket
 
 
 class Callers:

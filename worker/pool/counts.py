@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from worker.contract.errors import JobFailed
 from worker.contract.results import Outcome
 from worker.counting import Histogram, tallied
-from worker.pool.requests import Ticket
+from worker.pool.tickets import Ticket
 
 #: How a job ended, and the code of its error or ''.
 Ended = tuple[Literal["succeeded", "failed", "cancelled", "expired"], str]

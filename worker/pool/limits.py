@@ -8,7 +8,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.engine import Engine
 from worker.pool.counts import TIMED_OUT, JobCounts
-from worker.pool.requests import Limits, Ticket
+from worker.pool.tickets import Limits, Ticket
 from worker.pool.tracing import Tracer
 
 

@@ -20,10 +20,11 @@ from worker.contract.store import Ending, JobStore
 from worker.engine import Job
 from worker.pool.counts import CANCELLED, EXPIRED, SUCCEEDED, JobCounts
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import Burial, Ticket, heard_by_signals, overdue
+from worker.pool.requests import heard_by_signals, overdue
 from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
 from worker.pool.threads import EX_SOFTWARE, DaemonThreads
+from worker.pool.tickets import Burial, Ticket
 from worker.pool.tracing import Tracer
 from worker.transport import leases
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from worker.contract.traces import traces_of
 from worker.engine import Job
 from worker.pool.counts import SUCCEEDED, Ended
-from worker.pool.requests import Ticket
+from worker.pool.tickets import Ticket
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext

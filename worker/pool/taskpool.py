@@ -34,8 +34,9 @@ from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
-from worker.pool.requests import EmbedRequest, Limits, Ticket
+from worker.pool.requests import EmbedRequest
 from worker.pool.spans import JobSpans
+from worker.pool.tickets import Limits, Ticket
 from worker.presence import Presence
 from worker.transport import admission, leases
 

@@ -12,9 +12,9 @@ from worker.contract.results import Outcome, payload, plain
 from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import Ticket
 from worker.pool.spans import JobSpans
 from worker.pool.threads import DaemonThreads
+from worker.pool.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 
