@@ -98,6 +98,17 @@ def test_a_closing_channel_gives_back_what_nobody_keeps(leases: Leases, store: F
     assert leases.outstanding("closing") == 0
 
 
+def test_a_lease_that_is_held_outlives_its_channel(leases: Leases, store: FakeStore) -> None:
+    granted(leases, store, "held", "left")
+    lease = leases.hold("held")
+    assert lease is not None
+    assert (lease.tag, leases.hold("held"), leases.hold("never granted")) == ("held", lease, None)
+    leases.abandon("channel")
+    leases.flush()
+    assert [told.returns for told in store.told] == [["left"]]
+    assert leases.get("held") is lease
+
+
 def test_a_kept_lease_can_still_be_ended(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, "a")
     leases.keep(["a"])

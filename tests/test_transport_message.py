@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.message import Message as BaseMessage
+from kombu.transport import virtual
 from kombu.transport.virtual import Base64
 from kombu.utils.json import dumps
 
+from worker.contract import messages
+from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.transport.message import Message, parse
 
 
@@ -37,6 +41,26 @@ def test_a_body_is_decoded_whatever_its_envelope() -> None:
     value = [[["naïve", 1.5, 10**30, None]], {}, {"chain": None}]
     assert message(dumps(value)).payload == value
     assert message(Base64().encode(dumps(value)), encoding="base64").payload == value
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 💡"])
+def test_a_plain_envelope_is_read_as_kombu_reads_it(text: str) -> None:
+    for envelope in (
+        parse(messages.envelope("one", [text], DEFAULT_OPTIONS, "embedq")),
+        parse(messages.of_task("another", "one", [text, 10**30], "embedq")),
+    ):
+        ours = Message(envelope, channel=PlainChannel())
+        theirs = virtual.Message(envelope, channel=ours.channel)
+        for slot in ("_raw", *BaseMessage.__slots__):
+            if slot != "__dict__":
+                assert getattr(ours, slot) == getattr(theirs, slot), slot
+        assert ours.errors == theirs.errors == []
+        ours.accept = theirs.accept = frozenset({"application/json"})
+        assert ours.payload == theirs.payload
+
+
+def test_a_text_without_utf_8_is_left_to_kombu() -> None:
+    assert message('[["\ud800"], {}, {}]').errors
 
 
 def test_types_that_kombu_adds_to_json_survive() -> None:

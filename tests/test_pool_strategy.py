@@ -1,0 +1,135 @@
+"""Which messages of `embed` go to the pool the short way."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.worker import state
+
+from worker.contract import messages
+from worker.contract.jobs import DEFAULT_OPTIONS
+from worker.pool.strategy import strategy
+from worker.pool.taskpool import TaskPool
+from worker.tasks import embed
+from worker.transport.message import Message, parse
+
+
+class RecordingPool(TaskPool):
+    """Notes what it is handed, the short way or Celery's."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def take(self, request: Any, target: Any, limits: Any) -> Any:
+        self.taken.append((request, limits))
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """What Celery would do is not of interest here."""
+
+
+class Consumer:
+    """As much of Celery's as a strategy needs; notes the requests that go Celery's own way."""
+
+    hostname = "worker@here"
+    connection_errors = ()
+    event_dispatcher = None
+    disable_rate_limits = False
+    controller = SimpleNamespace(state=state)
+    qos = SimpleNamespace(increment_eventually=nothing)
+    apply_eta_task = _limit_post_eta = staticmethod(nothing)
+
+    def __init__(self) -> None:
+        self.pool = RecordingPool()
+        self.general: list[Any] = []
+        self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
+        self.timer = SimpleNamespace(call_at=lambda _, __, args, **___: self.note(*args))
+
+    def note(self, request: Any, *_: Any) -> None:
+        self.general.append(request)
+
+    on_task_request = _limit_task = note
+
+    @property
+    def ways(self) -> tuple[int, int]:
+        """Requests handed over the short way, and Celery's."""
+        return len(self.pool.taken), len(self.general)
+
+
+@pytest.fixture
+def consumer() -> Any:
+    yield Consumer()
+    state.reset_state()
+
+
+def receive(consumer: Any, headers: dict[str, Any] | None = None) -> None:
+    """Let the strategy have a message."""
+    app: Celery = embed.app
+    envelope = parse(messages.envelope("one", ["a text"], DEFAULT_OPTIONS, "embedq"))
+    envelope["headers"] |= headers or {}
+    envelope["properties"]["delivery_tag"] = "tag"
+    message = Message(envelope, channel=SimpleNamespace())
+    message.accept = frozenset({"application/json"})
+    strategy(embed, app, consumer)(message, None, nothing, nothing, ())
+
+
+def test_a_plain_message_goes_straight_to_the_pool(consumer: Any) -> None:
+    receive(consumer)
+    assert consumer.ways == (1, 0)
+    request, limits = consumer.pool.taken[0]
+    assert (request.id, request.args, request.kwargs) == ("one", [["a text"]], {})
+    assert limits == (None, None)
+    assert state.requests["one"] is request
+    assert request in state.reserved_requests
+
+
+def test_time_limits_of_the_message_go_along(consumer: Any) -> None:
+    receive(consumer, {"timelimit": [20, 10]})
+    assert consumer.pool.taken[0][1] == (20, 10)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": "2100-01-01T00:00:00+00:00"},
+        {"expires": "2100-01-01T00:00:00+00:00"},
+        {"stamped_headers": ["tenant"], "stamps": {"tenant": ["a"]}},
+    ],
+    ids=lambda headers: next(iter(headers)),
+)
+def test_what_asks_for_more_goes_celerys_way(consumer: Any, headers: dict[str, Any]) -> None:
+    receive(consumer, headers)
+    assert consumer.ways == (0, 1)
+
+
+def test_a_rate_limit_is_celerys_to_keep(consumer: Any) -> None:
+    consumer.task_buckets[embed.name] = object()
+    receive(consumer)
+    assert consumer.ways == (0, 1)
+
+
+def test_whoever_listens_hears_of_every_message(consumer: Any) -> None:
+    heard: list[str] = []
+
+    def listen(request: Any, **_: Any) -> None:
+        heard.append(request.id)
+
+    signals.task_received.connect(listen)
+    try:
+        receive(consumer)
+    finally:
+        signals.task_received.disconnect(listen)
+    assert heard == ["one"]
+    assert consumer.ways == (0, 1)
+
+
+def test_an_expired_message_is_not_handed_over(consumer: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(type(embed.app.backend), "mark_as_revoked", lambda *_, **__: None)
+    long_ago = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(0))
+    receive(consumer, {"expires": long_ago})
+    assert consumer.ways == (0, 0)
