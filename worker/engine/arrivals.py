@@ -5,20 +5,26 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from worker.contract.lanes import Lane
 from worker.engine.job import Job
 
 
 class Arrivals:
-    """In the order they came. Its lock is the engine's; the caller of any method holds it."""
+    """Lane by lane, those of a lane in the order they came; one that got nothing comes first next.
+
+    Its lock is the engine's; the caller of any method holds it.
+    """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._filled = threading.Condition(lock)
-        self._jobs: deque[Job] = deque()
+        self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        #: A lane that got nothing in the last turn although jobs waited in it.
+        self._passed_over: Lane | None = None
         self._closed = False
 
     def put(self, job: Job) -> None:
         """A job has come in."""
-        self._jobs.append(job)
+        self._lanes[job.lane].append(job)
         self._filled.notify()
 
     def close(self) -> None:
@@ -26,14 +32,21 @@ class Arrivals:
         self._closed = True
         self._filled.notify_all()
 
-    def take(self, most: int) -> list[Job]:
-        """Wait for jobs and take those of up to `most` texts, but one; empty once closed."""
-        while not (self._jobs or self._closed):
+    def take(self, texts: int) -> list[Job]:
+        """Wait for jobs and take those of so many texts, or one of more; empty once closed."""
+        while not self._closed:
+            jobs: list[Job] = []
+            left = texts
+            first, self._passed_over = self._passed_over, None
+            for lane in sorted(self._lanes, key=lambda lane: lane is not first):
+                waiting = self._lanes[lane]
+                before = len(waiting)
+                while waiting and (not jobs or len(waiting[0].texts) <= left):
+                    jobs.append(waiting.popleft())
+                    left -= len(jobs[-1].texts)
+                if waiting and len(waiting) == before:
+                    self._passed_over = lane
+            if jobs:
+                return jobs
             self._filled.wait()
-        taken: list[Job] = []
-        while self._jobs and not self._closed:
-            most -= len(self._jobs[0].texts)
-            if taken and most < 0:
-                break
-            taken.append(self._jobs.popleft())
-        return taken
+        return []

@@ -18,8 +18,8 @@ from worker.engine.counts import Counts
 from worker.engine.job import Job
 from worker.engine.sink import Sink
 
-#: Texts that are looked up, or kept, together, if no job alone has more.
-_TEXTS_TOGETHER = 4096
+#: Texts that are looked up together, and kept together, if no job alone has more.
+_TEXTS_A_LOOKUP, _TEXTS_A_WRITE = 1024, 4096
 #: Texts that may wait to be kept; those of further jobs are dropped.
 _MOST_WAITING = 16_384
 #: Seconds to wait for the writer before looking around.
@@ -43,7 +43,7 @@ class Lookup:
         """Until the backlog is shut."""
         while True:
             with self._backlog.lock:
-                jobs = self._backlog.arrivals.take(_TEXTS_TOGETHER)
+                jobs = self._backlog.arrivals.take(_TEXTS_A_LOOKUP)
             if not jobs:
                 return
             self._look_up(jobs)
@@ -151,7 +151,7 @@ class Keeping:
                 self._filled.wait()
             several: list[Ended] = []
             texts = 0
-            while self._waiting and texts < _TEXTS_TOGETHER and not self._backlog.closing:
+            while self._waiting and texts < _TEXTS_A_WRITE and not self._backlog.closing:
                 several.append(self._waiting.popleft())
                 texts += len(several[-1].job.texts)
             self._texts -= texts
