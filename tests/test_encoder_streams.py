@@ -140,7 +140,19 @@ def test_streams_compute_with_their_own_cores_and_leave_others_theirs(streams: S
 
 
 def test_closing_ends_the_threads() -> None:
+    before = set(threading.enumerate())
     streams = Streams(2)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2
     streams.close()
-    names = {thread.name for thread in threading.enumerate()}
-    assert not {"embedq-stream-0", "embedq-stream-1"} & names
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_the_threads_end_when_nobody_holds_the_streams() -> None:
+    before = set(threading.enumerate())
+    streams = Streams(2)
+    threads = set(threading.enumerate()) - before
+    del streams
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)

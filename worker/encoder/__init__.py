@@ -14,6 +14,7 @@ In reading order:
 `token_rules`    how a model wants its texts tokenised …
 `tokenizer`      … and the Rust calls that do it
 `forward`        a batch packed into one sequence, padded into rectangles, or looked up
+`bert`           the layers of BERT and its closest relatives, for packed batches on a CPU
 `streams`        a batch in parts, each on a core of its own
 `rectangles`     texts of like length, padded to the longest
 `layout`         where each text of a packed batch lies

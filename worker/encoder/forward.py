@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from worker.encoder.attention import PACKED_ATTENTION, attending_to
-from worker.encoder.layout import pack
+from worker.encoder.layout import PackedBatch, pack
 from worker.encoder.library import attention_of, set_attention
 from worker.encoder.pooling import packed_pooling
 from worker.encoder.rectangles import Rectangle, rectangles
@@ -42,49 +43,73 @@ class Forward(Protocol):
         """Vectors of a batch of texts of one token or more, float32 (n, size)."""
 
 
+class Layers(Protocol):
+    """A transformer over packed batches; several threads may call it at once."""
+
+    def __call__(self, packed: PackedBatch) -> torch.Tensor:
+        """Vectors of a batch's tokens (T, size)."""
+
+
 class PackedForward:
     """Runs a transformer over all tokens of a batch at once; see `attention` for how.
 
     `cost`: how to group texts for attention, None for one variable-length kernel. Raises
     `NotImplementedError` where the model cannot be run so; that it can is no promise that the
-    vectors are right, which is for `probe` to find out.
+    vectors are right, which is for `probe` to find out. `layers`: what runs in place of the
+    transformer; `BertLayers` or `ItsOwnLayers`.
     """
 
     packed = True
     padding = 0
 
-    def __init__(self, model: SentenceTransformer, cost: GroupCost | None) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        cost: GroupCost | None,
+        layers: Callable[[SentenceTransformer], Layers] | None = None,
+    ) -> None:
         transformer, pooling, *self._rest = model.children()
         if type(transformer) is not Transformer or type(pooling) is not Pooling:
             raise NotImplementedError("it is not a transformer followed by pooling")
-        set_attention(model, PACKED_ATTENTION)
-        if attention_of(model) != PACKED_ATTENTION:
-            raise NotImplementedError("its attention is its own")
         modes: Any = pooling.pooling_mode
         self._pool = packed_pooling((modes,) if isinstance(modes, str) else tuple(modes))
-        self._transformer = transformer
-        self._takes_types = takes_token_types(model)
-        self._position_offset = position_offset(model)
+        self._layers = (layers or ItsOwnLayers)(model)
         self._device = model.device
         self._truncate_dim = model.truncate_dim
         self._cost = cost
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
         packed = pack(batch, self._cost, self._device)
-        features: dict[str, Any] = {"input_ids": packed.ids, "position_ids": packed.positions}
-        if self._position_offset:
-            features["position_ids"] = packed.positions + self._position_offset
-        if self._takes_types:
-            features["token_type_ids"] = torch.zeros_like(packed.ids)
-        with attending_to(packed):
-            tokens = self._transformer(features)["token_embeddings"][0]
-        features = {"sentence_embedding": self._pool(tokens, packed)}
+        features = {"sentence_embedding": self._pool(self._layers(packed), packed)}
         for module in self._rest:
             features = module(features)
         vectors = features["sentence_embedding"][:, : self._truncate_dim]
         out = np.empty(vectors.shape, dtype=np.float32)
         out[packed.order] = vectors.float().cpu().numpy()
         return out
+
+
+class ItsOwnLayers:
+    """The transformer as it was loaded, with attention that knows of packed batches."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        set_attention(model, PACKED_ATTENTION)
+        if attention_of(model) != PACKED_ATTENTION:
+            raise NotImplementedError("its attention is its own")
+        self._transformer = model[0]
+        self._takes_types = takes_token_types(model)
+        self._position_offset = position_offset(model)
+
+    def __call__(self, packed: PackedBatch) -> torch.Tensor:
+        """Vectors of a batch's tokens (T, size)."""
+        features: dict[str, Any] = {"input_ids": packed.ids, "position_ids": packed.positions}
+        if self._position_offset:
+            features["position_ids"] = packed.positions + self._position_offset
+        if self._takes_types:
+            features["token_type_ids"] = torch.zeros_like(packed.ids)
+        with attending_to(packed):
+            tokens: torch.Tensor = self._transformer(features)["token_embeddings"][0]
+        return tokens
 
 
 class PaddedForward:

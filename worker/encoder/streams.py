@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
@@ -85,25 +86,31 @@ def split(lengths: NDArray[np.int64], streams: int) -> list[NDArray[np.int64]]:
 
 
 class Streams:
-    """Daemon threads that each compute with `cores` cores; they end with `close`.
+    """Daemon threads that each compute with `cores` cores.
 
-    A call that hangs hangs its caller, and keeps no process alive.
+    They end with `close`, and when nobody holds the object any more. A call that hangs hangs its
+    caller, and keeps no process alive.
     """
 
     def __init__(self, count: int, cores: int = 1) -> None:
-        self._cores = cores
-        self._ready = threading.Barrier(count + 1)
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        ready = threading.Barrier(count + 1)
         self._threads = [
-            threading.Thread(target=self._work, name=f"embedq-stream-{number}", daemon=True)
+            threading.Thread(
+                target=_work,
+                args=(self._calls, cores, ready),
+                name=f"embedq-stream-{number}",
+                daemon=True,
+            )
             for number in range(count)
         ]
         everywhere = torch.get_num_threads()
         for thread in self._threads:
             thread.start()
-        self._ready.wait()
+        ready.wait()
         # What was set last holds for every thread that has not computed yet.
         torch.set_num_threads(everywhere)
+        self._end = weakref.finalize(self, _end, self._calls, count)
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -118,21 +125,28 @@ class Streams:
 
     def close(self) -> None:
         """End the threads once they have run what they were given. No call may follow."""
-        for _ in self._threads:
-            self._calls.put(None)
+        self._end()
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
-        # when it computes here for the first time.
-        torch.get_num_threads()
-        torch.set_num_threads(self._cores)
-        self._ready.wait()
-        while (call := self._calls.get()) is not None:
-            call()
-            # A queue that is empty must not keep the last batch.
-            del call
+
+def _work(
+    calls: SimpleQueue[Callable[[], None] | None], cores: int, ready: threading.Barrier
+) -> None:
+    # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
+    # when it computes here for the first time.
+    torch.get_num_threads()
+    torch.set_num_threads(cores)
+    ready.wait()
+    while (call := calls.get()) is not None:
+        call()
+        # A queue that is empty must not keep the last batch.
+        del call
+
+
+def _end(calls: SimpleQueue[Callable[[], None] | None], count: int) -> None:
+    for _ in range(count):
+        calls.put(None)
 
 
 def _settle(future: Future[T], call: Callable[[S], T], item: S) -> None:

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
 from worker.contract.models import UNLIMITED, ModelInfo, ModelSpec
-from worker.encoder import accuracy, cpu, devices, probe
+from worker.encoder import accuracy, bert, cpu, devices, probe
+from worker.encoder.bert import BertLayers
 from worker.encoder.forward import (
     GROUP_COST,
     Forward,
@@ -51,8 +52,6 @@ def load_torch(
     model = open_model(spec, place, number_format)
     if place.type == "cpu":
         cpu.keep_freed_memory()
-        cpu.fuse_activations(model)
-        cpu.lay_out_weights(model)
     try:
         rules, rust = token_rules(model)
         tokenizer = Tokenizer(rust, rules)
@@ -85,7 +84,7 @@ def load_torch(
     streams = _streams(place, forward)
     if streams is not None:
         forward = StreamedForward(forward, streams)
-    return TorchEncoder(info, model, tokenizer, forward, streams)
+    return TorchEncoder(info, place, tokenizer, forward, streams)
 
 
 class TorchEncoder:
@@ -94,13 +93,13 @@ class TorchEncoder:
     def __init__(
         self,
         info: ModelInfo,
-        model: SentenceTransformer,
+        device: torch.device,
         tokenizer: Tokenizer,
         forward: Forward,
         streams: Streams | None = None,
     ) -> None:
         self._info = info
-        self._model = model
+        self._device = device
         self._tokenizer = tokenizer
         self._forward = forward
         self._streams = streams
@@ -124,7 +123,7 @@ class TorchEncoder:
         return devices.is_out_of_memory(error)
 
     def release_memory(self) -> None:
-        devices.release_cached_memory(self._model.device)
+        devices.release_cached_memory(self._device)
         cpu.return_freed_memory()
 
     def warm_up(self) -> None:
@@ -141,9 +140,8 @@ class TorchEncoder:
     def close(self) -> None:
         if self._streams is not None:
             self._streams.close()
-        device = self._model.device
-        del self._model, self._forward, self._tokenizer
-        devices.release_cached_memory(device)
+        del self._forward, self._tokenizer
+        devices.release_cached_memory(self._device)
 
 
 def _streams(place: torch.device, forward: Forward) -> Streams | None:
@@ -207,6 +205,17 @@ def _candidates(
     if not padded and not probe.is_beyond_trial(model):
         if model.device.type == "cuda" and model.dtype != torch.float32:
             ways.append(("packed in one kernel", lambda: PackedForward(model, None)))
-        ways.append(("packed", lambda: PackedForward(model, GROUP_COST)))
-    ways.append(("padded", lambda: PaddedForward(model)))
+        if bert.knows(model):
+            ways.append(
+                ("with layers of its own", lambda: PackedForward(model, GROUP_COST, BertLayers))
+            )
+        ways.append(("packed", lambda: PackedForward(_quickened(model), GROUP_COST)))
+    ways.append(("padded", lambda: PaddedForward(_quickened(model))))
     return ways
+
+
+def _quickened(model: SentenceTransformer) -> SentenceTransformer:
+    if model.device.type == "cpu":
+        cpu.fuse_activations(model)
+        cpu.lay_out_weights(model)
+    return model

@@ -1,0 +1,76 @@
+"""The layers of BERT that are embedq's own: where they are used, and that they change nothing."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from tests import tiny_models
+from worker.contract.models import ModelSpec
+from worker.encoder import bert, library, load
+from worker.encoder.bert import BertLayers
+from worker.encoder.forward import GROUP_COST, PackedForward
+from worker.encoder.reference import Reference
+
+TEXTS = ["the", "the queue holds texts", "job " * 20, "batch is full " * 40, "zebra 日本語"]
+
+
+def opened(path: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    return library.open_model(ModelSpec("tiny", str(path)), torch.device("cpu"), dtype)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="these layers are for x86"
+)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_own_layers_give_the_vectors_of_the_packed_transformer(family: str, tmp_path: Path) -> None:
+    path = tiny_models.FAMILIES[family](tmp_path)
+    batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(TEXTS)
+    with torch.inference_mode():
+        own = PackedForward(opened(path), GROUP_COST, BertLayers)(batch)
+        plain = PackedForward(opened(path), GROUP_COST)(batch)
+    np.testing.assert_allclose(own, plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", sorted(set(tiny_models.FAMILIES) - {"bert", "roberta"}))
+def test_models_of_other_families_keep_their_layers(family: str, tmp_path: Path) -> None:
+    assert not bert.knows(opened(tiny_models.FAMILIES[family](tmp_path)))
+
+
+def test_other_number_formats_activations_and_machines_keep_the_models_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_models.bert(tmp_path)
+    assert not bert.knows(opened(path, torch.bfloat16))
+    model = opened(path)
+    model.transformers_model.config.hidden_act = "gelu_new"
+    assert not bert.knows(model)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not bert.knows(opened(path))
+
+
+def test_a_linear_layer_that_is_something_else_sends_the_model_to_its_own_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Adapted(torch.nn.Linear):
+        """As a library for fine-tuning might wrap it."""
+
+    def adapted(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
+        model = library.open_model(spec, device, dtype)
+        model.transformers_model.encoder.layer[1].output.dense.__class__ = Adapted
+        return model
+
+    monkeypatch.setattr("worker.encoder.torch_encoder.open_model", adapted)
+    spec = ModelSpec("tiny", str(tiny_models.bert(tmp_path)))
+    with caplog.at_level(logging.WARNING):
+        encoder = load(spec, device="cpu")
+    found = encoder.forward(encoder.tokenize(TEXTS))
+    want = Reference(spec, device="cpu").encode_alone(TEXTS)
+    np.testing.assert_allclose(found, want, atol=1e-5, rtol=0)
+    assert encoder.info.packed

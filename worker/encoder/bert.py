@@ -1,0 +1,144 @@
+"""The layers of BERT and its closest relatives, written for packed batches on an x86 CPU.
+
+The computation is that of `BertModel` in transformers: post-norm blocks of attention and a GELU
+feed-forward layer. What differs is how little stands between two matrix products: queries, keys
+and values are one product, its bias, GELU and the residual are added by the kernel that makes it
+(oneDNN's post-operations), and no step is Python's but the loop over layers.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, NamedTuple, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+from transformers import BertModel, RobertaModel, XLMRobertaModel
+
+from worker.encoder.layout import Group, PackedBatch
+from worker.encoder.token_rules import position_offset
+
+_RELATIVES = (BertModel, RobertaModel, XLMRobertaModel)
+
+
+def knows(model: SentenceTransformer) -> bool:
+    """Whether `BertLayers` are for this model, in its number format, on this machine."""
+    bert: Any = model.transformers_model
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and has_onednn
+        and model.device.type == "cpu"
+        and type(bert) in _RELATIVES
+        and model.dtype == torch.float32
+        and bert.config.hidden_act == "gelu"
+        and not bert.config.is_decoder
+    )
+
+
+class BertLayers:
+    """Token vectors of a model's packed batches; several threads may call it at once.
+
+    For models that this module `knows`, which is no promise that the vectors are right: that is for
+    `probe` to find out. Raises `NotImplementedError` where a layer was replaced by something else.
+    """
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        bert: Any = model.transformers_model
+        tables = bert.embeddings
+        self._words = tables.word_embeddings.weight.detach()
+        # Every token is of the first type.
+        kind = tables.token_type_embeddings.weight[0]
+        self._positions = (tables.position_embeddings.weight + kind).detach()
+        self._offset = position_offset(model)
+        self._norm = _Norm.of(tables.LayerNorm)
+        self._layers = [_Layer.of(layer) for layer in bert.encoder.layer]
+        self._heads = int(bert.config.num_attention_heads)
+
+    def __call__(self, packed: PackedBatch) -> torch.Tensor:
+        """Vectors of a batch's tokens, float32 (T, size)."""
+        rows = embedding(packed.ids[0], self._words)
+        rows = rows.add_(embedding(packed.positions[0] + self._offset, self._positions))
+        rows = self._norm(rows)
+        for layer in self._layers:
+            attended = self._attention(layer.looks(rows), packed)
+            rows = layer.after_attention(layer.attended.plus(attended, rows))
+            rows = layer.after_feed_forward(layer.narrows.plus(layer.widens.gelu(rows), rows))
+        return rows
+
+    def _attention(self, looks: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
+        """Attention inside each text; `looks` (T, 3 * size) holds queries, keys and values."""
+        parts = [self._attend(group, looks) for group in packed.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend(self, group: Group, looks: torch.Tensor) -> torch.Tensor:
+        rows = looks[group.start : group.stop]
+        if group.padded is not None:
+            rows = rows.index_select(0, group.padded)
+        cells = rows.view(group.texts, group.length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        mask = group.mask(causal=False, window=None)
+        out = scaled_dot_product_attention(cells[0], cells[1], cells[2], attn_mask=mask)
+        rows = out.transpose(1, 2).reshape(group.texts * group.length, -1)
+        return rows if group.real is None else rows.index_select(0, group.real)
+
+
+class _Layer(NamedTuple):
+    looks: _Linear
+    attended: _Linear
+    after_attention: _Norm
+    widens: _Linear
+    narrows: _Linear
+    after_feed_forward: _Norm
+
+    @classmethod
+    def of(cls, layer: Any) -> _Layer:
+        attention, output = layer.attention.self, layer.attention.output
+        return cls(
+            _Linear(attention.query, attention.key, attention.value),
+            _Linear(output.dense),
+            _Norm.of(output.LayerNorm),
+            _Linear(layer.intermediate.dense),
+            _Linear(layer.output.dense),
+            _Norm.of(layer.output.LayerNorm),
+        )
+
+
+class _Linear:
+    """One linear layer, or several of the same rows side by side, laid out for oneDNN."""
+
+    def __init__(self, *layers: torch.nn.Module) -> None:
+        if any(type(layer) is not torch.nn.Linear for layer in layers):
+            raise NotImplementedError("a linear layer is something else")
+        linear = cast("tuple[torch.nn.Linear, ...]", layers)
+        weight = torch.cat([layer.weight.detach() for layer in linear])
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
+        self._bias = torch.cat([layer.bias.detach() for layer in linear])
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._run(rows, "none")
+
+    def gelu(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._run(rows, "gelu")
+
+    def plus(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """The layer of `rows`, and `others` added."""
+        added = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
+        return cast("torch.Tensor", added(rows, others, self._weight, self._bias, "add"))
+
+    def _run(self, rows: torch.Tensor, after: str) -> torch.Tensor:
+        run = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+        return cast("torch.Tensor", run(rows, self._weight, self._bias, after, [], "none"))
+
+
+class _Norm(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, norm: Any) -> _Norm:
+        return cls(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
