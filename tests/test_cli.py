@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -103,7 +104,8 @@ def test_health_finds_a_worker_that_makes_progress(
     presence = {"at": time.time(), "hostname": socket.gethostname()}
     redis_client.hset("embedq:workers:embedq", "celery@here", json.dumps(presence))
     run = embedq("health", CELERY_BROKER_URL=redis_url)
-    assert (run.returncode, run.stdout) == (0, "last progress 0 s ago\n")
+    assert run.returncode == 0
+    assert re.fullmatch(r"last progress \d+ s ago\n", run.stdout)
 
     presence["at"] = time.time() - 60
     redis_client.hset("embedq:workers:embedq", "celery@here", json.dumps(presence))
