@@ -89,8 +89,10 @@ def _observe(place: Flask | Blueprint, backend: Backend) -> None:
         if "began" not in g:
             # Another application has answered before us.
             return response
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
+        given = {name.lower() for name, _ in response.headers}
+        response.headers.extend(
+            (name, _HEADERS[name]) for name in _HEADERS if name.lower() not in given
+        )
         response.headers[request_ids.HEADER] = g.request_id
         route = mounting.route()
         seconds = time.perf_counter() - g.began

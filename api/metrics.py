@@ -53,6 +53,8 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        #: By method, route and status: looking them up by labels costs more than counting.
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._accepted = Counter(
             "embedq_jobs_accepted", "Jobs accepted over REST.", registry=self._registry
         )
@@ -76,8 +78,13 @@ class Metrics:
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` is a pattern, not a path."""
         known = method if method in _METHODS else "other"
-        self._requests.labels(known, route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        series = self._series.get((known, route, status))
+        if series is None:
+            series = self._requests.labels(known, route, str(status)), self._seconds.labels(route)
+            self._series[known, route, status] = series
+        count, histogram = series
+        count.inc()
+        histogram.observe(seconds)
 
     def accepted(self, texts: int) -> None:
         """Count a job."""
