@@ -29,6 +29,18 @@ def test_an_attempt_that_a_clean_shutdown_cut_short_does_not_count(suspects: Sus
         suspects.clear(["large", "never counted"])
 
 
+def test_an_attempt_is_taken_back_on_a_full_server(
+    suspects: Suspects, redis_client: redis.Redis
+) -> None:
+    suspects.deaths("linked")
+    redis_client.config_set("maxmemory", 1)
+    try:
+        suspects.clear(["linked"])
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    assert redis_client.get(keys.attempts("linked")) == b"0"
+
+
 def test_the_count_is_kept_for_a_day(suspects: Suspects, redis_client: redis.Redis) -> None:
     suspects.deaths("poison")
     suspects.clear(["large"])

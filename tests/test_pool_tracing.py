@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
 
 from tests.processes import eventually
 from worker import tasks
@@ -18,7 +20,9 @@ from worker.contract.results import Outcome
 from worker.contract.store import Ending, JobStore
 from worker.pool.counts import JobCounts
 from worker.pool.loop import LoopCalls
+from worker.pool.suspects import Suspects
 from worker.pool.tracing import Tracer
+from worker.transport import AMQP
 
 
 class Ticket:
@@ -109,6 +113,37 @@ def test_a_job_whose_outcome_cannot_be_stored_is_put_back(
         tracer.end(ticket, outcome())
         assert heard(ticket, loop) == "put back"
     assert tasks.ready == {}
+
+
+def test_a_job_whose_links_cannot_be_sent_is_put_back_and_others_fail(
+    tracer: Tracer, loop: LoopCalls, redis_url: str
+) -> None:
+    def publish() -> None:
+        raise OperationalError("the server is full")
+
+    with Celery(broker=redis_url, amqp=AMQP, set_as_current=False) as app:
+        ticket: Any = Ticket(lambda *_: app.amqp._retry_publish(publish))
+        tracer.end(ticket, outcome())
+        assert heard(ticket, loop) == "put back"
+        with pytest.raises(OperationalError):
+            app.amqp._retry_publish(publish)
+
+
+def test_a_job_put_back_for_want_of_room_is_no_suspect(
+    store: JobStore, loop: LoopCalls, redis_client: redis.Redis
+) -> None:
+    suspects = Suspects(store, max_attempts=1)
+    tracer = Tracer(store, loop, JobCounts(), suspects=suspects)
+
+    def target(*_: Any) -> None:
+        raise OSError("nowhere to store it")
+
+    for _ in range(3):
+        assert suspects.deaths("job") == 0
+        ticket: Any = Ticket(target, redelivered=True)
+        tracer.end(ticket, outcome())
+        assert heard(ticket, loop) == "put back"
+    tracer.close(5)
 
 
 def test_a_redelivered_job_that_has_ended_is_not_run_again(

@@ -52,7 +52,13 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "result_backend": settings.result_backend,
-        "result_backend_transport_options": {"master_name": settings.sentinel_master},
+        "result_backend_transport_options": {
+            "master_name": settings.sentinel_master,
+            # Beside connections that are lost: a server that is full, or not the primary any more.
+            "additional_connection_errors": [
+                *("redis.exceptions.OutOfMemoryError", "redis.exceptions.ReadOnlyError"),
+            ],
+        },
         # Else a connection dropped while a result is stored turns a good job into a failed one.
         "result_backend_always_retry": True,
         "result_expires": settings.result_ttl,

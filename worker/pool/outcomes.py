@@ -69,7 +69,7 @@ class Outcomes:
         self.counts = JobCounts()
         self._spans = spans
         self._records = DaemonThreads(1, "embedq-records", self._close_record)
-        self.tracer = Tracer(store, loop, self.counts, spans)
+        self.tracer = Tracer(store, loop, self.counts, spans, self._suspects)
 
     # -- the engine's sink ------------------------------------------------------------------
 

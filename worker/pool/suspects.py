@@ -14,6 +14,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the count of a job's attempts is kept.
 _TTL = 24 * 3600
+#: KEYS attempts. ARGV seconds. A full server refuses a script only before its first write.
+_TAKE_BACK = """
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('DECR', KEYS[1])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
 
 
 class Suspects:
@@ -25,6 +31,7 @@ class Suspects:
 
     def __init__(self, store: JobStore, max_attempts: int) -> None:
         self._client = store.client
+        self._take_back = self._client.register_script(_TAKE_BACK)
         self._max_attempts = max_attempts
 
     def deaths(self, job_id: str) -> int:
@@ -48,8 +55,7 @@ class Suspects:
         try:
             with self._client.pipeline() as pipe:
                 for job_id in job_ids:
-                    pipe.decr(keys.attempts(job_id))
-                    pipe.expire(keys.attempts(job_id), _TTL)
+                    self._take_back(keys=[keys.attempts(job_id)], args=[_TTL], client=pipe)
                 if pipe:
                     pipe.execute()
         except redis.RedisError as error:

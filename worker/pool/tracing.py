@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -13,11 +14,15 @@ from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
 from worker.pool.loop import LoopCalls
 from worker.pool.spans import JobSpans
+from worker.pool.suspects import Suspects
 from worker.pool.threads import DaemonThreads
 from worker.pool.tickets import Ticket
+from worker.transport import puts_back
 
 logger = logging.getLogger(__name__)
 
+#: Seconds before another try where Redis takes no outcomes: the job is back at once.
+_PAUSE = 0.5
 #: Jobs that may wait for the tracer before no more messages are fetched: it does hundreds a second
 #: where the engine does thousands.
 _BACKLOG = 512
@@ -36,7 +41,7 @@ class Tracer:
     """Celery's tracer on a thread of its own, since it blocks: it stores results by itself.
 
     The task's body finds its outcome in `tasks.ready`. Where Redis is away the tracer repeats what
-    it does until Redis is back.
+    it does until Redis is back; where what a job hands on cannot be sent, the job is put back.
     """
 
     def __init__(
@@ -45,8 +50,11 @@ class Tracer:
         loop: LoopCalls,
         counts: JobCounts,
         spans: JobSpans | None = None,
+        suspects: Suspects | None = None,
     ) -> None:
         self._store = store
+        self._suspects = suspects
+        self._closing = threading.Event()
         self._counts = counts
         self._spans = spans
         self._loop = loop
@@ -67,6 +75,7 @@ class Tracer:
 
     def close(self, seconds: float) -> None:
         """Finish what waits, in so many seconds at most."""
+        self._closing.set()
         if not self._threads.wait(seconds):
             logger.warning("%d jobs were not ended in time", self._threads.backlog)
         self._threads.close()
@@ -88,7 +97,11 @@ class Tracer:
                 ticket.id,
                 extra={"job_id": ticket.id},
             )
+            if self._suspects is not None and ticket.redelivered:
+                # It did not die of this job.
+                self._suspects.clear([ticket.id])
             self._loop.call(ticket.put_back)
+            self._closing.wait(_PAUSE)
         else:
             # An outcome that could not be handed on, to a link for example, is a failure.
             failed = answer[0] and isinstance(traced.outcome, Outcome)
@@ -106,9 +119,11 @@ class Tracer:
         tasks.ready[ticket.id] = (
             plain(payload(outcome, encoding_format)) if isinstance(outcome, Outcome) else outcome
         )
+        token = puts_back.set(True)
         try:
             return ticket.target(*ticket.args)
         finally:
+            puts_back.reset(token)
             tasks.ready.pop(ticket.id, None)
 
     def _has_ended(self, job_id: str) -> bool:

@@ -46,7 +46,7 @@ and `fetcher` when it is used, `qos`, `channel`, `poller` and `transport` the se
 """
 
 from worker.transport.admission import Admission, admission
-from worker.transport.connection import AMQP, Connection, StockAMQP
+from worker.transport.connection import AMQP, Connection, StockAMQP, puts_back
 from worker.transport.leases import Lease, Leases, lease_of, leases
 from worker.transport.transport import SentinelTransport, Transport
 
@@ -62,4 +62,5 @@ __all__ = [
     "admission",
     "lease_of",
     "leases",
+    "puts_back",
 ]

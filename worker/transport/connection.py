@@ -8,11 +8,15 @@ choice is made where it cannot be lost: in the connection.
 from __future__ import annotations
 
 import ssl
+from contextvars import ContextVar
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import kombu
+import redis
 from celery.app import amqp
+from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
 from kombu.utils.collections import HashedSeq
 
 from worker.transport.transport import SentinelTransport, Transport
@@ -47,13 +51,30 @@ class Connection(StockConnection):
         return self._transports.get(self.transport_cls) or super().get_transport_cls()
 
 
-class AMQP(amqp.AMQP):
+#: Whether a task is put back when what it hands on, to a link for example, cannot be sent now. Else
+#: it fails, as with stock Celery; it has run, and may be one that must not run twice.
+puts_back: ContextVar[bool] = ContextVar("embedq_puts_back", default=False)
+
+
+class _PatientAMQP(amqp.AMQP):
+    """Tells what cannot be sent now from what can never be."""
+
+    def _retry_publish(self, publish: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._retry_publish(publish, *args, **kwargs)
+        except (OperationalError, redis.RedisError) as error:
+            if not puts_back.get():
+                raise
+            raise Reject(error, requeue=True) from error
+
+
+class AMQP(_PatientAMQP):
     """For `Celery(amqp="worker.transport:AMQP")`."""
 
     Connection = BrokerConnection = Connection
 
 
-class StockAMQP(amqp.AMQP):
+class StockAMQP(_PatientAMQP):
     """The same on kombu's own transport."""
 
     Connection = BrokerConnection = StockConnection
