@@ -25,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--how",
         choices=list(_SIGNALS),
-        default="kill",
-        help="the primary's end: killed, or asked to stop, when it lets its replica catch up",
+        default="stop",
+        help="the primary is asked to and lets its replica catch up; or is killed, and what it has "
+        "not passed on is lost to Redis itself, however little",
     )
     parser.add_argument("--pause", type=float, default=5, help="seconds of load before each")
     parser.add_argument("--rest", type=int, default=4, help="callers over REST")

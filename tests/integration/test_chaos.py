@@ -18,9 +18,7 @@ OPTIONS = {"--pause": 1.0, "--rest": 2, "--direct": 2, "--seed": 7}
 # is about.
 PAST_MEMORY = {"--seconds": 15, "--maxmemory-mb": 20, "--result-mb": 1000, "--result-ttl": 4}
 FILLED = {"--fillers": 1, "--filler-seconds": 3, "--rest": 2, "--direct": 3, "--seed": 7}
-# A primary that is asked to stop lets its replica catch up; what a killed one has not passed on is
-# lost to Redis itself.
-FAILOVER = {"--failovers": 1, "--how": "stop", "--pause": 2, "--rest": 2, "--direct": 2}
+FAILOVER = {"--failovers": 1, "--pause": 2, "--rest": 2, "--direct": 2}
 # Of time the soak has tighter bounds, for a machine that does nothing else.
 TAKEOVER = {"--jobs": 300, "--lease-seconds": 4, "--first-within": 90, "--most-pause": 10}
 
