@@ -1,7 +1,8 @@
 """Processor time of a request over REST, by process, with a model that costs nothing.
 
 What is left of a one-text job is the API, Redis, the worker's bookkeeping and the callers' own
-client. Seconds of wall clock depend on who else uses the machine; processor time hardly does.
+client. Processor time depends on who else uses the machine, too, if by a fifth and not by several
+times: what is to be compared runs in turns.
 """
 
 from __future__ import annotations
