@@ -70,7 +70,7 @@ def test_a_part_holds_texts_of_similar_length() -> None:
         lengths(512),
         lengths(512, 16),
         lengths(500, 60, 60, 60),
-        lengths(*[16] * 20),
+        lengths(16, 16, 16),
         lengths(300, 1, 1),
     ],
 )
@@ -93,10 +93,17 @@ def test_vectors_come_back_in_the_order_of_the_batch(streams: Streams) -> None:
     assert all(name.startswith("embedq-stream-") for name, _ in forward.seen)
 
 
-def test_a_whole_batch_runs_on_its_callers_thread(streams: Streams) -> None:
+def test_a_long_text_runs_with_its_callers_cores_and_a_small_batch_on_one(
+    streams: Streams,
+) -> None:
     forward = Summing()
-    StreamedForward(forward, streams)(block(500))
-    assert forward.seen == [(threading.current_thread().name, 1)]
+    run = StreamedForward(forward, streams)
+    run(block(500))
+    assert forward.seen.pop() == (threading.current_thread().name, 1)
+    np.testing.assert_array_equal(run(block(16, 5)), [[16, 0], [5, 5]])
+    ((name, texts),) = forward.seen
+    assert name.startswith("embedq-stream-")
+    assert texts == 2
 
 
 def test_parts_run_at_the_same_time(streams: Streams) -> None:

@@ -21,8 +21,10 @@ from worker.tokens import TokenBlock
 S = TypeVar("S")
 T = TypeVar("T")
 
-#: Tokens of a part, at least: below, what torch does between two kernels shows.
-_LEAST_TOKENS = 192
+#: Tokens of a part, at least. Two texts of 16 tokens each run as fast one after the other.
+_LEAST_TOKENS = 32
+#: Batches of fewer tokens gain nothing from a second core.
+_SMALL_TOKENS = 64
 #: How much more than its fair share the largest part may hold before cores wait for one another
 #: longer than they do inside each kernel.
 _IMBALANCE = 1.25
@@ -33,8 +35,8 @@ class StreamedForward:
 
     Cores that share every kernel wait for one another at the end of each; a core that another
     process takes away for a moment then holds up all of them, hundreds of times a batch. Parts
-    meet once, at the end of the batch. A batch of one long text, or of few tokens, is run as a
-    whole on the caller's thread, with all its cores.
+    meet once, at the end of the batch. A batch of few tokens runs as a whole on one stream, and one
+    that is mostly a single long text on the caller's thread, with all its cores.
 
     The device thread calls it; `streams` run nothing but what it hands them.
     """
@@ -55,6 +57,8 @@ class StreamedForward:
         """Vectors of a batch, float32 (n, size), in its order."""
         parts = split(batch.lengths, len(self._streams))
         if len(parts) == 1:
+            if batch.tokens < _SMALL_TOKENS:
+                return self._streams.map(self._run, [batch])[0]
             return self._forward(batch)
         vectors = self._streams.map(self._run, [batch.take(part) for part in parts])
         out = np.empty((len(batch), vectors[0].shape[1]), dtype=np.float32)
