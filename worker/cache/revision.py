@@ -16,7 +16,7 @@ _ELSEWHERE = "adapter_config.json"
 
 
 def revision(spec: ModelSpec, info: ModelInfo) -> bytes:
-    """A digest of 32 bytes. Reads every file of the model: about a second for two gigabytes.
+    """A digest of 32 bytes. Reads every file of the model: about two seconds for two gigabytes.
 
     Raises ModelUnavailable where the files are not to be found or not all there, OSError where one
     cannot be read.
