@@ -25,9 +25,12 @@ def opened(path: Path, dtype: torch.dtype = torch.float32) -> SentenceTransforme
     return library.open_model(ModelSpec("tiny", str(path)), torch.device("cpu"), dtype)
 
 
-@pytest.mark.skipif(
+on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="these layers are for x86"
 )
+
+
+@on_x86
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_own_layers_give_the_vectors_of_the_packed_transformer(family: str, tmp_path: Path) -> None:
     path = tiny_models.FAMILIES[family](tmp_path)
@@ -36,6 +39,22 @@ def test_own_layers_give_the_vectors_of_the_packed_transformer(family: str, tmp_
         own = PackedForward(opened(path), GROUP_COST, BertLayers)(batch)
         plain = PackedForward(opened(path), GROUP_COST)(batch)
     np.testing.assert_allclose(own, plain, atol=1e-6, rtol=0)
+
+
+@on_x86
+def test_own_layers_that_give_other_vectors_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bert, "position_offset", lambda _: 0)
+    spec = ModelSpec("tiny", str(tiny_models.roberta(tmp_path)))
+    with caplog.at_level(logging.WARNING, "worker.encoder"):
+        encoder = load(spec, device="cpu")
+    assert encoder.info.packed
+    (warning,) = caplog.messages
+    assert warning.startswith("model tiny does not run with layers of its own: vectors differ by")
+    want = Reference(spec, device="cpu").encode_alone(TEXTS)
+    found = encoder.forward(encoder.tokenize(TEXTS))
+    np.testing.assert_allclose(found, want, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", sorted(set(tiny_models.FAMILIES) - {"bert", "roberta"}))

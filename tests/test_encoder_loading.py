@@ -21,7 +21,7 @@ from worker.contract.errors import (
     SettingsError,
 )
 from worker.contract.models import ModelSpec
-from worker.encoder import devices, forward, library, load, token_rules
+from worker.encoder import bert, devices, forward, library, load, token_rules
 from worker.encoder.layout import Group
 from worker.encoder.reference import Reference
 from worker.tokens import TokenBlock
@@ -37,6 +37,7 @@ def test_a_model_that_packs_wrongly_is_run_padded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tiny_models.roberta(tmp_path)
+    monkeypatch.setattr(bert, "knows", lambda _: False)
     monkeypatch.setattr(forward, "position_offset", lambda _: 0)
     with caplog.at_level(logging.WARNING, "worker.encoder"):
         encoder = load(tiny(path), device="cpu")

@@ -45,6 +45,12 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def start(client: redis.Redis, start: Start) -> Start:
+    """The engines of these tests end before their client is closed."""
+    return start
+
+
+@pytest.fixture
 def cache(client: redis.Redis) -> Cache:
     return Cache(Keys(REVISIONS), client, client, queue="embedq", bound=2**24)
 
