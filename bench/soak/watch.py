@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -19,20 +20,12 @@ from worker.contract import keys
 _ASKED, _TAKEN = 200, 20_000
 
 
-class Auditor:
-    """Reads outcomes as they come, since they expire; takes the jobs it has seen off `accepted`.
+class _Watch(ABC):
+    """A thread that looks on, from `start` to `close`."""
 
-    One thread, from `start` to `close`; `counts` and the accepted jobs are under `accepted.lock`.
-    """
-
-    def __init__(self, stage: Stage, accepted: Accepted, expected: Expected) -> None:
-        #: Jobs by how they ended: `right`, `wrong`, `failed: …`.
-        self.counts: Counter[str] = Counter()
-        self._stage = stage
-        self._accepted = accepted
-        self._expected = expected
+    def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -40,6 +33,25 @@ class Auditor:
     def close(self) -> None:
         self._stopping.set()
         self._thread.join()
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Look on until `_stopping` is set."""
+
+
+class Auditor(_Watch):
+    """Reads outcomes as they come, since they expire; takes the jobs it has seen off `accepted`.
+
+    `counts` and the accepted jobs are under `accepted.lock`.
+    """
+
+    def __init__(self, stage: Stage, accepted: Accepted, expected: Expected) -> None:
+        super().__init__("auditor")
+        #: Jobs by how they ended: `right`, `wrong`, `failed: …`.
+        self.counts: Counter[str] = Counter()
+        self._stage = stage
+        self._accepted = accepted
+        self._expected = expected
 
     @property
     def ended(self) -> int:
@@ -69,23 +81,15 @@ class Auditor:
                     self._accepted.jobs[job_id] = self._accepted.jobs.pop(job_id)
 
 
-class MemoryGauge:
-    """Notes how much memory the server uses, four times a second. One thread."""
+class MemoryGauge(_Watch):
+    """Notes how much memory the server uses, four times a second."""
 
     def __init__(self, stage: Stage) -> None:
+        super().__init__("memory")
         #: Bytes, as the server counts them against its `maxmemory`.
         self.highest = 0
         self._stage = stage
         self._looks = self._full = 0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     @property
     def share_full(self) -> float:

@@ -96,6 +96,18 @@ def test_a_bug_fails_the_batch_and_says_no_more_than_that(
     assert "KeyError" in caplog.text
 
 
+def test_a_batch_that_can_be_neither_run_nor_failed_is_failed_as_soon_as_it_can_be(
+    bulk: BulkStand, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = bulk.create(jsonl([line("a")]))
+    monkeypatch.setattr(Coordinator, "run", failing(Coordinator.run, KeyError("run"), 1))
+    monkeypatch.setattr(BatchStore, "move", failing(BatchStore.move, KeyError("move"), 3))
+    run(batch_id)
+    batch = bulk.batch(batch_id)
+    assert batch.status is BatchStatus.FAILED
+    assert [fault.code for fault in batch.errors] == ["internal_error"]
+
+
 def test_a_batch_of_another_run_is_left_to_it(
     bulk: BulkStand, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

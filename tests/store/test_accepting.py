@@ -14,7 +14,7 @@ from tests.store.stand import (
     new_job,
     success,
 )
-from worker.contract import keys, store
+from worker.contract import keys, store, submissions
 from worker.contract.jobs import Status
 from worker.contract.store import JobStore, Once
 
@@ -181,7 +181,7 @@ def test_a_key_of_a_job_that_is_gone_stands_for_a_new_one(
 ) -> None:
     once = Once("key", "body")
     jobs.accept(new_job("one"), b"m", once=once)
-    assert 0 < redis_client.ttl(keys.idempotency("", "key")) <= store.IDEMPOTENCY_TTL
+    assert 0 < redis_client.ttl(keys.idempotency("", "key")) <= submissions.IDEMPOTENCY_TTL
     redis_client.delete(keys.job("one"))
     assert jobs.accept(new_job("two"), b"m", once=once).verdict == "accepted"
     assert jobs.accept(new_job("three"), b"m", once=once).job_id == "two"

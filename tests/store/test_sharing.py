@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from tests.store.stand import QUEUE, RESULT_TTL, failure, ledger, new_job, success
-from worker.contract import keys, store
+from worker.contract import keys, submissions
 from worker.contract.jobs import Status
 from worker.contract.store import JobStore, Once
 
@@ -116,4 +116,4 @@ def test_a_lost_answer_makes_no_second_job_and_a_job_that_is_gone_is_left_in_pea
 
 def test_what_is_shared_is_forgotten_in_time(jobs: JobStore, redis_client: redis.Redis) -> None:
     jobs.accept(new_job("one"), b"m", once=SHARED)
-    assert 0 < redis_client.ttl(keys.shared("", "body")) <= store.SHARED_TTL
+    assert 0 < redis_client.ttl(keys.shared("", "body")) <= submissions.SHARED_TTL

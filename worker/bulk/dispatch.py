@@ -18,7 +18,7 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import Lane, list_of
 from worker.contract.liveness import Workers
 from worker.contract.record import JobRecord
-from worker.contract.store import EACH_ITS_OWN, NewJob, Once
+from worker.contract.submissions import EACH_ITS_OWN, NewJob, Once
 
 #: Seconds of the workers' time, and batches of each of them, that may be under way at once.
 _SECONDS_AHEAD = 2.0

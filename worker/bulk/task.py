@@ -27,7 +27,8 @@ _TRIES = 10
 def batch(batch_id: str) -> None:
     """Run a batch to its end, or for a turn; it is not left without a next run or an end.
 
-    While Redis is away it waits. Where this process dies, the message is delivered again.
+    While Redis is away it waits. Where this process dies, the message is delivered again. A batch
+    that cannot be run is failed, however often that has to be tried.
     """
     fault: FileFault | None = None
     tries = 0
@@ -50,9 +51,8 @@ def batch(batch_id: str) -> None:
             if tries >= _TRIES:
                 fault = FileFault(error.code, error.message)
         except Exception:
+            # Not even failed, perhaps: it is tried until it has an end, here or after a restart.
             logger.exception("Batch %s cannot be run", batch_id)
-            if fault is not None:
-                return
             fault = FileFault("internal_error", "the batch cannot be run; the worker's log has why")
         else:
             return

@@ -12,8 +12,9 @@ In reading order:
 - `server`    Redis clients from Celery's URLs
 - `round_trips` commands of many threads go together
 - `scripts`   Lua: the steps that must happen whole or not at all
-- `endings`   … and the one that ends many jobs
+- `endings`   how jobs end, many at once
 - `record`    a job as its owner sees it
+- `submissions` a job that is offered, and how that went
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve
 - `figures`   what a worker counts, and how that travels

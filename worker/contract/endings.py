@@ -1,9 +1,82 @@
-"""The Lua script that ends jobs, many at once, whole or not at all."""
+"""How jobs end: many at once, by one Lua script, whole or not at all."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import redis
+
 from worker.contract import keys
+from worker.contract.jobs import Status
 from worker.contract.scripts import ENDED
+
+#: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
+#: and jobs that end so at a time. Leases take some of it, too: one is larger than its message was.
+RESERVE = 8 * 2**20
+_ENDED_FROM_RESERVE = 16
+
+
+class Ending(NamedTuple):
+    """How a job ended.
+
+    `meta` is the outcome to store, empty where Celery stored it already or nobody wants it; `tag`
+    is the lease that ends with it, empty where there is none.
+    """
+
+    id: str
+    status: Status
+    tag: str = ""
+    meta: bytes = b""
+    prompt_tokens: int = 0
+    texts: int = 0
+    code: str = ""
+    message: str = ""
+    started: float = 0.0
+
+
+class Endings:
+    """Ends jobs of one queue on one Redis database. Safe to share between threads."""
+
+    def __init__(self, client: redis.Redis, ledger: str, result_ttl: int) -> None:
+        self._ledger = ledger
+        self._result_ttl = result_ttl
+        self._finish = client.register_script(FINISH)
+
+    def end(self, endings: Sequence[Ending], lease_keys: Sequence[str]) -> None:
+        """End jobs, each once: a job that has an outcome keeps it and only loses its lease.
+
+        `lease_keys` name the hash and the sorted set that hold leases. A server that is full takes
+        a few at a time, as far as `RESERVE` goes: else one that is full of messages would never
+        have room for the outcomes that make it. May be repeated after an error. Raises
+        redis.RedisError, of which OutOfMemoryError says that the reserve is used up, too.
+        """
+        try:
+            self._end(endings, lease_keys, reserve="")
+        except redis.OutOfMemoryError:
+            for at in range(0, len(endings), _ENDED_FROM_RESERVE):
+                self._end(endings[at : at + _ENDED_FROM_RESERVE], lease_keys, reserve=RESERVE)
+
+    def _end(
+        self, endings: Sequence[Ending], lease_keys: Sequence[str], *, reserve: int | str
+    ) -> None:
+        arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
+        arguments.append(reserve)
+        for end in endings:
+            arguments += (
+                end.id,
+                end.tag,
+                end.meta,
+                end.status.value,
+                end.prompt_tokens,
+                end.texts,
+                end.code,
+                end.message,
+                end.started or "",
+            )
+        self._finish(keys=[self._ledger, *lease_keys], args=arguments)
+
 
 #: Lets a script write on a full server while that uses no more than its `maxmemory` and `reserve`
 #: bytes or a twentieth beyond. Redis refuses a script only before its first write, and the one here

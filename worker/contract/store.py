@@ -10,100 +10,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 import redis
 
-from worker.contract import endings, keys, scripts
+from worker.contract import keys, listing, scripts
+from worker.contract.endings import Ending, Endings
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 from worker.contract.round_trips import Command, RoundTrips
+from worker.contract.submissions import EACH_ITS_OWN, Acceptance, NewJob, Once
 
 __all__ = ["Acceptance", "Depth", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
 
 #: Seconds that a job may wait or run before its record is given up.
 RECORD_TTL = 7 * 24 * 3600
-#: Seconds that an Idempotency-Key is remembered.
-IDEMPOTENCY_TTL = 24 * 3600
-#: Seconds that a shared job can be joined; nobody waits longer for one.
-SHARED_TTL = 3600
 #: Newest jobs of an owner that a listing reaches.
 LISTED_JOBS = 100_000
-#: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
-#: and jobs that end so at a time. Leases take some of it, too: one is larger than its message was.
-RESERVE = 8 * 2**20
-_ENDED_FROM_RESERVE = 16
-#: Records that one filtered page reads at most.
-_SCANNED = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job about to be accepted; `tokens` and `result_bytes` are estimates.
-
-    `created` in seconds since the epoch.
-    """
-
-    id: str
-    total: int
-    tokens: int
-    result_bytes: int
-    model: str = ""
-    owner: str = ""
-    lane: Lane = Lane.NORMAL
-    created: float = field(default_factory=time.time)
-
-
-class Once(NamedTuple):
-    """How a submission relates to earlier ones of its owner.
-
-    With a `key` (Idempotency-Key) an earlier one of the same `fingerprint` is replayed, of another
-    is in conflict. `shared` instead joins one of the same `fingerprint` that has not ended.
-    """
-
-    key: str | None = None
-    fingerprint: str = ""
-    shared: bool = False
-
-
-EACH_ITS_OWN: Final = Once()
-
-
-class Ending(NamedTuple):
-    """How a job ended.
-
-    `meta` is the outcome to store, empty where Celery stored it already or nobody wants it; `tag`
-    is the lease that ends with it, empty where there is none.
-    """
-
-    id: str
-    status: Status
-    tag: str = ""
-    meta: bytes = b""
-    prompt_tokens: int = 0
-    texts: int = 0
-    code: str = ""
-    message: str = ""
-    started: float = 0.0
-
-
-class Acceptance(NamedTuple):
-    """How a submission ended.
-
-    `accepted`, `replayed` or `conflict` (Idempotency-Key; `job_id` is the earlier job), `full`
-    or `owner_full` (tokens of all, of the owner) or `results_full` (bytes of results). `level` is
-    what the ledger holds then: tokens,
-    or bytes where those are full; 0 where it was not asked. `lane` is where an accepted job waits.
-    """
-
-    verdict: str
-    job_id: str
-    level: int = 0
-    lane: Lane = Lane.NORMAL
 
 
 class Depth(NamedTuple):
@@ -130,7 +56,7 @@ class JobStore:
         #: For what many callers ask for at once.
         self._trips = RoundTrips(client)
         self._accept = self._trips.script(scripts.ACCEPT)
-        self._finish = client.register_script(endings.FINISH)
+        self._endings = Endings(client, self._ledger, result_ttl)
         self._reconcile = client.register_script(scripts.RECONCILE)
         self._progress = client.register_script(scripts.PROGRESS)
         self._cancel = client.register_script(scripts.CANCEL)
@@ -161,7 +87,7 @@ class JobStore:
                 keys.job(job.id),
                 keys.jobs(job.owner),
                 self._ledger,
-                _once_key(job.owner, once),
+                once.key_of(job.owner),
                 *(list_of(self._queue, lane.step) for lane in Lane),
             ],
             [
@@ -177,7 +103,7 @@ class JobStore:
                 RECORD_TTL,
                 LISTED_JOBS,
                 once.fingerprint,
-                SHARED_TTL if once.shared else IDEMPOTENCY_TTL,
+                once.seconds,
                 self._result_ttl,
                 message or b"",
                 int(once.shared),
@@ -259,37 +185,8 @@ class JobStore:
         ]
 
     def finish(self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")) -> None:
-        """End jobs, each once: a job that has an outcome keeps it and only loses its lease.
-
-        `lease_keys` name the hash and the sorted set that hold leases. A server that is full takes
-        a few at a time, as far as `RESERVE` goes: else one that is full of messages would never
-        have room for the outcomes that make it. May be repeated after an error. Raises
-        redis.RedisError, of which OutOfMemoryError says that the reserve is used up, too.
-        """
-        try:
-            self._end(endings, lease_keys, reserve="")
-        except redis.OutOfMemoryError:
-            for at in range(0, len(endings), _ENDED_FROM_RESERVE):
-                self._end(endings[at : at + _ENDED_FROM_RESERVE], lease_keys, reserve=RESERVE)
-
-    def _end(
-        self, endings: Sequence[Ending], lease_keys: Sequence[str], *, reserve: int | str
-    ) -> None:
-        arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
-        arguments.append(reserve)
-        for end in endings:
-            arguments += (
-                end.id,
-                end.tag,
-                end.meta,
-                end.status.value,
-                end.prompt_tokens,
-                end.texts,
-                end.code,
-                end.message,
-                end.started or "",
-            )
-        self._finish(keys=[self._ledger, *lease_keys], args=arguments)
+        """End jobs, each once, and the leases they had; see `Endings.end`."""
+        self._endings.end(endings, lease_keys)
 
     def reconcile(self) -> None:
         """Put the ledger right where nothing waits and nothing runs. Raises redis.RedisError.
@@ -334,27 +231,14 @@ class JobStore:
         None where there are no more. A page of one status may hold fewer than `limit`, even none,
         and still have a next one. Raises KeyError where `after` is not in the owner's listing.
         """
-        listing = keys.jobs(owner)
-        start = 0
-        if after is not None:
-            rank = cast("int | None", self.client.zrevrank(listing, after))
-            if rank is None:
-                raise KeyError(after)
-            start = rank + 1
-        found: list[JobRecord] = []
-        last = after
-        for offset in range(start, start + _SCANNED, limit):
-            raw = cast("list[bytes]", self.client.zrevrange(listing, offset, offset + limit - 1))
-            ids = [job_id.decode() for job_id in raw]
-            for job_id, record in zip(ids, self.read_many(ids), strict=True):
-                if record is not None and status in (None, record.status):
-                    if len(found) == limit:
-                        return found, last
-                    found.append(record)
-                last = job_id
-            if len(ids) < limit:
-                return found, None
-        return found, last
+        return listing.page_of_many(
+            self.client,
+            keys.jobs(owner),
+            self.read_many,
+            limit=limit,
+            after=after,
+            wanted=lambda record: status in (None, record.status),
+        )
 
     def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
         """Of an ended job, or of a success only."""
@@ -391,10 +275,3 @@ def _with_outcome(
     if raw is not None and not record.status.ended:
         record = with_outcome(record, orjson.loads(raw))
     return record, raw
-
-
-def _once_key(owner: str, once: Once) -> str:
-    """Where the earlier submission is noted; '' where each is its own."""
-    if once.shared:
-        return keys.shared(owner, once.fingerprint)
-    return keys.idempotency(owner, once.key) if once.key else ""

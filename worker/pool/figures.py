@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from worker.contract.figures import Figures
+from worker.contract.models import ModelInfo
 from worker.engine import Engine
 from worker.pool.counts import JobCounts
 from worker.transport import leases
@@ -29,4 +33,23 @@ def figures(engine: Engine, jobs: JobCounts) -> Figures:
         ],
         "leases_held": held,
         "leases": list(stats.items()),
+    }
+
+
+def told(engine: Engine, infos: Mapping[str, ModelInfo]) -> dict[str, Any]:
+    """What `celery inspect stats` shows of the engine and its models, by name. Any thread."""
+    return {
+        "models": {
+            name: f"{model.backend} {model.dtype} on {model.device}"
+            for name, model in infos.items()
+        },
+        "packed": {name: model.packed for name, model in infos.items()},
+        "batch_tokens": engine.budgets,
+        "batches": engine.batches,
+        "texts": engine.texts,
+        "tokens": engine.tokens,
+        "splits": engine.splits,
+        "waiting_tokens": engine.waiting_tokens,
+        "tokens_per_second": round(engine.tokens_per_second(), 1),
+        "leases": leases.stats(),
     }

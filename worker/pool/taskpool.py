@@ -28,7 +28,7 @@ from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
 from worker.pool.callers import Callers, Reception
-from worker.pool.figures import figures
+from worker.pool.figures import figures, told
 from worker.pool.keeping import leases_kept
 from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
@@ -282,25 +282,7 @@ class TaskPool(BasePool):
         info: dict[str, Any] = super()._get_info()
         if not hasattr(self, "_engine"):
             return info
-        engine = self._engine
-        return info | {
-            "processes": [os.getpid()],
-            "embedq": {
-                "models": {
-                    name: f"{model.backend} {model.dtype} on {model.device}"
-                    for name, model in self._infos.items()
-                },
-                "packed": {name: model.packed for name, model in self._infos.items()},
-                "batch_tokens": engine.budgets,
-                "batches": engine.batches,
-                "texts": engine.texts,
-                "tokens": engine.tokens,
-                "splits": engine.splits,
-                "waiting_tokens": engine.waiting_tokens,
-                "tokens_per_second": round(engine.tokens_per_second(), 1),
-                "leases": leases.stats(),
-            },
-        }
+        return info | {"processes": [os.getpid()], "embedq": told(self._engine, self._infos)}
 
 
 def _in_signal_handler() -> bool:
