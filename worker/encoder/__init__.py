@@ -4,7 +4,8 @@ In reading order:
 
 `protocol`       what the engine asks of a model: tokenise, forward, and little else
 `torch_encoder`  the torch backend: load, choose a forward pass by evidence
-`openvino_encoder`  the OpenVINO backend, `openvino_graph`, its copy of a model, and
+`openvino_encoder`  the OpenVINO backend, `openvino_graph`, its copy of a model,
+`openvino_forward`  how a batch runs through it, and
 `graph_cache`    what becomes of copies on disk
 `accuracy`       how close the number formats below float32 come to it
 `english`        texts to calibrate and measure with

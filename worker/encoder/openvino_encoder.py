@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 
@@ -16,17 +14,14 @@ from worker.contract.models import UNLIMITED, ModelInfo, ModelSpec
 from worker.encoder import accuracy, probe
 from worker.encoder.devices import is_out_of_memory
 from worker.encoder.library import matryoshka_sizes, open_model
+from worker.encoder.openvino_forward import RectangleForward
 from worker.encoder.openvino_graph import graph
-from worker.encoder.rectangles import rectangles
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
-from worker.packing import GroupCost
 from worker.tokens import TokenBlock
 
 #: OpenVINO's name for the numbers that each format computes in; int8 is in the graph itself.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
-#: A rectangle costs as much as this many tokens on top of its cells.
-_RECTANGLE_COST = GroupCost(fixed=48.0, knee=512.0)
 #: Tokens of a full batch for each thread: rectangles waste less, the more texts they choose from.
 _TOKENS_A_THREAD = 2048
 
@@ -59,18 +54,13 @@ def load_openvino(
     expected = np.concatenate([model.encode([text], show_progress_bar=False) for text in texts])
     cores = threads or torch.get_num_threads()
     try:
-        network = openvino.Core().compile_model(
+        forward = RectangleForward(
             graph(model, tokenizer, int8=dtype == "int8", cache=cache),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": cores,
-                # Callers and Redis may share the cores.
-                "ENABLE_CPU_PINNING": False,
-            },
+            _PRECISIONS[dtype],
+            cores,
+            model.tokenizer.pad_token_id or 0,
+            model.truncate_dim,
         )
-        forward = _Rectangles(network, model.tokenizer.pad_token_id or 0, model.truncate_dim)
         found = forward(tokenizer(texts))
     except ImportError as error:
         raise SettingsError("dtype int8 needs nncf: pip install 'embedq[openvino]'") from error
@@ -103,7 +93,7 @@ def load_openvino(
 class OpenVinoEncoder:
     """The OpenVINO backend; see `Encoder` for the threads and promises of each method."""
 
-    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, forward: _Rectangles) -> None:
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, forward: RectangleForward) -> None:
         self._info = info
         self._tokenizer = tokenizer
         self._forward = forward
@@ -135,30 +125,3 @@ class OpenVinoEncoder:
 
     def close(self) -> None:
         del self._forward, self._tokenizer
-
-
-class _Rectangles:
-    """Runs a compiled graph over rectangles of texts. Only the device thread calls it."""
-
-    def __init__(self, network: Any, pad_id: int, truncate_dim: int | None) -> None:
-        self._network = network
-        self._request = network.create_infer_request()
-        self._pad_id = pad_id
-        size = network.output(0).partial_shape[1].get_length()
-        self._dimensions = min(truncate_dim or size, size)
-        #: Positions of all batches so far that held padding.
-        self.padding = 0
-
-    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
-        out = np.empty((len(batch), self._dimensions), dtype=np.float32)
-        for part in rectangles(batch, _RECTANGLE_COST, self._pad_id):
-            self.padding += part.padding
-            self._request.infer([part.ids, part.real.astype(np.int64)], share_inputs=True)
-            # The request's own buffer, which the next rectangle overwrites.
-            out[part.texts] = self._request.get_output_tensor(0).data[:, : self._dimensions]
-        return out
-
-    def forget_buffers(self) -> None:
-        """Give memory back: a request keeps what its largest rectangle needed."""
-        self._request = self._network.create_infer_request()
-        self._network.release_memory()

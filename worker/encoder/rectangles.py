@@ -30,14 +30,23 @@ class Rectangle(NamedTuple):
         return int(self.real.size - np.count_nonzero(self.real))
 
 
-def rectangles(batch: TokenBlock, cost: GroupCost, pad_id: int) -> Iterator[Rectangle]:
-    """The rectangles of a batch that cost least together, short texts first."""
+def rectangles(
+    batch: TokenBlock, cost: GroupCost, pad_id: int, most_cells: int | None = None
+) -> Iterator[Rectangle]:
+    """The rectangles of a batch that cost least together, short texts first.
+
+    Those of more than `most_cells` are cut into equal parts; a single text is never cut.
+    """
     lengths = batch.lengths
     order = np.lexsort((lengths, batch.skip))
     for texts in _runs(order, batch.skip[order]):
         start = 0
         for stop in group_by_length(lengths[texts], cost):
-            yield _rectangle(batch, texts[start:stop], pad_id)
+            group = texts[start:stop]
+            cells = len(group) * int(lengths[group[-1]])
+            parts = 1 if most_cells is None else min(-(-cells // most_cells), len(group))
+            for part in np.array_split(group, parts):
+                yield _rectangle(batch, part, pad_id)
             start = stop
 
 

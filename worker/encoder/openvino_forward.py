@@ -1,0 +1,100 @@
+"""A graph run over rectangles of texts, as many at a time as there are cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from worker.encoder.rectangles import Rectangle, rectangles
+from worker.packing import GroupCost
+from worker.tokens import TokenBlock
+
+#: A rectangle costs as much as this many tokens on top of its cells.
+_COST = GroupCost(fixed=32.0, knee=512.0)
+#: Cells of a rectangle, at most and at least: what fits into a core's second-level cache, and what
+#: is worth a run of its own.
+_MOST_CELLS, _LEAST_CELLS = 512, 64
+#: Rectangles a core, at least, where there is enough to do: so many even out what each takes.
+_RECTANGLES_A_CORE = 2
+
+
+class RectangleForward:
+    """Runs a batch in rectangles, each on one core, the largest first.
+
+    Cores that share every kernel wait for one another at the end of each; here they meet at the end
+    of the batch. All rectangles wait in a queue of OpenVINO's own, so that no core waits for Python
+    between two of them. Only the device thread calls it; OpenVINO's threads, which run nothing
+    else, end with the object.
+
+    `graph`: ids and mask int64 (n, L) to vectors float32 (n, d). `precision`: OpenVINO's name for
+    the numbers that it computes in. `dimensions`: of each vector so many are kept, None for all.
+    """
+
+    def __init__(
+        self, graph: Any, precision: str, cores: int, pad_id: int, dimensions: int | None
+    ) -> None:
+        self._network = openvino.Core().compile_model(
+            graph,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "NUM_STREAMS": cores,
+                "INFERENCE_NUM_THREADS": cores,
+                # Callers and Redis may share the cores.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        self._cores = cores
+        self._requests: list[Any] = []
+        self._pad_id = pad_id
+        size = self._network.output(0).partial_shape[1].get_length()
+        self._dimensions = min(dimensions or size, size)
+        #: Positions of all batches so far that held padding.
+        self.padding = 0
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        """Vectors of a batch, float32 (n, dimensions). Raises RuntimeError where OpenVINO does."""
+        cells = batch.tokens // (self._cores * _RECTANGLES_A_CORE)
+        cells = min(max(cells, _LEAST_CELLS), _MOST_CELLS)
+        parts = sorted(rectangles(batch, _COST, self._pad_id, cells), key=_work, reverse=True)
+        self.padding += sum(part.padding for part in parts)
+        requests = self._started(parts)
+        out = np.empty((len(batch), self._dimensions), dtype=np.float32)
+        for part, request in zip(parts, requests, strict=True):
+            # The request's own buffer, which the next batch overwrites.
+            out[part.texts] = request.get_output_tensor(0).data[:, : self._dimensions]
+        return out
+
+    def forget_buffers(self) -> None:
+        """Give memory back: each stream keeps what its largest rectangle needed."""
+        self._requests = []
+        self._network.release_memory()
+
+    def _started(self, parts: Sequence[Rectangle]) -> list[Any]:
+        """A request for each part, all of which have ended."""
+        for _ in range(len(self._requests), len(parts)):
+            self._requests.append(self._network.create_infer_request())
+        requests = self._requests[: len(parts)]
+        try:
+            for part, request in zip(parts, requests, strict=True):
+                request.start_async([part.ids, part.real.astype(np.int64)], share_inputs=True)
+            for request in requests:
+                request.wait()
+        except Exception:
+            # Nothing of a failed batch runs on beside the next one.
+            for request in requests:
+                with suppress(RuntimeError):
+                    request.wait()
+            raise
+        return requests
+
+
+def _work(part: Rectangle) -> float:
+    """How long a rectangle takes, in cells."""
+    count, length = part.ids.shape
+    return float(count * _COST.of_row(length))
