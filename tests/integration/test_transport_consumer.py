@@ -358,7 +358,7 @@ def test_a_kept_lease_outlives_its_connection(redis_url: str, redis_client: redi
     received, again = Received(ack=False), Received()
     with looped(redis_url, received) as loop:
         loop.until(lambda: len(received.messages) == 2)
-        leases.keep([received.messages[0].delivery_tag])
+        leases.hold(received.messages[0].delivery_tag)
     assert left(redis_client) == (1, 1, 1)
     with looped(redis_url, again) as loop:
         loop.turn_for(4.0)

@@ -157,16 +157,6 @@ def success_meta(
     return _meta(job_id, states.SUCCESS, result, extra, done_at)
 
 
-def failure_meta(job_id: str, error: JobFailed, extra: Mapping[str, Any]) -> bytes:
-    """A stored failure that `.get()` raises again as JobFailed."""
-    exception = {
-        "exc_type": type(error).__name__,
-        "exc_message": [error.code, error.message],
-        "exc_module": type(error).__module__,
-    }
-    return _meta(job_id, states.FAILURE, exception, extra)
-
-
 def revoked_meta(job_id: str) -> bytes:
     """A stored cancellation, as Celery stores a revoked task."""
     exception = {

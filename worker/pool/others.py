@@ -69,7 +69,7 @@ class OtherTasks:
     def submit(self, task: OtherTask) -> None:
         """Run a task on the next free thread."""
         if task.tag:
-            leases.keep([task.tag])
+            leases.hold(task.tag)
         self._open[task] = None
         self._threads_of(task).submit(task)
 

@@ -20,13 +20,13 @@ For the pool, from any thread unless said otherwise:
   (loop thread).
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
   None on the stock transport.
-- `leases.keep(tags)`  the pool will end these, whatever becomes of the connection.
+- `leases.hold(tag)`  the pool will end this one, whatever becomes of the connection.
 - `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `bury(tag, reason, key)`  end a
   lease; `message.ack()` and `message.reject()` do the same. Told to the server by the next tick;
   `leases.flush()` tells it at once and `leases.renew()` keeps what is left, where no loop turns
   any more.
-- `leases.settle_args(tags)`, then one script with `HDEL` and `ZREM`, then `leases.forget(tags)`
-  end leases together with their results; a later `message.ack()` does nothing.
+- a script with `HDEL` on `unacked_key` and `ZREM` on `index_key`, then `leases.forget(tags)`, end
+  leases together with their results; a later `message.ack()` does nothing.
 - `leases.stats()`  counters for `inspect stats` and metrics.
 
 Transport options beside kombu's: `lease_timeout` (12 s) for leases that an event loop renews;

@@ -99,16 +99,12 @@ class Leases:
         """The live lease of this name."""
         return self._live.get(tag)
 
-    def keep(self, tags: Iterable[str]) -> None:
-        """The caller will end these itself, whatever becomes of the connection they came by.
-
-        Others go back to their queues when their channel closes, as with kombu's own transport.
-        """
-        for tag in tags:
-            self.hold(tag)
-
     def hold(self, tag: str) -> Lease | None:
-        """The live lease of this name, which the caller will end itself, as with `keep`."""
+        """The live lease of this name, which the caller will end itself from now on.
+
+        Whatever becomes of the connection it came by; others go back to their queues when their
+        channel closes, as with kombu's own transport.
+        """
         with self._lock:
             lease = self._live.get(tag)
             if lease is not None and tag not in self._kept:
@@ -145,18 +141,6 @@ class Leases:
                 Burial(lease.tag, reason, key or lease.store.dead_letter_key)
             ),
         )
-
-    def settle_args(self, tags: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Keys (leased messages, index) and tags, for a script that stores outcomes as well.
-
-        The script does `HDEL` on the first and `ZREM` on the second for each tag; then comes
-        `forget`. All tags must be of one broker; those that are not live are left out.
-        """
-        with self._lock:
-            found = [self._live[tag] for tag in tags if tag in self._live]
-        if not found:
-            return [], []
-        return [found[0].unacked_key, found[0].index_key], [lease.tag for lease in found]
 
     def forget(self, tags: Iterable[str]) -> None:
         """The server knows already that these ended: a script of the caller's removed them."""
