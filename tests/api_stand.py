@@ -20,12 +20,13 @@ from werkzeug.test import TestResponse
 from api import create_app
 from api.backend import EXTENSION, Backend
 from tests.documented import watch
+from tests.stored import failure_meta
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status, TextError
 from worker.contract.lanes import lists_of
 from worker.contract.models import ModelInfo
-from worker.contract.results import Outcome, failure_meta, payload, success_meta
+from worker.contract.results import Outcome, payload, success_meta
 from worker.contract.settings import Settings
 from worker.contract.store import Ending, JobStore
 from worker.presence import Presence
@@ -127,7 +128,7 @@ class ApiStand:
 
     def fail(self, job_id: str, code: str, message: str) -> None:
         """End a job without vectors."""
-        meta = failure_meta(job_id, JobFailed(code, message), {})
+        meta = failure_meta(job_id, JobFailed(code, message))
         self.store.finish([Ending(job_id, Status.FAILED, meta=meta, code=code, message=message)])
 
     def expire(self, job_id: str) -> None:

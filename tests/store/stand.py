@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import redis
 
+from tests.stored import failure_meta
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.results import (
     Outcome,
-    failure_meta,
     payload,
     success_meta,
 )
@@ -48,7 +48,7 @@ def success(job_id: str = "one", *, tag: str = "", texts: int = 2) -> Ending:
 
 def failure(job_id: str = "one") -> Ending:
     error = JobFailed("invalid_text", "input[0]: a int is not a string")
-    meta = failure_meta(job_id, error, {})
+    meta = failure_meta(job_id, error)
     return Ending(job_id, Status.FAILED, meta=meta, code=error.code, message=error.message)
 
 

@@ -1,0 +1,25 @@
+"""Outcomes as Celery stores them, for tests that play the worker's part."""
+
+from __future__ import annotations
+
+import orjson
+
+from worker.contract.errors import JobFailed
+
+
+def failure_meta(job_id: str, error: JobFailed) -> bytes:
+    """A stored failure that `.get()` raises again."""
+    exception = {
+        "exc_type": type(error).__name__,
+        "exc_message": [error.code, error.message],
+        "exc_module": type(error).__module__,
+    }
+    meta = {
+        "status": "FAILURE",
+        "result": exception,
+        "traceback": None,
+        "children": [],
+        "date_done": "2026-01-01T00:00:00+00:00",
+        "task_id": job_id,
+    }
+    return orjson.dumps(meta)
