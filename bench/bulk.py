@@ -1,138 +1,187 @@
-"""A file of requests as one batch, beside the raw engine over the same texts.
+"""A file of requests as one batch, beside the raw engine over the same texts in the same minutes.
 
-Also what it costs others: the wait of a caller with one short text, with and without the batch, and
-the memory of worker and API, beyond what they took for a batch of one hundredth. The callers run on
-the same cores.
+Once with nobody else there, once beside a caller who asks for one short text after another: what
+the caller costs the batch, and the batch the caller. Also the memory of worker and API, beyond what
+they took for a batch of one hundredth. The caller runs on the same cores.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import openai
 from openai.types import Batch
 
 from bench import models
+from bench.load import Load, loads
 from bench.measure import percentile
-from bench.report import Options, Table, run
-from bench.stage import Stage, resident_bytes, stage
+from bench.report import Options, Table, progress, run
+from bench.stage import resident_bytes, stage
 from bench.texts import texts
 from tests.processes import Api, Process
 from worker.contract.settings import DEFAULT_MODEL_NAME
 
 _LINES = 50_000
-#: The raw engine gets this part of the texts.
+#: The raw engine runs before, between and after the batches, each time over such a part.
 _RAW_PART = 5
 #: Seconds between two looks at the batch and the memory, and between two requests of the caller.
-_LOOK = 0.5
+_LOOK, _PAUSE = 0.5, 0.05
+#: Requests of the caller alone, and of one turn of his.
+_CALLS, _CALLS_A_TURN = 100, 20
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 def main(options: Options) -> list[Table]:
     given = texts("short", _LINES // (10 if options.quick else 1), seed=5)
-    with closing(models.RawEngine(models.encoder())) as engine:
-        engine.encode(given[:500], 32)
-        part = given[: len(given) // _RAW_PART]
-        began = time.perf_counter()
-        engine.encode(part, 32)
-        raw = (time.perf_counter() - began) * _RAW_PART
-    with stage() as processes:
-        measured = _Measured.of(processes, given)
     lines = len(given)
+    with closing(models.RawEngine(models.encoder())) as engine, _scene(given) as scene:
+        raw = _Raw(engine, given)
+        raw.run()
+        progress("the caller alone")
+        calm = scene.calls(_CALLS)
+        progress("the batch alone")
+        alone = scene.batch(given, beside=False)
+        raw.run()
+        progress("the batch beside the caller")
+        beside = scene.batch(given, beside=True)
+        raw.run()
+        progress("")
+    rate = statistics.median(raw.rates)
     speed = Table(
         f"A batch of {lines:,} requests, one short text each",
         ["way", "seconds", "texts/s", "× raw"],
     )
-    # Its rate does not change on the way; only the batch's might.
-    speed.add("raw engine, 32 texts a job, a fifth of them", None, lines / raw, 1.0)
-    speed.add(
-        "batch, created to completed",
-        measured.seconds,
-        lines / measured.seconds,
-        raw / measured.seconds,
-    )
-    speed.add(
-        "the same with upload and download",
-        measured.whole,
-        lines / measured.whole,
-        raw / measured.whole,
-    )
+    speed.add("raw engine, 32 texts a job, a fifth of them, three times", None, rate, 1.0)
+    for name, seconds in (
+        ("batch, created to completed", alone.seconds),
+        ("the same with upload and download", alone.whole),
+        ("batch beside a caller who does not pause for long", beside.seconds),
+    ):
+        speed.add(name, seconds, lines / seconds, lines / seconds / rate)
     others = Table(
         "What others notice: a caller with one short text, and memory",
         ["", "requests", "p50 ms", "p95 ms", "worker +MB", "API +MB"],
     )
-    for name, waits in (("without a batch", measured.calm), ("with it", measured.busy)):
-        growth = (
-            (measured.worker_growth, measured.api_growth) if name == "with it" else (None, None)
-        )
+    others.notes.append(f"A full batch takes the raw engine {raw.a_batch * 1000:.0f} ms.")
+    for name, waits, measured in (
+        ("caller without a batch", calm, None),
+        ("batch without a caller", [], alone),
+        ("both", beside.waits, beside),
+    ):
         others.add(
             name,
-            len(waits),
-            percentile(waits, 50) * 1000,
-            percentile(waits, 95) * 1000,
-            *(None if one is None else one / 2**20 for one in growth),
+            len(waits) or None,
+            *(percentile(waits, part) * 1000 if waits else None for part in (50, 95)),
+            *(measured.growth if measured is not None else (None, None)),
         )
     return [speed, others]
 
 
+class _Raw:
+    """The engine without a service, over one part of the texts after the other."""
+
+    def __init__(self, raw: models.RawEngine, given: Sequence[str]) -> None:
+        self._raw = raw
+        size = len(given) // _RAW_PART
+        self._parts = [given[at : at + size] for at in range(0, len(given), size)]
+        raw.encode(given[:500], 32)
+        #: Texts a second, run by run.
+        self.rates: list[float] = []
+
+    def run(self) -> None:
+        progress("the raw engine")
+        part = self._parts[len(self.rates)]
+        began = time.perf_counter()
+        self._raw.encode(part, 32)
+        self.rates.append(len(part) / (time.perf_counter() - began))
+
+    @property
+    def a_batch(self) -> float:
+        """Seconds of a batch, all but the last of a run being full."""
+        return self._raw.engine.busy_seconds / self._raw.engine.batches
+
+
 @dataclass
 class _Measured:
-    """Seconds, waits and bytes of one batch."""
+    """One batch: seconds from created to completed, and with upload and download."""
 
     seconds: float = 0.0
     whole: float = 0.0
-    calm: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
-    worker_growth: int = 0
-    api_growth: int = 0
+    #: Seconds of each of the caller's requests meanwhile.
+    waits: list[float] = field(default_factory=list)
+    #: What worker and API took in memory beyond what they had, MiB.
+    growth: list[float] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, processes: Stage, given: Sequence[str]) -> _Measured:
-        env = {"EMBEDQ_FILES": str(processes.processes.folder / "files")}
-        worker, api = processes.worker(env=env), processes.api(env)
-        measured = cls()
-        with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none") as client:
-            _run(client, given[: len(given) // 100])
-            measured.calm = _waits(client, until=threading.Event(), most=40)
-            measured._run(client, worker, api, given)
-        return measured
 
-    def _run(self, client: openai.OpenAI, worker: Process, api: Api, given: Sequence[str]) -> None:
-        watched = (worker, api.process)
+@dataclass
+class _Scene:
+    """A service, its client and its caller, each in a process of its own but for the client."""
+
+    worker: Process
+    api: Api
+    client: openai.OpenAI
+    caller: Load
+    asked: int = 0
+
+    def batch(self, given: Sequence[str], *, beside: bool) -> _Measured:
+        """Run all texts as one batch, beside the caller or not."""
+        measured = _Measured()
+        over = threading.Event()
+        caller = threading.Thread(target=lambda: self._call(measured.waits, over))
+        watched = (self.worker, self.api.process)
         before = [resident_bytes(process) for process in watched]
         most = list(before)
         began = time.perf_counter()
-        batch = _create(client, given)
+        batch = _create(self.client, given)
         created = time.perf_counter()
-        over = threading.Event()
-        caller = threading.Thread(target=lambda: self.busy.extend(_waits(client, until=over)))
-        caller.start()
+        if beside:
+            caller.start()
         while batch.status not in _ENDED:
             over.wait(_LOOK)
-            batch = client.batches.retrieve(batch.id)
+            batch = self.client.batches.retrieve(batch.id)
             most = [max(old, resident_bytes(one)) for old, one in zip(most, watched, strict=True)]
-        self.seconds = time.perf_counter() - created
+        measured.seconds = time.perf_counter() - created
         over.set()
-        caller.join()
-        _check(client, batch, len(given))
-        self.whole = time.perf_counter() - began
+        if beside:
+            caller.join()
+        _check(self.client, batch, len(given))
+        measured.whole = time.perf_counter() - began
         most = [max(old, resident_bytes(one)) for old, one in zip(most, watched, strict=True)]
-        self.worker_growth, self.api_growth = (
-            new - old for new, old in zip(most, before, strict=True)
-        )
+        measured.growth = [(new - old) / 2**20 for new, old in zip(most, before, strict=True)]
+        return measured
+
+    def calls(self, count: int) -> Sequence[float]:
+        """Seconds of requests with one short text, one after another."""
+        # Never the same: requests that are alike share a job.
+        asked = [f"question number {self.asked + number}" for number in range(count)]
+        self.asked += count
+        return self.caller(asked, pause=_PAUSE).waits
+
+    def _call(self, waits: list[float], over: threading.Event) -> None:
+        while not over.is_set():
+            waits += self.calls(_CALLS_A_TURN)
 
 
-def _run(client: openai.OpenAI, given: Sequence[str]) -> None:
-    """A batch from its file to its end."""
-    batch = _create(client, given)
-    pause = threading.Event()
-    while client.batches.retrieve(batch.id).status not in _ENDED:
-        pause.wait(_LOOK)
+@contextmanager
+def _scene(given: Sequence[str]) -> Iterator[_Scene]:
+    """A service that has run a batch of a hundredth of the texts; it ends with the block."""
+    with stage() as processes:
+        env = {"EMBEDQ_FILES": str(processes.processes.folder / "files")}
+        worker, api = processes.worker(env=env), processes.api(env)
+        with (
+            openai.OpenAI(base_url=f"{api.url}/v1", api_key="none") as client,
+            loads(openai=f"{api.url}/v1/embeddings") as callers,
+        ):
+            scene = _Scene(worker, api, client, callers["openai"])
+            scene.calls(_CALLS_A_TURN)
+            scene.batch(given[: len(given) // 100], beside=False)
+            yield scene
 
 
 def _create(client: openai.OpenAI, given: Sequence[str]) -> Batch:
@@ -156,16 +205,6 @@ def _lines(given: Sequence[str]) -> bytes:
         + b"\n"
         for number, text in enumerate(given)
     )
-
-
-def _waits(client: openai.OpenAI, *, until: threading.Event, most: int = 10_000) -> list[float]:
-    """Seconds of requests with one short text, one after another."""
-    waits: list[float] = []
-    while len(waits) < most and not until.wait(_LOOK / 5):
-        began = time.perf_counter()
-        client.embeddings.create(model=DEFAULT_MODEL_NAME, input=f"question number {len(waits)}")
-        waits.append(time.perf_counter() - began)
-    return waits
 
 
 def _check(client: openai.OpenAI, batch: Batch, lines: int) -> None:

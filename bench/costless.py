@@ -46,6 +46,7 @@ class CostlessEncoder:
         self._seconds = milliseconds / 1000
         self._never = threading.Event()
         self.padding = 0
+        self.express = None
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         prefix = (prompt or "").encode()
@@ -58,7 +59,7 @@ class CostlessEncoder:
             truncated=np.array([len(text) > MOST_TOKENS for text in texts]),
         )
 
-    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         if self._seconds:
             self._never.wait(self._seconds)
         place = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)

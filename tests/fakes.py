@@ -65,6 +65,8 @@ class FakeEncoder:
         self.memory: int | None = None
         self.releases = 0
         self.lost = False
+        #: What `forward` is to a batch that runs beside another one.
+        self.express: Callable[[TokenBlock], NDArray[np.float32]] | None = None
         #: Called by `forward` with the batch's texts, before anything else.
         self.before: Callable[[list[str]], None] = _nothing
         #: Called by `tokenize` with its texts, before anything else.
@@ -98,7 +100,7 @@ class FakeEncoder:
             np.array(cut, dtype=np.bool_),
         )
 
-    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         rows = [batch.slice(at, at + 1).ids.tolist() for at in range(len(batch))]
         texts = [" ".join(self._words[token] for token in row) for row in rows]
         self.batches.append(texts)

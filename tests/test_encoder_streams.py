@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -104,6 +106,28 @@ def test_a_long_text_runs_with_its_callers_cores_and_a_small_batch_on_one(
     ((name, texts),) = forward.seen
     assert name.startswith("embedq-stream-")
     assert texts == 2
+
+
+def test_a_long_text_that_may_not_run_here_runs_on_one_stream(streams: Streams) -> None:
+    forward = Summing()
+    StreamedForward(forward, streams, here=False)(block(500))
+    ((name, texts),) = forward.seen
+    assert name.startswith("embedq-stream-")
+    assert texts == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of theirs")
+def test_streams_leave_the_cores_to_others_if_told_so() -> None:
+    def niceness(_: int) -> int:
+        return os.nice(0)
+
+    before = os.nice(0)
+    patient, eager = Streams(2, nice=3), Streams(2)
+    assert patient.map(niceness, [1, 2]) == [before + 3] * 2
+    assert eager.map(niceness, [1, 2]) == [before] * 2
+    assert os.nice(0) == before
+    patient.close()
+    eager.close()
 
 
 def test_parts_run_at_the_same_time(streams: Streams) -> None:

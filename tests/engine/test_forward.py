@@ -78,7 +78,7 @@ def test_infinities_that_cancel_out_are_seen() -> None:
 
 def test_large_finite_vectors_whose_sum_overflows_are_results() -> None:
     class Large(FakeEncoder):
-        def forward(self, batch: TokenBlock) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
             return np.full((len(batch), 6), 3e38, dtype=np.float32)
 
     vectors, faults = forward_of(Large()).run(Large().tokenize(texts(3)))
@@ -88,7 +88,7 @@ def test_large_finite_vectors_whose_sum_overflows_are_results() -> None:
 
 def test_faults_are_blanked_in_arrays_that_cannot_be_written() -> None:
     class Frozen(FakeEncoder):
-        def forward(self, batch: TokenBlock) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
             vectors = super().forward(batch)
             vectors.flags.writeable = False
             return vectors
@@ -132,7 +132,7 @@ def test_memory_is_given_back_only_when_the_failed_pass_holds_none_any_more() ->
             held.remove("tensor")
 
     class Greedy(FakeEncoder):
-        def forward(self, batch: TokenBlock) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
             held.append("tensor")
             tensor = Tensor()
             vectors = super().forward(batch)

@@ -141,8 +141,8 @@ def test_a_flood_that_is_waited_for_leaves_the_other_batches_of_its_own() -> Non
         waited = []
         while waited[-1:] != [{f"{number}": 2}]:
             waited.append(texts_of(schedule.cut(BUDGET)))
-        # Before its own a short one or, where the next lane is overdue, two.
-        assert [batch.total() for batch in waited[:-1]] in ([], [1], [1, 1])
+        # Before its own a short one at most, also where the next lane is overdue.
+        assert [batch.total() for batch in waited[:-1]] in ([], [1])
     assert tokens_of(schedule.cut(BUDGET)) == 10
     sizes = [tokens_of(schedule.cut(BUDGET)) for _ in range(30)]
     assert sizes[:12] == [10] * 12

@@ -167,7 +167,7 @@ class GatedEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def forward(self, batch: TokenBlock) -> Any:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> Any:
         if any(
             batch.ids[start:stop].tolist() == self._deadly
             for start, stop in zip(batch.offsets, batch.offsets[1:], strict=False)
@@ -179,7 +179,7 @@ class GatedEncoder:
                 entered.write("\n")
             while self._gate.joinpath(CLOSED).exists() and not self._taken():
                 time.sleep(0.005)
-        return self._encoder.forward(batch)
+        return self._encoder.forward(batch, patient=patient)
 
     def _taken(self) -> bool:
         try:

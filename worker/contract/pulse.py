@@ -19,13 +19,22 @@ _FORGOTTEN_AFTER = 2 * KEPT
 class Counters(Protocol):
     """What an engine has done since it started. Read by another thread, so a batch apart."""
 
-    batches: int
-    texts: int
-    tokens: int
-    #: Token budgets of the batches.
-    capacity: int
-    #: In forward passes.
-    busy_seconds: float
+    @property
+    def batches(self) -> int: ...
+
+    @property
+    def texts(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def capacity(self) -> int:
+        """Token budgets of the batches."""
+
+    @property
+    def busy_seconds(self) -> float:
+        """In forward passes."""
 
 
 class Work(NamedTuple):

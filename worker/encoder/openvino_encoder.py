@@ -93,6 +93,9 @@ def load_openvino(
 class OpenVinoEncoder:
     """The OpenVINO backend; see `Encoder` for the threads and promises of each method."""
 
+    #: Its requests run side by side within a batch, and batches one after the other.
+    express = None
+
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer, forward: RectangleForward) -> None:
         self._info = info
         self._tokenizer = tokenizer
@@ -109,7 +112,7 @@ class OpenVinoEncoder:
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._tokenizer(texts, prompt)
 
-    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         return self._forward(batch)
 
     def is_out_of_memory(self, error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ class Encoder(Protocol):
     """A model on its device.
 
     Two threads use it, each owning its half: any one thread at a time tokenises, and one thread,
-    the device thread, calls everything else. The halves share nothing that changes.
+    the device thread, calls everything else. The halves share nothing that changes. A third may
+    call what `express` gives, and ask `is_out_of_memory` and for `release_memory`.
     """
 
     @property
@@ -35,11 +36,19 @@ class Encoder(Protocol):
         one of the texts cannot be tokenised; the caller finds out which by asking for fewer.
         """
 
-    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         """Vectors of a batch, float32 (n, dimensions), C-contiguous, in the order of the batch.
 
         The model's own output: every module has run, nothing else was done to it. Rows can hold
-        NaN or infinities if the model made them.
+        NaN or infinities if the model made them. `patient`: whoever else wants the cores may have
+        them first.
+        """
+
+    @property
+    def express(self) -> Callable[[TokenBlock], NDArray[np.float32]] | None:
+        """`forward` for a small batch while the device thread runs a large one; never changes.
+
+        Meant for one thread more. None where the device would begin it only after the other.
         """
 
     def is_out_of_memory(self, error: BaseException) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,15 +37,17 @@ class StreamedForward:
 
     Cores that share every kernel wait for one another at the end of each; a core that another
     process takes away for a moment then holds up all of them, hundreds of times a batch. Parts
-    meet once, at the end of the batch. A batch of few tokens runs as a whole on one stream, and one
-    that is mostly a single long text on the caller's thread, with all its cores.
+    meet once, at the end of the batch. A batch of few tokens runs as a whole on one stream, and so
+    does one that is mostly a single long text, unless it may run `here`: on the caller's thread,
+    with all its cores.
 
-    The device thread calls it; `streams` run nothing but what it hands them.
+    One thread calls it; `streams` run nothing but what it hands them.
     """
 
-    def __init__(self, forward: Forward, streams: Streams) -> None:
+    def __init__(self, forward: Forward, streams: Streams, *, here: bool = True) -> None:
         self._forward = forward
         self._streams = streams
+        self._here = here
 
     @property
     def packed(self) -> bool:
@@ -57,7 +61,7 @@ class StreamedForward:
         """Vectors of a batch, float32 (n, size), in its order."""
         parts = split(batch.lengths, len(self._streams))
         if len(parts) == 1:
-            if batch.tokens < _SMALL_TOKENS:
+            if batch.tokens < _SMALL_TOKENS or not self._here:
                 return self._streams.map(self._run, [batch])[0]
             return self._forward(batch)
         vectors = self._streams.map(self._run, [batch.take(part) for part in parts])
@@ -90,19 +94,19 @@ def split(lengths: NDArray[np.int64], streams: int) -> list[NDArray[np.int64]]:
 
 
 class Streams:
-    """Daemon threads that each compute with `cores` cores.
+    """Daemon threads that each compute with `cores` cores, as `nice` to others as they are told.
 
     They end with `close`, and when nobody holds the object any more. A call that hangs hangs its
     caller, and keeps no process alive.
     """
 
-    def __init__(self, count: int, cores: int = 1) -> None:
+    def __init__(self, count: int, cores: int = 1, *, nice: int = 0) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         ready = threading.Barrier(count + 1)
         self._threads = [
             threading.Thread(
                 target=_work,
-                args=(self._calls, cores, ready),
+                args=(self._calls, cores, nice, ready),
                 name=f"embedq-stream-{number}",
                 daemon=True,
             )
@@ -135,8 +139,11 @@ class Streams:
 
 
 def _work(
-    calls: SimpleQueue[Callable[[], None] | None], cores: int, ready: threading.Barrier
+    calls: SimpleQueue[Callable[[], None] | None], cores: int, nice: int, ready: threading.Barrier
 ) -> None:
+    if nice and sys.platform == "linux":
+        # There it is each thread's own; elsewhere the process's.
+        os.nice(nice)
     # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
     # when it computes here for the first time.
     torch.get_num_threads()

@@ -27,6 +27,9 @@ from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
 from worker.tokens import TokenBlock
 
+#: How much sooner than a patient batch others get a core, see `nice(2)`: about nine times as much
+#: of it where both want all they can get.
+_NICE = 10
 _log = logging.getLogger(__name__)
 
 
@@ -82,9 +85,11 @@ def load_torch(
         cosine=cosine,
     )
     streams = _streams(place, forward)
-    if streams is not None:
-        forward = StreamedForward(forward, streams)
-    return TorchEncoder(info, place, tokenizer, forward, streams)
+    if streams is None:
+        return TorchEncoder(info, place, tokenizer, forward)
+    # Whose turn it is on a core, the system decides.
+    express, patient = Streams(len(streams)), Streams(len(streams), nice=_NICE)
+    return StreamedEncoder(info, place, tokenizer, forward, streams, express, patient)
 
 
 class TorchEncoder:
@@ -96,13 +101,11 @@ class TorchEncoder:
         device: torch.device,
         tokenizer: Tokenizer,
         forward: Forward,
-        streams: Streams | None = None,
     ) -> None:
         self._info = info
         self._device = device
         self._tokenizer = tokenizer
         self._forward = forward
-        self._streams = streams
 
     @property
     def info(self) -> ModelInfo:
@@ -115,9 +118,13 @@ class TorchEncoder:
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._tokenizer(texts, prompt)
 
-    def forward(self, batch: TokenBlock) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         with torch.inference_mode():
             return self._forward(batch)
+
+    @property
+    def express(self) -> Callable[[TokenBlock], NDArray[np.float32]] | None:
+        return None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return devices.is_out_of_memory(error)
@@ -138,18 +145,54 @@ class TorchEncoder:
             self.release_memory()
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams.close()
         del self._forward, self._tokenizer
         devices.release_cached_memory(self._device)
 
 
+class StreamedEncoder(TorchEncoder):
+    """On a CPU, each batch in parts; a small one beside a large one, a patient one behind others.
+
+    Three sets of streams, each a thread a core, of which one runs at a time, or `express` and
+    another.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        device: torch.device,
+        tokenizer: Tokenizer,
+        forward: Forward,
+        streams: Streams,
+        express: Streams,
+        patient: Streams,
+    ) -> None:
+        super().__init__(info, device, tokenizer, StreamedForward(forward, streams))
+        self._express = StreamedForward(forward, express, here=False)
+        self._patient = StreamedForward(forward, patient)
+        self._streams = (streams, express, patient)
+
+    @property
+    def express(self) -> StreamedForward:
+        return self._express
+
+    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
+        if not patient:
+            return super().forward(batch)
+        with torch.inference_mode():
+            return self._patient(batch)
+
+    def close(self) -> None:
+        for streams in self._streams:
+            streams.close()
+        del self._express, self._patient
+        super().close()
+
+
 def _streams(place: torch.device, forward: Forward) -> Streams | None:
     """One stream a core of a CPU; None where there is nothing to share."""
-    cores = torch.get_num_threads()
-    if place.type != "cpu" or cores < 2 or isinstance(forward, StaticForward):
+    if place.type != "cpu" or isinstance(forward, StaticForward):
         return None
-    return Streams(cores)
+    return Streams(torch.get_num_threads())
 
 
 def _float32_vectors(spec: ModelSpec, place: torch.device) -> NDArray[np.float32] | None:

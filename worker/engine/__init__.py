@@ -19,6 +19,7 @@ In reading order:
 - `backlog`     the jobs under way and what threads hand to one another, behind one lock
 - `composer`    what the device runs next: cut, admitted, each text once
 - `recall`      what the cache has is looked up, what it has not is kept
+- `encoding`    one thread's batches: composed, run, counted
 - `core`        the engine itself: tokenise, encode, write
 """
 

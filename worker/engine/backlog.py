@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from worker.contract.lanes import Lane
 from worker.engine import batch
 from worker.engine.arrivals import Arrivals
 from worker.engine.forward import Fault
@@ -22,17 +23,27 @@ class Backlog:
     caller of any method holds it, except for `submit`, which takes it.
     """
 
-    def __init__(self, models: Iterable[str], producers: int, *, looked_up: bool = False) -> None:
+    def __init__(
+        self,
+        models: Iterable[str],
+        producers: int,
+        *,
+        looked_up: bool = False,
+        express: Collection[str] = (),
+    ) -> None:
         """`producers`: how many threads put jobs into the outbox.
 
         `looked_up`: whether there is a cache, which jobs go through before they are tokenised.
+        `express`: the models that small batches run through beside large ones.
         """
         self.lock = threading.Lock()
-        #: Told when texts wait to be encoded, and when the engine closes.
+        #: Told when texts wait to be encoded, and when the engine closes; the device thread, and
+        #: the express where somebody waits for them.
         self.to_encode = threading.Condition(self.lock)
+        self.to_express = threading.Condition(self.lock)
         self.arrivals = Arrivals(self.lock)
         self.intake = Intake(self.lock)
-        self.schedules = Schedules(models)
+        self.schedules = Schedules(models, express)
         self.outbox = Outbox(self.lock, producers)
         self.room = Room()
         self.closing = False
@@ -64,6 +75,8 @@ class Backlog:
                 job.chunks.append(piece)
                 self.schedules.add(job)
         self.to_encode.notify()
+        if any(piece.job.lane is Lane.INTERACTIVE for piece in pieces):
+            self.to_express.notify()
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Texts that no batch will hold; tells the writer of the jobs that end with them."""
@@ -73,6 +86,20 @@ class Backlog:
             if job.ended:
                 ended.append(job)
         self.outbox.put(ended)
+
+    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """The device thread's next batch, see `Schedules.cut`."""
+        pieces = self.take(self.schedules.cut(budgets))
+        # What it left may be for the express.
+        self.to_express.notify()
+        return pieces
+
+    def cut_express(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """The next batch of the express, whose last one is done; see `Schedules.cut_express`."""
+        if self.schedules.express_runs:
+            # For a job that must run alone the device thread waits for its end.
+            self.to_encode.notify()
+        return self.take(self.schedules.cut_express(budgets))
 
     def take(self, pieces: list[Piece]) -> list[Piece]:
         """These pieces are in a batch now: they wait no more."""
@@ -117,6 +144,7 @@ class Backlog:
         self.arrivals.close()
         self.intake.close()
         self.to_encode.notify_all()
+        self.to_express.notify_all()
         self.outbox.wake()
 
     def clear(self) -> list[Job]:

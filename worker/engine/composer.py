@@ -24,10 +24,12 @@ class Batch(NamedTuple):
 
     pieces: list[Piece]
     texts: Distinct
+    #: Whether it leaves the cores to others.
+    patient: bool = False
 
 
 class Composer:
-    """Composes batches as late as it can: when the device is free. The device thread's alone."""
+    """Composes one thread's batches, as late as it can: when the one before is done."""
 
     def __init__(
         self,
@@ -36,12 +38,19 @@ class Composer:
         forwards: Mapping[str, Forward],
         *,
         idle: Callable[[], None],
+        express: bool = False,
     ) -> None:
-        """`idle` is called every few seconds while there is nothing to run."""
+        """`idle` is called every few seconds while there is nothing to run.
+
+        `express`: for the thread that runs small batches beside those of the device thread.
+        """
         self._backlog = backlog
         self._sink = sink
         self._forwards = forwards
         self._idle = idle
+        self._express = express
+        self._next = backlog.cut_express if express else backlog.cut
+        self._filled = backlog.to_express if express else backlog.to_encode
         #: Whether the last batch was a suspect's, see `_cut`.
         self._ran_alone = False
 
@@ -67,15 +76,17 @@ class Composer:
                     backlog.outbox.wait_until_emptied(_IDLE_BEAT)
                     continue
                 budgets = {name: forward.budget for name, forward in self._forwards.items()}
-                if pieces := backlog.take(backlog.schedules.cut(budgets)):
+                if pieces := self._next(budgets):
                     return pieces
                 self._idle()
-                backlog.to_encode.wait(_IDLE_BEAT)
+                self._filled.wait(_IDLE_BEAT)
             return None
 
     def _without_repeats(self, pieces: list[Piece]) -> Batch:
         """What differs among a batch's texts; the room of what repeats goes to others that wait."""
         texts = distinct(batch.joined(pieces))
+        if self._express:
+            return Batch(pieces, texts)
         name, most = pieces[0].job.info.name, self._forwards[pieces[0].job.info.name].budget
         tokens = sum(piece.tokens for piece in pieces)
         while texts.repeats and texts.block.tokens <= most // 2 and tokens < _MOST_BUDGETS * most:
@@ -88,7 +99,7 @@ class Composer:
             pieces = [*pieces, *more]
             tokens += sum(piece.tokens for piece in more)
             texts = distinct(batch.joined(pieces))
-        return Batch(pieces, texts)
+        return Batch(pieces, texts, self._backlog.schedules.patient)
 
     def _admitted(self, pieces: list[Piece]) -> list[Piece]:
         """Ask for the jobs that start with this batch; drop those that may not, or are gone."""

@@ -4,8 +4,10 @@ Three threads, each blocking on a condition of one lock, and one hand-over betwe
 
     submit ─► intake ─► tokenise ─► schedule ─► encode ─► outbox ─► write ─► sink
 
-With a cache there are two more: one looks up what is submitted before it goes to the intake, or
-straight to the outbox, and one keeps what was written. See `recall`.
+Where a device takes two batches at a time there is a second one that encodes, the express: small
+jobs of callers who wait, while the first is busy with what others want. With a cache there are two
+more: one looks up what is submitted before it goes to the intake, or straight to the outbox, and
+one keeps what was written. See `recall`.
 
 The lock guards all of these and every job, but for a job's vectors; nothing slow runs under it,
 and no call of the sink. Batches wait for nothing: the device takes what there is the moment it is
@@ -22,14 +24,17 @@ from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
 from worker.engine.backlog import Backlog
-from worker.engine.composer import Batch, Composer
 from worker.engine.counts import Counts
+from worker.engine.encoding import Encoding
 from worker.engine.forward import Forward
 from worker.engine.job import Job
 from worker.engine.recall import Keeping, Lookup
 from worker.engine.sink import Sink
 from worker.engine.threads import Threads
 from worker.engine.tokenising import tokenise
+
+#: An express batch is at most this part of a whole one: it shares the device with one.
+_EXPRESS_PART = 2
 
 
 class Engine:
@@ -46,36 +51,28 @@ class Engine:
         """`cache`: where vectors of earlier texts are; None: every text is encoded."""
         self._encoders = dict(encoders)
         self._sink = sink
-        self._forwards = {
-            name: Forward(encoder, encoder.info.batch_tokens, encoder.tokenize(["probe"]))
-            for name, encoder in self._encoders.items()
-        }
-        runs = {
-            "tokenise": self._run_tokeniser,
-            "encode": self._run_device,
-            "write": self._run_writer,
-        }
         self.counts = Counts()
         cached = cache is not None
-        self._backlog = Backlog(self._encoders, producers=2 + cached, looked_up=cached)
+        forwards, express = _forwards(self._encoders)
+        producers = 2 + cached + bool(express)
+        self._backlog = Backlog(self._encoders, producers, looked_up=cached, express=set(express))
+        self._device = Encoding(self._backlog, sink, forwards, self.counts)
+        self._encodings = [self._device]
+        runs = {
+            "tokenise": self._run_tokeniser,
+            "encode": self._device.run,
+            "write": self._run_writer,
+        }
+        if express:
+            self._encodings.append(
+                Encoding(self._backlog, sink, express, self.counts, express=True)
+            )
+            runs["express"] = self._encodings[-1].run
         self._keeping: Keeping | None = None
         if cache is not None:
             self._keeping = Keeping(cache, self._backlog, self.counts)
             runs["lookup"] = Lookup(cache, self._backlog, sink, self.counts).run
             runs["keep"] = self._keeping.run
-        self._composer = Composer(self._backlog, sink, self._forwards, idle=self._sign_life)
-        #: Monotonic time of the device thread's last sign of life, and of the forward pass that
-        #: runs now, else None. These and the counters are written by the device thread alone.
-        self.beat = time.monotonic()
-        self.busy_since: float | None = None
-        self.batches = 0
-        self.texts = 0
-        #: Texts of these that another one of their batch had the vector of.
-        self.repeats = 0
-        self.tokens = 0
-        #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
-        self.capacity = 0
-        self.busy_seconds = 0.0
         self._threads = Threads(runs, left=self._leave_outbox, died=self._crash)
 
     def start(self) -> None:
@@ -109,17 +106,59 @@ class Engine:
     @property
     def budgets(self) -> dict[str, int]:
         """The token budget of each model as it is now."""
-        return {name: forward.budget for name, forward in self._forwards.items()}
+        return {name: forward.budget for name, forward in self._device.forwards.items()}
+
+    @property
+    def beat(self) -> float:
+        """Monotonic time of the device thread's last sign of life."""
+        return self._device.beat
+
+    @property
+    def busy_since(self) -> float | None:
+        """Monotonic time at which the oldest forward pass began that still runs, else None."""
+        return min(filter(None, (one.busy_since for one in self._encodings)), default=None)
+
+    @property
+    def batches(self) -> int:
+        """Batches so far."""
+        return sum(one.batches for one in self._encodings)
+
+    @property
+    def texts(self) -> int:
+        """Texts of these batches."""
+        return sum(one.texts for one in self._encodings)
+
+    @property
+    def repeats(self) -> int:
+        """Texts of these that another one of their batch had the vector of."""
+        return sum(one.repeats for one in self._encodings)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of these texts."""
+        return sum(one.tokens for one in self._encodings)
+
+    @property
+    def capacity(self) -> int:
+        """Token budgets of the batches so far: `tokens / capacity` is how full they were."""
+        return sum(one.capacity for one in self._encodings)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds of forward passes; those of the express are part of the others'."""
+        return self._device.busy_seconds
 
     @property
     def splits(self) -> int:
         """Batches that were cut because they raised or ran out of memory."""
-        return sum(forward.splits for forward in self._forwards.values())
+        return sum(forward.splits for one in self._encodings for forward in one.forwards.values())
 
     @property
     def memory_splits(self) -> int:
         """Those of them that ran out of memory."""
-        return sum(forward.memory_splits for forward in self._forwards.values())
+        return sum(
+            forward.memory_splits for one in self._encodings for forward in one.forwards.values()
+        )
 
     @property
     def padding(self) -> int:
@@ -166,42 +205,6 @@ class Engine:
                     job.truncated.append(index)
                 backlog.line_up(estimated, pieces)
                 backlog.refuse(refusals)
-
-    # -- encode -----------------------------------------------------------------------------
-
-    def _run_device(self) -> None:
-        while (found := self._composer.next()) is not None:
-            self._encode(found)
-
-    def _encode(self, found: Batch) -> None:
-        pieces, texts = found
-        self.busy_since = begun = time.monotonic()
-        forward = self._forwards[pieces[0].job.info.name]
-        budget = forward.budget
-        self.capacity += budget
-        vectors, faults = texts.spread(*forward.run(texts.block))
-        self._sign_life()
-        self.busy_since = None
-        self.busy_seconds += self.beat - begun
-        self.batches += 1
-        encoded = sum(piece.texts for piece in pieces)
-        self.texts += encoded
-        self.repeats += texts.repeats
-        self.tokens += sum(piece.tokens for piece in pieces)
-        self.counts.encoded(
-            pieces,
-            self.beat - begun,
-            texts=encoded,
-            tokens=texts.block.tokens,
-            budget=budget,
-            faults=[fault.code for fault in faults.values()],
-        )
-        batch.hand_out(pieces, vectors)
-        with self._backlog.lock:
-            self._backlog.arrive(pieces, faults)
-
-    def _sign_life(self) -> None:
-        self.beat = time.monotonic()
 
     # -- write ------------------------------------------------------------------------------
 
@@ -252,3 +255,16 @@ class Engine:
     def _crash(self, error: BaseException) -> None:
         self._shut()
         self._sink.crashed(error)
+
+
+def _forwards(encoders: Mapping[str, Encoder]) -> tuple[dict[str, Forward], dict[str, Forward]]:
+    """The models as the device thread runs them, and as the express does, where it can."""
+    forwards: dict[str, Forward] = {}
+    express: dict[str, Forward] = {}
+    for name, encoder in encoders.items():
+        budget, probe = encoder.info.batch_tokens, encoder.tokenize(["probe"])
+        forwards[name] = Forward(encoder, budget, probe)
+        if encoder.express is not None:
+            budget = max(budget // _EXPRESS_PART, 1)
+            express[name] = Forward(encoder, budget, probe, express=True)
+    return forwards, express

@@ -18,7 +18,7 @@ class Watch(Protocol):
         """One call of the tokenizer has ended. Tokeniser thread."""
 
     def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
-        """One batch has ended. Device thread."""
+        """One batch has ended. Whoever holds the engine's lock."""
 
 
 class Counts:
@@ -66,7 +66,7 @@ class Counts:
         budget: int,
         faults: Iterable[str],
     ) -> None:
-        """One batch of at most `budget` tokens; `faults` are codes. Device thread."""
+        """One batch of at most `budget` tokens; `faults` are codes. Whoever holds the lock."""
         self._forward_seconds.observe(seconds)
         self._batch_texts.observe(texts)
         self._batch_tokens.observe(tokens)

@@ -33,7 +33,7 @@ class DeviceLost(RuntimeError):
 
 @dataclass(slots=True)
 class Forward:
-    """The model behind one budget. Used by the device thread alone.
+    """The model behind one budget. Used by one thread.
 
     A batch that raises is halved until the culprit is alone; a batch that runs out of memory is
     halved too, and the budget with it, for good.
@@ -48,6 +48,10 @@ class Forward:
     splits: int = field(default=0)
     #: Those of them that ran out of memory.
     memory_splits: int = field(default=0)
+    #: Whether it runs as the encoder's express.
+    express: bool = field(default=False)
+    #: Whether what runs next leaves the cores to others, see `Encoder.forward`.
+    patient: bool = field(default=False)
 
     def run(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
@@ -96,7 +100,9 @@ class Forward:
 
     def _attempt(self, block: TokenBlock) -> Matrix | Fault:
         try:
-            return self.encoder.forward(block)
+            if self.express and self.encoder.express is not None:
+                return self.encoder.express(block)
+            return self.encoder.forward(block, patient=self.patient)
         except Exception as error:  # noqa: BLE001 - the texts answer for it, one by one
             logger.warning("A batch of %d texts raised %s", len(block), type(error).__name__)
             if not self.encoder.is_out_of_memory(error):

@@ -52,8 +52,8 @@ class Piece(NamedTuple):
 class Job:
     """One job inside the engine.
 
-    The engine's lock guards what changes, but for `vectors` and `started_at`, which are the device
-    thread's. Once every text has ended, all of it is the writer's.
+    The engine's lock guards what changes, but for `vectors` and `started_at`, which belong to the
+    one thread that encodes it. Once every text has ended, all of it is the writer's.
     """
 
     __slots__ = (
@@ -133,6 +133,12 @@ class Job:
     def ended(self) -> bool:
         return self.done == len(self.texts)
 
+    @property
+    def waits_whole(self) -> bool:
+        """Whether all that is left of it is tokenised and in no batch, and nothing in windows."""
+        waiting = sum(piece.texts for piece in self.chunks)
+        return self.pooled is None and waiting + self.done == len(self.texts)
+
     def remember_by(self, keys: Sequence[bytes | None]) -> None:
         """Set the keys of its texts. On the thread that looks them up, before all else."""
         self.keys = keys
@@ -182,7 +188,7 @@ class Job:
     def keep(self, piece: Piece, rows: Matrix) -> None:
         """Keep the vectors of a piece, float32 (texts, d); those of failed texts are zeros.
 
-        On the device thread, before `arrive`.
+        On the thread that encodes it, before `arrive`; no other has a piece of the job then.
         """
         if self.pooled is not None and piece.first >= self.pooled.first:
             for index, vector in self.pooled.keep(piece.first, rows, piece.token_counts):
@@ -194,7 +200,7 @@ class Job:
         self._put(piece.first, rows)
 
     def fault(self, row: int, code: str, message: str) -> None:
-        """A row of a piece has no vector. On the device thread, between `keep` and `arrive`."""
+        """A row of a piece has no vector. On the same thread, between `keep` and `arrive`."""
         if self.pooled is not None and row >= self.pooled.first:
             row = self.pooled.text_of(row)
             if not self.pooled.fail(row):

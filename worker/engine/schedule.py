@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Container, Iterable, Mapping, Set
 
 from worker.contract.lanes import Lane
 from worker.engine.job import Job, Piece
@@ -20,11 +20,23 @@ _LITTLE_PART = 4
 
 
 class Schedules:
-    """The waiting texts of all models; each model gets a batch in turn."""
+    """The waiting texts of all models; each model gets a batch in turn.
 
-    def __init__(self, models: Iterable[str]) -> None:
-        self._schedules = {name: Schedule() for name in models}
+    Beside the batches of the device thread there may be those of the express: small jobs of
+    callers who would wait for a batch that is none of theirs.
+    """
+
+    def __init__(self, models: Iterable[str], express: Collection[str] = ()) -> None:
+        """`express`: the models that can run a small batch beside a large one."""
+        self._schedules = {name: Schedule(express=name in express) for name in models}
         self._turns = deque(self._schedules)
+        #: Whether jobs may overtake the batch cut last, and whose may not: tenants who had much in
+        #: the last interactive one.
+        self._open = False
+        self._crowd: Set[str] = frozenset()
+        #: Whether those who wait for the batch cut last have no hurry.
+        self.patient = False
+        self.express_runs = False
 
     def add(self, job: Job) -> None:
         """A job has texts waiting; again whenever more of it is tokenised."""
@@ -35,18 +47,54 @@ class Schedules:
         self._schedules[job.info.name].discard(job)
 
     def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
-        """The next batch of one model, within the budget of that one. Empty if none wait."""
+        """The next batch of one model, within the budget of that one. Empty if none wait.
+
+        While the express runs, no job comes that must run alone.
+        """
         for _ in range(len(self._turns)):
             name = self._turns[0]
             self._turns.rotate(-1)
-            pieces = self._schedules[name].cut(budgets[name])
+            pieces = self._schedules[name].cut(budgets[name], suspects=not self.express_runs)
             if pieces:
+                self._look_at(pieces, budgets[name])
                 return pieces
+        self._open = False
         return []
+
+    def cut_express(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """Jobs of one model that should not wait for the batch cut last; empty if there are none.
+
+        All of what is left of each, so that no other batch holds texts of it at the same time.
+        """
+        pieces: list[Piece] = []
+        if self._open:
+            for name, budget in budgets.items():
+                if pieces := self._schedules[name].cut_express(budget, self._crowd):
+                    break
+        self.express_runs = bool(pieces)
+        return pieces
 
     def more(self, name: str, room: int) -> list[Piece]:
         """Further texts of a model for the batch just cut, at most `room` tokens."""
         return self._schedules[name].more(room)
+
+    def _look_at(self, pieces: list[Piece], budget: int) -> None:
+        """Who waits for a batch of these pieces.
+
+        Nobody of the interactive lane waits for a lower one. A batch of that lane is worth waiting
+        for, but for those who have little in it beside one who has much.
+        """
+        lanes = {piece.job.lane for piece in pieces}
+        if lanes == {Lane.INTERACTIVE}:
+            tokens: Counter[str] = Counter()
+            for piece in pieces:
+                tokens[piece.job.tenant] += piece.tokens
+            much = budget // _LITTLE_PART
+            self._crowd = {tenant for tenant, held in tokens.items() if held > much}
+        shared = not pieces[0].job.alone
+        self._open = shared and (lanes != {Lane.INTERACTIVE} or bool(self._crowd))
+        normal = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.NORMAL}
+        self.patient = self._open and normal <= self._crowd
 
 
 class Schedule:
@@ -58,10 +106,13 @@ class Schedule:
     every other such batch to themselves. A lane that waits and has not come first for `_PATIENCE`
     batches comes first in the next one, with half of the room. So an interactive job is in one of
     the next batches, and nothing starves; within a lane see `Shares`. The batches between, those
-    that such a job may find running, are short.
+    that such a job may find running, are short, unless there is an express for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, express: bool = False) -> None:
+        self._express = express
+        #: Lanes that share a batch. Where there is an express, whoever waits is sooner there.
+        self._in_company = [lane for lane in Lane if not (express and lane is Lane.INTERACTIVE)]
         self._lanes = {lane: Shares() for lane in Lane}
         #: Batches that a lane waited through since it last came first.
         self._waited = dict.fromkeys(Lane, 0)
@@ -88,17 +139,22 @@ class Schedule:
         if job.alone and job in self._alone:
             self._alone.remove(job)
 
-    def cut(self, budget: int) -> list[Piece]:
+    def cut(self, budget: int, *, suspects: bool = True) -> list[Piece]:
         """The next batch: at most `budget` tokens, or one text that has more. Empty if none wait.
 
-        A job that must run alone has a batch of its own, every other one at most.
+        A job that must run alone has a batch of its own, every other one at most; none without
+        `suspects`.
         """
         waiting = [lane for lane, shares in self._lanes.items() if shares]
-        if self._alone and (self._alone_next or not waiting):
+        if suspects and self._alone and (self._alone_next or not waiting):
             self._alone_next = False
             return self._cut_alone(budget)
         self._alone_next = True
         return self._cut_shared(waiting, budget)
+
+    def cut_express(self, room: int, but: Container[str]) -> list[Piece]:
+        """Whole jobs that somebody waits for, of at most `room` tokens, of tenants not in `but`."""
+        return self._lanes[Lane.INTERACTIVE].take_whole(room, but)
 
     def more(self, room: int) -> list[Piece]:
         """Further texts for the batch just cut; none where that was a job's own, or short."""
@@ -107,18 +163,18 @@ class Schedule:
     def _cut_shared(self, waiting: list[Lane], budget: int) -> list[Piece]:
         if not waiting:
             return []
-        first = self._first(waiting)
+        little = self._with_little(budget, in_turn=waiting[0] is Lane.INTERACTIVE)
+        first = waiting[0] if little else self._first(waiting)
         overdue = first is not waiting[0]
         asked = first is Lane.INTERACTIVE and not overdue
-        little = self._with_little(budget, in_turn=asked)
-        short = not little and self._is_short(waiting)
+        short = not (self._express or little) and self._is_short(waiting)
         if short:
             budget = max(budget // _SHORT_PART, 1)
         share = budget // 2 if overdue else budget
         pieces = self._lanes[first].serve(
             share, budget, leads=True, force=True, only=little or None
         )
-        self._joining = [first] if asked else list(Lane)
+        self._joining = [first] if asked else self._in_company
         if not asked:
             pieces = self._fill(pieces, budget)
         if short or little:

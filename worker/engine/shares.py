@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import islice
 
 from worker.engine.job import Job, Piece
@@ -93,6 +93,26 @@ class Shares:
                 del self._lines[tenant]
         return pieces
 
+    def take_whole(self, room: int, but: Container[str]) -> list[Piece]:
+        """All of some jobs of tenants other than `but` who have at most `room` tokens waiting."""
+        pieces: list[Piece] = []
+        few = [
+            tenant
+            for tenant, line in self._lines.items()
+            if tenant not in but and not line.exceeds(room)
+        ]
+        for tenant in few:
+            got = self._lines[tenant].take_whole(room)
+            if not got:
+                continue
+            pieces += got
+            room -= sum(piece.tokens for piece in got)
+            if self._lines[tenant]:
+                self._lines.move_to_end(tenant)
+            else:
+                del self._lines[tenant]
+        return pieces
+
 
 class Line:
     """The jobs of one tenant in one lane.
@@ -152,6 +172,18 @@ class Line:
             turn = served
         for piece in pieces:
             self._after(piece.job)
+        return pieces
+
+    def take_whole(self, room: int) -> list[Piece]:
+        """As `Shares.take_whole`."""
+        pieces: list[Piece] = []
+        for job in list(self._turns):
+            tokens = sum(piece.tokens for piece in job.chunks)
+            if tokens <= room and job.waits_whole:
+                pieces += job.chunks
+                room -= tokens
+                job.chunks.clear()
+                self._after(job)
         return pieces
 
     def _in_turn(self, share: int, *, leads: bool) -> list[Job]:

@@ -18,12 +18,12 @@ class Sink(Protocol):
     def admit(self, job: Job) -> bool:
         """Whether a job may start; asked once, before its first text is encoded.
 
-        On the device thread, which waits for the answer, or, for a job whose vectors are all
+        On a thread that encodes and waits for the answer, or, for a job whose vectors are all
         remembered, on the thread that looked them up. One that may not is forgotten.
         """
 
     def started(self, jobs: Sequence[Job]) -> None:
-        """The first texts of these jobs are in the batch that runs now. Device thread."""
+        """The first texts of these jobs are in the batch that runs now. A thread that encodes."""
 
     def progressed(self, jobs: Sequence[Job]) -> None:
         """More texts of these jobs have vectors, others do not yet. Writer thread."""

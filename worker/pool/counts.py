@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def ended_by(outcome: Outcome | Exception) -> Ended:
 
 
 class JobCounts:
-    """Each method belongs to the thread it names and takes no lock; any thread may read.
+    """Each method belongs to the thread it names; any thread may read.
 
     Times reach from one machine's clock to another's; what seems to end before its beginning took
     no time. Jobs of producers that do not say when they submitted are not timed.
@@ -43,14 +44,16 @@ class JobCounts:
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._job_seconds = Histogram("job_seconds")
         self._queue_seconds = Histogram("queue_seconds")
+        self._starting = threading.Lock()
         self._write_seconds = Histogram("write_seconds")
 
     def started(self, tickets: Sequence[Ticket]) -> None:
-        """Their first batch runs now. Device thread."""
+        """Their first batch runs now. Any thread that encodes."""
         now = time.time()
-        for ticket in tickets:
-            if ticket.submitted_at is not None:
-                self._queue_seconds.observe(max(now - ticket.submitted_at, 0.0))
+        with self._starting:
+            for ticket in tickets:
+                if ticket.submitted_at is not None:
+                    self._queue_seconds.observe(max(now - ticket.submitted_at, 0.0))
 
     def written(self, seconds: float) -> None:
         """One script stored outcomes. Writer thread."""
