@@ -237,6 +237,29 @@ def test_jobs_somebody_waits_for_come_between_those_fetched_before(
     monkeypatch.undo()
 
 
+def test_the_pool_is_told_when_messages_that_came_at_once_were_handed_over(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = Received()
+    following: list[bool] = []
+    told: list[int] = []
+
+    def receive(body: int, message: Message) -> None:
+        received(body, message)
+        following.append(admission.more_follow)
+
+    monkeypatch.setattr(admission, "handed_over", lambda: told.append(len(received.bodies)))
+    jobs = backlog(redis_url, redis_client, 20)
+    with looped(redis_url, receive) as loop:
+        loop.turn_for(0.2)
+        redis_client.rename(jobs, "jobs")
+        loop.until(lambda: len(received.bodies) == 20)
+    assert following == [True] * 20
+    assert told[-1] == 20
+    assert len(told) < 20
+    assert not admission.more_follow
+
+
 def test_a_unix_socket_works_by_both_of_its_urls(
     valkey: ValkeyServer, redis_url: str, redis_client: redis.Redis
 ) -> None:

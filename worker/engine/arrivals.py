@@ -22,9 +22,10 @@ class Arrivals:
         self._passed_over: Lane | None = None
         self._closed = False
 
-    def put(self, job: Job) -> None:
-        """A job has come in."""
-        self._lanes[job.lane].append(job)
+    def put(self, *jobs: Job) -> None:
+        """Jobs have come in."""
+        for job in jobs:
+            self._lanes[job.lane].append(job)
         self._filled.notify()
 
     def close(self) -> None:

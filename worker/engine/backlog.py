@@ -51,17 +51,19 @@ class Backlog:
         #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
 
-    def submit(self, job: Job) -> None:
-        """Take a job over. Raises RuntimeError once the engine is closed."""
-        estimate = Slice(job, 0, len(job.texts)).estimate
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs over. Raises RuntimeError once the engine is closed."""
+        estimates = [Slice(job, 0, len(job.texts)).estimate for job in jobs]
         with self.lock:
             if self.closing:
                 raise RuntimeError("the engine is closed")
-            self._jobs[job] = None
+            for job, estimate in zip(jobs, estimates, strict=True):
+                self._jobs[job] = None
+                self.room.weigh(job, estimate)
             # What may have killed a worker takes no part in anything that is shared.
-            entrance = self.arrivals if self._looked_up and not job.alone else self.intake
-            entrance.put(job)
-            self.room.weigh(job, estimate)
+            looked_up = [job for job in jobs if self._looked_up and not job.alone]
+            self.arrivals.put(*looked_up)
+            self.intake.put(*(jobs if not looked_up else [job for job in jobs if job.alone]))
 
     def line_up(self, estimated: Iterable[tuple[Job, int]], pieces: Sequence[Piece]) -> None:
         """Texts of these jobs, of so many tokens as was estimated, have become `pieces`."""

@@ -47,9 +47,10 @@ class Intake:
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         self._closed = False
 
-    def put(self, job: Job) -> None:
-        """A job has texts to tokenise."""
-        self._lanes[job.lane].append(job)
+    def put(self, *jobs: Job) -> None:
+        """Jobs have texts to tokenise."""
+        for job in jobs:
+            self._lanes[job.lane].append(job)
         self._filled.notify()
 
     def close(self) -> None:

@@ -18,6 +18,8 @@ For the pool, from any thread unless said otherwise:
 
 - `admission.room = f`  set once; `f(lane)` gives the tokens of a lane that may still be fetched
   (loop thread).
+- `admission.handed_over = f`  set once; called after messages that came at once. While those are
+  handed over `admission.more_follow` is true (loop thread).
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
   None on the stock transport.
 - `leases.hold(tag)`  the pool will end this one, whatever becomes of the connection.

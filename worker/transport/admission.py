@@ -1,4 +1,4 @@
-"""How much this process wants to have waiting; decides what is fetched."""
+"""How much this process wants to have waiting; decides what is fetched, and says what came."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class Admission:
     max_messages: int = 1024
     #: Bytes of one fetch, plus one message.
     max_bytes: int = 16 * 1024 * 1024
+    #: Whether more messages follow at once: whoever is handed one may let it wait for those until
+    #: `handed_over` is called, some milliseconds later. Both are the event loop's.
+    more_follow: bool = False
+    handed_over: Callable[[], None] | None = None
 
     def bounds(self, lane: Lane) -> tuple[int, int]:
         """Messages and bytes of text to fetch of a lane now, where it is ours to say."""

@@ -12,6 +12,7 @@ from typing import Any
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from worker.contract.lanes import Lane
+from worker.transport.admission import admission
 from worker.transport.leases import Lease, Outbox
 from worker.transport.store import Demand, Fetch
 from worker.transport.upkeep import Consumer, Upkeep
@@ -81,15 +82,13 @@ class Fetcher:
         message, so leases are kept and endings told meanwhile. Jobs that somebody waits for are
         fetched meanwhile, too, and come next.
         """
-        slice_end = time.monotonic() + SLICE_SECONDS
+        if self.ready and not self._consumer.looped:
+            self._hand_over()
+            return
         while self.ready:
-            self.delivered += 1
-            self._consumer.hand_over(*self.ready.popleft())
-            if not self._consumer.looped:
-                return
-            if time.monotonic() > slice_end and self._wire is not None and self._wire.alive:
+            self._hand_over_some()
+            if self.ready and self._wire is not None and self._wire.alive:
                 self._catch_up(self._wire)
-                slice_end = time.monotonic() + SLICE_SECONDS
 
     def check(self) -> None:
         """Drop connections that are half-open; `turn` makes new ones."""
@@ -119,6 +118,24 @@ class Fetcher:
         self.unwatch(list(self._watches))
         self._leases.release([lease.tag for lease, _ in self.ready])
         self.ready.clear()
+
+    def _hand_over_some(self) -> None:
+        """Hand over a slice of what is ready, and say when that was all of it."""
+        slice_end = time.monotonic() + SLICE_SECONDS
+        admission.more_follow = True
+        try:
+            while self.ready:
+                self._hand_over()
+                if time.monotonic() > slice_end:
+                    return
+        finally:
+            admission.more_follow = False
+            if admission.handed_over is not None:
+                admission.handed_over()
+
+    def _hand_over(self) -> None:
+        self.delivered += 1
+        self._consumer.hand_over(*self.ready.popleft())
 
     def _catch_up(self, wire: Wire) -> None:
         """What cannot wait until everything that is ready was handed over."""
