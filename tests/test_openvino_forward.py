@@ -11,14 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.processes import eventually
-from worker.encoder.rectangles import rectangles
+from worker.encoder.rectangles import recurring_rectangles
 from worker.packing import GroupCost
 from worker.tokens import TokenBlock
 
 openvino = pytest.importorskip("openvino")
 RectangleForward = pytest.importorskip("worker.encoder.openvino_forward").RectangleForward
 
-COST = GroupCost(fixed=32.0, knee=512.0)
+COST = GroupCost(fixed=12.0, knee=512.0)
 
 
 def block(*tokens: int) -> TokenBlock:
@@ -27,6 +27,10 @@ def block(*tokens: int) -> TokenBlock:
     ids = np.repeat(np.arange(1, count + 1, dtype=np.int32), tokens)
     offsets = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
     return TokenBlock(ids, offsets, np.zeros(count, np.int32), np.zeros(count, bool))
+
+
+def opened(graph: Any, cores: int, dimensions: int | None = None) -> Any:
+    return RectangleForward(graph, "f32", cores, pad_id=0, limit=None, dimensions=dimensions)
 
 
 def summing() -> Any:
@@ -40,12 +44,12 @@ def summing() -> Any:
 
 
 def fussy() -> Any:
-    """A graph that fails for rectangles whose cells cannot be put in fours."""
+    """A graph that fails for any length but 4."""
     from openvino import opset13 as op
 
     ids, mask = (op.parameter([-1, -1], np.int64, name) for name in ("ids", "mask"))
-    fours = op.reshape(op.convert(op.add(ids, mask), "f32"), op.constant(np.array([-1, 4])), False)
-    return openvino.Model([fours], [ids, mask])
+    both = op.add(op.add(ids, mask), op.constant(np.zeros((1, 4), np.int64)))
+    return openvino.Model([op.convert(both, "f32")], [ids, mask])
 
 
 def expected(batch: TokenBlock) -> NDArray[np.float32]:
@@ -56,7 +60,7 @@ def expected(batch: TokenBlock) -> NDArray[np.float32]:
 @pytest.mark.parametrize("cores", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 40, 400])
 def test_vectors_come_back_in_the_order_of_the_batch(cores: int, count: int) -> None:
-    forward = RectangleForward(summing(), "f32", cores, 0, 2)
+    forward = opened(summing(), cores, 2)
     batch = block(*np.random.default_rng(count).integers(1, 90, count).tolist())
     vectors = forward(batch)
     assert vectors.dtype == np.float32
@@ -65,16 +69,16 @@ def test_vectors_come_back_in_the_order_of_the_batch(cores: int, count: int) -> 
 
 
 def test_padding_is_counted() -> None:
-    forward = RectangleForward(summing(), "f32", 2, 0, None)
-    forward(block(9, 9, 9))
+    forward = opened(summing(), 2)
+    forward(block(8, 8, 8))
     assert forward.padding == 0
-    forward(block(9, 7, 9))
-    assert forward.padding == 2
+    forward(block(8, 7, 8))
+    assert forward.padding == 1
 
 
 def test_a_rectangle_that_fails_fails_its_batch_and_no_other() -> None:
-    forward = RectangleForward(fussy(), "f32", 2, 0, None)
-    with pytest.raises(RuntimeError, match="Reshape"):
+    forward = opened(fussy(), 2)
+    with pytest.raises(RuntimeError, match="Exception"):
         forward(block(4, 203, 300, 4))
     np.testing.assert_array_equal(forward(block(4)), [[2, 2, 2, 2]])
     forward.forget_buffers()
@@ -87,7 +91,7 @@ def test_threads_end_with_the_object() -> None:
         return len(list(Path("/proc/self/task").iterdir()))
 
     def use() -> None:
-        RectangleForward(summing(), "f32", 2, 0, None)(block(*[60] * 60))
+        opened(summing(), 2)(block(*[60] * 60))
         gc.collect()
 
     use()
@@ -98,10 +102,10 @@ def test_threads_end_with_the_object() -> None:
     eventually(lambda: threads() <= kept + 1)
 
 
-def test_rectangles_are_cut_to_so_many_cells_and_padded_to_their_own_longest() -> None:
-    batch = block(*[10] * 30, *[11] * 30, 300)
-    parts = list(rectangles(batch, COST, 0, 256))
-    assert sorted(np.concatenate([part.texts for part in parts])) == list(range(61))
-    assert [part.ids.shape for part in parts] == [(20, 10), (20, 11), (20, 11), (1, 300)]
-    assert [part.padding for part in parts] == [0, 10, 0, 0]
-    assert [part.ids.size for part in rectangles(batch, COST, 0)] == [660, 300]
+def test_a_rectangle_is_padded_to_the_length_of_its_shape_and_no_text_beyond_the_limit() -> None:
+    batch = block(*[9] * 4, 33, 129, 130)
+    parts = list(recurring_rectangles(batch, COST, 7, 256, 130))
+    assert [part.ids.shape for part in parts] == [(4, 10), (1, 36), (1, 130), (1, 130)]
+    assert [part.padding for part in parts] == [4, 3, 1, 0]
+    assert parts[0].ids[0].tolist() == [1] * 9 + [7]
+    np.testing.assert_array_equal(np.concatenate([part.texts for part in parts]), np.arange(7))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import accumulate, combinations, product
 from random import Random
 
 import pytest
 
-from worker.packing import GroupCost, group_by_length
+from worker.packing import (
+    GroupCost,
+    Shaped,
+    group_by_length,
+    group_in_few_shapes,
+    padded_length,
+)
 
 
 def total(lengths: list[int], stops: list[int], cost: GroupCost) -> float:
@@ -63,3 +69,58 @@ def test_equal_lengths_stay_together_and_every_text_is_in_a_group() -> None:
     assert stops == sorted(set(stops))
     for stop in stops[:-1]:
         assert lengths[stop - 1] < lengths[stop]
+
+
+def sizes(groups: list[Shaped]) -> list[int]:
+    stops = [0, *(group.stop for group in groups)]
+    return [group.stop - before for before, group in zip(stops, groups, strict=False)]
+
+
+def shaped_total(lengths: list[int], counts: tuple[int, ...], cost: GroupCost) -> float:
+    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+    return sum(
+        cost.fixed + count * cost.of_row(padded_length(lengths[end - 1]))
+        for count, end in zip(counts, ends, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fixed", [0.0, 12.0, 200.0])
+@pytest.mark.parametrize("most_cells", [64, 512])
+def test_groups_of_few_shapes_cost_what_the_best_of_them_costs(
+    fixed: float, most_cells: int
+) -> None:
+    cost, random = GroupCost(fixed, 512.0), Random(int(fixed + most_cells))
+    for _ in range(15):
+        lengths = sorted(random.randint(1, random.choice((4, 40, 256))) for _ in range(8))
+        ways = [
+            counts
+            for number in range(1, 9)
+            for counts in product((1, 2, 4, 8), repeat=number)
+            if sum(counts) == 8
+            and all(
+                count == 1 or count * padded_length(lengths[stop - 1]) <= most_cells
+                for count, stop in zip(counts, accumulate(counts), strict=True)
+            )
+        ]
+        found = group_in_few_shapes(lengths, cost, most_cells, 256)
+        best = min(shaped_total(lengths, counts, cost) for counts in ways)
+        assert shaped_total(lengths, tuple(sizes(found)), cost) == pytest.approx(best)
+
+
+def test_whatever_texts_come_their_shapes_come_again() -> None:
+    random, shapes = Random(5), set()
+    for _ in range(200):
+        lengths = sorted(min(int(random.lognormvariate(3.3, 1)) + 3, 256) for _ in range(80))
+        groups = group_in_few_shapes(lengths, GroupCost(12.0, 512.0), 512, 256)
+        assert groups[-1].stop == 80
+        assert all(lengths[group.stop - 1] <= group.length for group in groups)
+        shapes |= set(zip(sizes(groups), (group.length for group in groups), strict=True))
+    assert len(shapes) < 160
+    assert {size for size, _ in shapes} <= {1, 2, 4, 8, 16, 32, 64}
+
+
+def test_no_text_is_padded_beyond_the_limit_and_without_one_beyond_the_longest() -> None:
+    cost = GroupCost(12.0, 512.0)
+    assert group_in_few_shapes([70, 73], cost, 512, 77) == [Shaped(2, 77)]
+    assert group_in_few_shapes([65, 69], cost, 512) == [Shaped(2, 69)]
+    assert group_in_few_shapes([], cost, 512) == []

@@ -58,8 +58,9 @@ def load_openvino(
             graph(model, tokenizer, int8=dtype == "int8", cache=cache),
             _PRECISIONS[dtype],
             cores,
-            model.tokenizer.pad_token_id or 0,
-            model.truncate_dim,
+            pad_id=model.tokenizer.pad_token_id or 0,
+            limit=rules.limit,
+            dimensions=model.truncate_dim,
         )
         found = forward(tokenizer(texts))
     except ImportError as error:

@@ -10,12 +10,12 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from worker.encoder.rectangles import Rectangle, rectangles
+from worker.encoder.rectangles import Rectangle, recurring_rectangles
 from worker.packing import GroupCost
 from worker.tokens import TokenBlock
 
 #: A rectangle costs as much as this many tokens on top of its cells.
-_COST = GroupCost(fixed=32.0, knee=512.0)
+_COST = GroupCost(fixed=12.0, knee=512.0)
 #: Cells of a rectangle, at most and at least: what fits into a core's second-level cache, and what
 #: is worth a run of its own.
 _MOST_CELLS, _LEAST_CELLS = 512, 64
@@ -28,15 +28,24 @@ class RectangleForward:
 
     Cores that share every kernel wait for one another at the end of each; here they meet at the end
     of the batch. All rectangles wait in a queue of OpenVINO's own, so that no core waits for Python
-    between two of them. Only the device thread calls it; OpenVINO's threads, which run nothing
-    else, end with the object.
+    between two of them. Each makes the kernels for a shape when it first meets it, which takes as
+    long as running it once or twice; so shapes are few. Only the device thread calls it; OpenVINO's
+    threads, which run nothing else, end with the object.
 
     `graph`: ids and mask int64 (n, L) to vectors float32 (n, d). `precision`: OpenVINO's name for
-    the numbers that it computes in. `dimensions`: of each vector so many are kept, None for all.
+    the numbers that it computes in. `limit`: tokens of the longest text, None where there is no
+    limit. `dimensions`: of each vector so many are kept, None for all.
     """
 
     def __init__(
-        self, graph: Any, precision: str, cores: int, pad_id: int, dimensions: int | None
+        self,
+        graph: Any,
+        precision: str,
+        cores: int,
+        *,
+        pad_id: int,
+        limit: int | None,
+        dimensions: int | None,
     ) -> None:
         self._network = openvino.Core().compile_model(
             graph,
@@ -52,6 +61,7 @@ class RectangleForward:
         self._cores = cores
         self._requests: list[Any] = []
         self._pad_id = pad_id
+        self._limit = limit
         size = self._network.output(0).partial_shape[1].get_length()
         self._dimensions = min(dimensions or size, size)
         #: Positions of all batches so far that held padding.
@@ -61,7 +71,8 @@ class RectangleForward:
         """Vectors of a batch, float32 (n, dimensions). Raises RuntimeError where OpenVINO does."""
         cells = batch.tokens // (self._cores * _RECTANGLES_A_CORE)
         cells = min(max(cells, _LEAST_CELLS), _MOST_CELLS)
-        parts = sorted(rectangles(batch, _COST, self._pad_id, cells), key=_work, reverse=True)
+        found = recurring_rectangles(batch, _COST, self._pad_id, cells, self._limit)
+        parts = sorted(found, key=_work, reverse=True)
         self.padding += sum(part.padding for part in parts)
         requests = self._started(parts)
         out = np.empty((len(batch), self._dimensions), dtype=np.float32)

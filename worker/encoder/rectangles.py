@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.packing import GroupCost, group_by_length
+from worker.packing import GroupCost, group_by_length, group_in_few_shapes
 from worker.tokens import TokenBlock
 
 
 class Rectangle(NamedTuple):
-    """Texts of a batch that run together, n of them, the longest of L tokens."""
+    """Texts of a batch that run together, n of them, padded to L tokens."""
 
     #: int64 (n,): the place of each in the batch.
     texts: NDArray[np.int64]
@@ -30,30 +30,37 @@ class Rectangle(NamedTuple):
         return int(self.real.size - np.count_nonzero(self.real))
 
 
-def rectangles(
-    batch: TokenBlock, cost: GroupCost, pad_id: int, most_cells: int | None = None
-) -> Iterator[Rectangle]:
-    """The rectangles of a batch that cost least together, short texts first.
-
-    Those of more than `most_cells` are cut into equal parts; a single text is never cut.
-    """
-    lengths = batch.lengths
-    order = np.lexsort((lengths, batch.skip))
-    for texts in _runs(order, batch.skip[order]):
+def rectangles(batch: TokenBlock, cost: GroupCost, pad_id: int) -> Iterator[Rectangle]:
+    """The rectangles of a batch that cost least together, short texts first."""
+    for texts, lengths in _sorted(batch):
         start = 0
-        for stop in group_by_length(lengths[texts], cost):
-            group = texts[start:stop]
-            cells = len(group) * int(lengths[group[-1]])
-            parts = 1 if most_cells is None else min(-(-cells // most_cells), len(group))
-            for part in np.array_split(group, parts):
-                yield _rectangle(batch, part, pad_id)
+        for stop in group_by_length(lengths, cost):
+            yield _rectangle(batch, texts[start:stop], int(lengths[stop - 1]), pad_id)
             start = stop
 
 
-def _rectangle(batch: TokenBlock, texts: NDArray[np.int64], pad_id: int) -> Rectangle:
-    lengths = batch.lengths[texts]
-    at = np.arange(lengths[-1])
-    real = at < lengths[:, None]
+def recurring_rectangles(
+    batch: TokenBlock, cost: GroupCost, pad_id: int, most_cells: int, limit: int | None
+) -> Iterator[Rectangle]:
+    """Rectangles of few shapes, short texts first; see `group_in_few_shapes`."""
+    for texts, lengths in _sorted(batch):
+        start = 0
+        for stop, length in group_in_few_shapes(lengths, cost, most_cells, limit):
+            yield _rectangle(batch, texts[start:stop], length, pad_id)
+            start = stop
+
+
+def _sorted(batch: TokenBlock) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Texts that pooling treats alike, by length, and their lengths."""
+    lengths = batch.lengths
+    order = np.lexsort((lengths, batch.skip))
+    for texts in _runs(order, batch.skip[order]):
+        yield texts, lengths[texts]
+
+
+def _rectangle(batch: TokenBlock, texts: NDArray[np.int64], length: int, pad_id: int) -> Rectangle:
+    at = np.arange(length)
+    real = at < batch.lengths[texts, None]
     ids = np.full(real.shape, pad_id, dtype=np.int64)
     ids[real] = batch.ids[(batch.offsets[texts, None] + at)[real]]
     return Rectangle(texts, ids, real, int(batch.skip[texts[0]]))
