@@ -145,22 +145,43 @@ def test_a_lane_whose_turn_has_come_takes_nobody_along_who_waits() -> None:
     assert batches.count({"asked"}) == 8
 
 
-def test_only_batches_that_nobody_waits_for_are_patient() -> None:
-    schedules = schedules_of(bulk("bulk", [10] * 20))
+def patience_with(*jobs: Job, overtaken: bool = True) -> bool:
+    """Whether the next batch, of these jobs, is patient, right after one that was overtaken."""
+    schedules = schedules_of(bulk("bulk", [10] * 10))
     schedules.cut(BUDGETS)
-    assert schedules.patient
-    schedules.add(waiting("normal", [10]))
+    if overtaken:
+        schedules.add(interactive("asked", [10], "other"))
+        assert schedules.cut_express(ROOM)
+        assert not schedules.cut_express(ROOM)
+    for job in jobs:
+        schedules.add(job)
+    assert schedules.cut(BUDGETS)
+    return schedules.patient
+
+
+def test_batches_that_others_overtake_leave_them_the_cores() -> None:
+    assert patience_with(bulk("bulk", [10] * 10))
+    assert patience_with(interactive("flood", [10] * 10, "flood"))
+
+
+def test_batches_that_somebody_waits_for_keep_the_cores() -> None:
+    assert not patience_with(bulk("bulk", [10]), waiting("normal", [10]))
+    assert not patience_with(interactive("asked", [10], "one"))
+    assert not patience_with(waiting("suspect", [10], alone=True))
+
+
+def test_batches_keep_the_cores_while_nobody_overtakes_them() -> None:
+    assert not patience_with(bulk("bulk", [10] * 10), overtaken=False)
+    assert not patience_with(interactive("many", [10] * 10), overtaken=False)
+    schedules = schedules_of(bulk("bulk", [10] * 1000))
     schedules.cut(BUDGETS)
-    assert not schedules.patient
-    schedules.add(interactive("asked", [10], "one"))
-    schedules.cut(BUDGETS)
-    assert not schedules.patient
-    schedules.add(interactive("flood", [10] * 10, "flood"))
-    schedules.cut(BUDGETS)
-    assert schedules.patient
-    schedules.add(waiting("suspect", [10], alone=True))
-    schedules.cut(BUDGETS)
-    assert not schedules.patient
+    schedules.add(interactive("asked", [10]))
+    schedules.cut_express(ROOM)
+    patient = []
+    for _ in range(20):
+        schedules.cut(BUDGETS)
+        patient.append(schedules.patient)
+    assert patient == [True] * 16 + [False] * 4
 
 
 @pytest.mark.parametrize("seed", range(20))

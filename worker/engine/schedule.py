@@ -15,6 +15,8 @@ _PATIENCE = 4
 #: so many in a row found none: the next one to come waits for the rest of a short batch.
 _SHORT_PART = 8
 _SHORT_BATCHES = 16
+#: Batches that leave the cores to others after one that was overtaken.
+_PATIENT_BATCHES = 16
 #: A tenant with no more than this part of a budget waiting has little.
 _LITTLE_PART = 4
 
@@ -34,8 +36,10 @@ class Schedules:
         #: the last interactive one.
         self._open = False
         self._crowd: Set[str] = frozenset()
-        #: Whether those who wait for the batch cut last have no hurry.
+        #: Whether those who wait for the batch cut last are in no hurry, and others may be: batches
+        #: for which that holds since the last one was overtaken.
         self.patient = False
+        self._overtaken = 0
         self.express_runs = False
 
     def add(self, job: Job) -> None:
@@ -72,6 +76,8 @@ class Schedules:
                 if pieces := self._schedules[name].cut_express(budget, self._crowd):
                     break
         self.express_runs = bool(pieces)
+        if pieces:
+            self._overtaken = _PATIENT_BATCHES
         return pieces
 
     def more(self, name: str, room: int) -> list[Piece]:
@@ -94,7 +100,8 @@ class Schedules:
         shared = not pieces[0].job.alone
         self._open = shared and (lanes != {Lane.INTERACTIVE} or bool(self._crowd))
         normal = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.NORMAL}
-        self.patient = self._open and normal <= self._crowd
+        self.patient = self._open and normal <= self._crowd and self._overtaken > 0
+        self._overtaken = max(self._overtaken - 1, 0)
 
 
 class Schedule:
