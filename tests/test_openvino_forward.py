@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.processes import eventually
-from worker.encoder.rectangles import recurring_rectangles
+from worker.encoder.rectangles import Rectangle, recurring_rectangles
 from worker.packing import GroupCost
 from worker.tokens import TokenBlock
 
@@ -100,6 +100,29 @@ def test_threads_end_with_the_object() -> None:
     for _ in range(5):
         use()
     eventually(lambda: threads() <= kept + 1)
+
+
+@pytest.mark.parametrize("limit", [7, 512])
+def test_every_core_is_prepared_for_a_short_text_of_any_length(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = RectangleForward(summing(), "f32", 2, pad_id=0, limit=limit, dimensions=None)
+    met: list[tuple[int, ...]] = []
+    run = forward._started
+
+    def noting(parts: list[Rectangle]) -> Any:
+        met.extend(part.ids.shape for part in parts)
+        return run(parts)
+
+    monkeypatch.setattr(forward, "_started", noting)
+    forward.prepare()
+    prepared = set(met)
+    assert len(met) == 2 * len(prepared)
+    assert max(length for _, length in prepared) <= limit
+    met.clear()
+    for tokens in range(1, min(limit, 32) + 1):
+        forward(block(tokens))
+    assert set(met) <= prepared
 
 
 def test_a_rectangle_is_padded_to_the_length_of_its_shape_and_no_text_beyond_the_limit() -> None:

@@ -123,8 +123,8 @@ class OpenVinoEncoder:
         self._forward.forget_buffers()
 
     def warm_up(self) -> None:
-        short, long = self.tokenize(["warm"]), self.tokenize(["warm up " * 16])
-        self.forward(short)
+        self._forward.prepare()
+        long = self.tokenize(["warm up " * 16])
         self.forward(TokenBlock.join([long] * max(1, self._info.batch_tokens // long.tokens)))
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 from worker.encoder.rectangles import Rectangle, recurring_rectangles
-from worker.packing import GroupCost
+from worker.packing import GroupCost, padded_length
 from worker.tokens import TokenBlock
 
 #: A rectangle costs as much as this many tokens on top of its cells.
@@ -21,6 +21,8 @@ _COST = GroupCost(fixed=12.0, knee=512.0)
 _MOST_CELLS, _LEAST_CELLS = 512, 64
 #: Rectangles a core, at least, where there is enough to do: so many even out what each takes.
 _RECTANGLES_A_CORE = 2
+#: Texts of up to so many tokens are short.
+_PREPARED_TOKENS = 32
 
 
 class RectangleForward:
@@ -80,6 +82,14 @@ class RectangleForward:
             # The request's own buffer, which the next batch overwrites.
             out[part.texts] = request.get_output_tensor(0).data[:, : self._dimensions]
         return out
+
+    def prepare(self) -> None:
+        """Make every core's kernels for a single short text, which callers wait for most often."""
+        longest = min(_PREPARED_TOKENS, self._limit or _PREPARED_TOKENS)
+        for length in sorted({min(padded_length(n), longest) for n in range(1, longest + 1)}):
+            ids = np.full((1, length), self._pad_id, dtype=np.int64)
+            part = Rectangle(np.zeros(1, np.int64), ids, np.ones_like(ids, np.bool_), 0)
+            self._started([part] * self._cores)
 
     def forget_buffers(self) -> None:
         """Give memory back: each stream keeps what its largest rectangle needed."""
