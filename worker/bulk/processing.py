@@ -213,8 +213,7 @@ class Processing:
             return []
         name = f"{self._batch.folder}/{window.line:08d}-{self._claim.epoch}-{kind}"
         with self._means.files.storage.writer(name) as part:
-            for entry in entries:
-                part.write(entry.answer or b"")
+            part.write(b"".join(entry.answer or b"" for entry in entries))
         return [name]
 
     def _give_up(self) -> None:
