@@ -74,12 +74,27 @@ def test_callers_with_little_overtake_a_flood_and_the_flood_overtakes_nothing() 
     assert texts_of(schedules.cut_express(ROOM)) == {"little": 1}
 
 
-def test_a_flood_overtakes_no_lower_lane_either() -> None:
-    schedules = schedules_of(interactive("flood", [10] * 1000, "flood"), bulk("bulk", [10] * 100))
-    while "bulk" not in texts_of(schedules.cut(BUDGETS)):
-        pass
-    schedules.add(interactive("small", [10], "flood"))
-    assert schedules.cut_express(ROOM) == []
+def test_a_flood_overtakes_no_lower_lane_while_others_are_about() -> None:
+    schedules = schedules_of(interactive("flood", [10] * 10, "flood"), bulk("bulk", [10] * 400))
+    schedules.cut(BUDGETS)
+    schedules.add(interactive("other", [10], "other"))
+    assert texts_of(schedules.cut_express(ROOM)) == {"other": 1}
+    for number in range(20):
+        assert texts_of(schedules.cut(BUDGETS)) == {"bulk": 10}
+        job = interactive(f"{number}", [10], "flood")
+        schedules.add(job)
+        overtaking = texts_of(schedules.cut_express(ROOM))
+        assert overtaking == ({f"{number}": 1} if number >= 16 else {})
+        schedules.discard(job)
+
+
+def test_who_is_alone_with_his_flood_overtakes_his_own_bulk() -> None:
+    schedules = schedules_of(interactive("flood", [10] * 10), bulk("bulk", [10] * 400))
+    schedules.cut(BUDGETS)
+    for number in range(20):
+        assert texts_of(schedules.cut(BUDGETS)) == {"bulk": 10}
+        schedules.add(interactive(f"{number}", [10]))
+        assert texts_of(schedules.cut_express(ROOM)) == {f"{number}": 1}
 
 
 def test_a_job_that_is_too_large_for_the_express_waits_for_the_device() -> None:

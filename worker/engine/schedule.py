@@ -15,8 +15,8 @@ _PATIENCE = 4
 #: so many in a row found none: the next one to come waits for the rest of a short batch.
 _SHORT_PART = 8
 _SHORT_BATCHES = 16
-#: Batches that leave the cores to others after one that was overtaken.
-_PATIENT_BATCHES = 16
+#: Batches after which who overtook one is not taken to be about any more.
+_ABOUT_BATCHES = 16
 #: A tenant with no more than this part of a budget waiting has little.
 _LITTLE_PART = 4
 
@@ -32,14 +32,16 @@ class Schedules:
         """`express`: the models that can run a small batch beside a large one."""
         self._schedules = {name: Schedule(express=name in express) for name in models}
         self._turns = deque(self._schedules)
-        #: Whether jobs may overtake the batch cut last, and whose may not: tenants who had much in
-        #: the last interactive one.
+        #: Whether jobs may overtake the batch cut last, and of which tenants none may.
         self._open = False
+        self._held_back: Set[str] = frozenset()
+        #: Tenants who had much in the last interactive batch.
         self._crowd: Set[str] = frozenset()
-        #: Whether those who wait for the batch cut last are in no hurry, and others may be: batches
-        #: for which that holds since the last one was overtaken.
+        #: Whether those who wait for the batch cut last are in no hurry, while others may be.
         self.patient = False
-        self._overtaken = 0
+        #: Batches for which somebody is taken to be about, since he overtook one: anybody, and
+        #: somebody who is not of the crowd.
+        self._hurried = self._others = 0
         self.express_runs = False
 
     def add(self, job: Job) -> None:
@@ -73,11 +75,13 @@ class Schedules:
         pieces: list[Piece] = []
         if self._open:
             for name, budget in budgets.items():
-                if pieces := self._schedules[name].cut_express(budget, self._crowd):
+                if pieces := self._schedules[name].cut_express(budget, self._held_back):
                     break
         self.express_runs = bool(pieces)
         if pieces:
-            self._overtaken = _PATIENT_BATCHES
+            self._hurried = _ABOUT_BATCHES
+        if any(piece.job.tenant not in self._crowd for piece in pieces):
+            self._others = _ABOUT_BATCHES
         return pieces
 
     def more(self, name: str, room: int) -> list[Piece]:
@@ -87,21 +91,24 @@ class Schedules:
     def _look_at(self, pieces: list[Piece], budget: int) -> None:
         """Who waits for a batch of these pieces.
 
-        Nobody of the interactive lane waits for a lower one. A batch of that lane is worth waiting
-        for, but for those who have little in it beside one who has much.
+        Nobody of the interactive lane waits for a lower one, but for those who would keep others
+        with little waiting there. A batch of that lane is worth waiting for, but for those who have
+        little in it beside one who has much.
         """
         lanes = {piece.job.lane for piece in pieces}
-        if lanes == {Lane.INTERACTIVE}:
+        asked = lanes == {Lane.INTERACTIVE}
+        if asked:
             tokens: Counter[str] = Counter()
             for piece in pieces:
                 tokens[piece.job.tenant] += piece.tokens
             much = budget // _LITTLE_PART
             self._crowd = {tenant for tenant, held in tokens.items() if held > much}
         shared = not pieces[0].job.alone
-        self._open = shared and (lanes != {Lane.INTERACTIVE} or bool(self._crowd))
+        self._open = shared and not (asked and not self._crowd)
+        self._held_back = self._crowd if asked or self._others else frozenset()
         normal = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.NORMAL}
-        self.patient = self._open and normal <= self._crowd and self._overtaken > 0
-        self._overtaken = max(self._overtaken - 1, 0)
+        self.patient = self._open and normal <= self._crowd and self._hurried > 0
+        self._hurried, self._others = max(self._hurried - 1, 0), max(self._others - 1, 0)
 
 
 class Schedule:
