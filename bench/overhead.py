@@ -28,7 +28,7 @@ from worker.contract.store import JobStore, NewJob
 _BACKLOG = "bench:backlog"
 _APP = "bench.costless"
 #: Jobs of a queue that is nearly empty, and of one that is very full.
-_FEW, _MANY = 1_000, 100_000
+_FEW, _MANY = 1_000, 200_000
 
 
 @dataclass(frozen=True)

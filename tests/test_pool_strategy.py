@@ -67,6 +67,14 @@ def consumer() -> Any:
     state.reset_state()
 
 
+def all_of(request: Any) -> dict[str, Any]:
+    """Every attribute of a request, by its name."""
+    slots = [name for cls in type(request).__mro__ for name in getattr(cls, "__slots__", ())]
+    names = [f"_Request{name}" if name == "__payload" else name for name in slots]
+    fields = {name: getattr(request, name) for name in names if not name.endswith("__")}
+    return fields | vars(request)
+
+
 def receive(consumer: Any, headers: dict[str, Any] | None = None) -> None:
     """Let the strategy have a message."""
     app: Celery = embed.app
@@ -86,6 +94,33 @@ def test_a_plain_message_goes_straight_to_the_pool(consumer: Any) -> None:
     assert limits == (None, None)
     assert state.requests["one"] is request
     assert request in state.reserved_requests
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"shadow": "another", "timelimit": [20, 10], "ignore_result": True, "root_id": "root"}],
+    ids=["as sent", "with options"],
+)
+def test_a_request_made_the_short_way_is_the_one_that_celery_makes(
+    consumer: Any, headers: dict[str, Any]
+) -> None:
+    receive(consumer, headers)
+    request = consumer.pool.taken[0][0]
+    cls = type(request)
+    celerys = cls(
+        request.message,
+        on_ack=nothing,
+        on_reject=nothing,
+        app=embed.app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=embed,
+        connection_errors=consumer.connection_errors,
+        headers=request.message.headers,
+        utc=embed.app.uses_utc_timezone(),
+    )
+    assert all_of(request) == all_of(celerys)
+    assert {"_eta", "_request_dict", "_Request__payload", "embed"} <= all_of(request).keys()
 
 
 def test_time_limits_of_the_message_go_along(consumer: Any) -> None:

@@ -27,7 +27,9 @@ class Room:
         before, after = job.waiting_tokens, job.waiting_tokens + tokens
         job.waiting_tokens = after
         self.waiting += tokens
-        self._crowds[job.lane] += min(after, most) - min(before, most)
+        if before > most or after > most:
+            tokens = min(after, most) - min(before, most)
+        self._crowds[job.lane] += tokens
 
     def left(self, lane: Lane, budgets: Iterable[int]) -> int:
         """Tokens of a lane that may still come, given the budgets of all models; ≤ 0: none now.

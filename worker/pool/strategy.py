@@ -14,7 +14,7 @@ from celery.worker.request import create_request_cls
 from celery.worker.strategy import default
 from celery.worker.strategy import logger as celery_logger
 
-from worker.pool.requests import EmbedRequest
+from worker.pool.requests import EmbedRequest, Where
 from worker.pool.taskpool import TaskPool
 from worker.pool.tickets import Limits
 
@@ -35,13 +35,15 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
     if not isinstance(pool, TaskPool):
         return general
     is_logged = celery_logger.isEnabledFor(logging.INFO)
-    eventer, hostname = consumer.event_dispatcher, consumer.hostname
+    where = Where(
+        *(app, task, consumer.hostname, consumer.event_dispatcher),
+        *(consumer.connection_errors, app.uses_utc_timezone()),
+    )
     request_class = create_request_cls(
-        symbol_by_name(task.Request), task, pool, hostname, eventer, app=app
+        symbol_by_name(task.Request), task, pool, where.hostname, where.eventer, app=app
     )
     run = trace.fast_trace_task if app.use_fast_trace_task else trace.trace_task_ret
-    connection_errors, buckets = consumer.connection_errors, consumer.task_buckets
-    utc = app.uses_utc_timezone()
+    buckets = consumer.task_buckets
     usual_limits = Limits(task.time_limit, task.soft_time_limit)
 
     def receive(
@@ -56,19 +58,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
             or (buckets[task.name] and not consumer.disable_rate_limits)
         ):
             return general(message, body, ack, reject, callbacks)
-        request: EmbedRequest = request_class(
-            message,
-            on_ack=ack,
-            on_reject=reject,
-            app=app,
-            hostname=hostname,
-            eventer=eventer,
-            task=task,
-            connection_errors=connection_errors,
-            body=message.body,
-            headers=headers,
-            utc=utc,
-        )
+        request: EmbedRequest = request_class(message, where=where, on_ack=ack, on_reject=reject)
         if is_logged:
             seen = request.received()
             celery_logger.info(trace.LOG_RECEIVED, seen, extra={"data": seen})
