@@ -63,6 +63,8 @@ class Endings:
     ) -> None:
         arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
         arguments.append(reserve)
+        # Jobs start in batches; to write such a number costs as much as the rest of a job here.
+        times = {at: repr(at) if at else "" for at in {end.started for end in endings}}
         for end in endings:
             arguments += (
                 end.id,
@@ -73,7 +75,7 @@ class Endings:
                 end.texts,
                 end.code,
                 end.message,
-                end.started or "",
+                times[end.started],
             )
         self._finish(keys=[self._ledger, *lease_keys], args=arguments)
 

@@ -77,8 +77,8 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
 def _is_plain(headers: Mapping[str, Any]) -> bool:
     """Whether nothing but the message's turn decides when it runs, and whether."""
     return not (
-        headers.get("eta")
-        or headers.get("expires")
+        headers.get("eta") is not None
+        or headers.get("expires") is not None
         or headers.get("stamped_headers")
         or not isinstance(headers.get("id"), str)
         or headers["id"] in state.revoked
