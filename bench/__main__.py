@@ -28,7 +28,7 @@ SECONDS = {
     "cost": 40,
     "waiting": 15,
     "lanes": 45,
-    "bulk": 120,
+    "bulk": 300,
     "idle": 30,
 }
 #: Not part of the set.
