@@ -28,11 +28,10 @@ SECONDS = {
     "cost": 40,
     "waiting": 15,
     "lanes": 45,
-    "bulk": 300,
     "idle": 30,
 }
 #: Not part of the set.
-ALONE = {"leak": 900}
+ALONE = {"bulk": 300, "leak": 900}
 #: One that takes so many times as long hangs; a busy machine makes it two to five.
 _PATIENCE = 10
 
