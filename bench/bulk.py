@@ -68,7 +68,7 @@ def main(options: Options) -> list[Table]:
         "What others notice: a caller with one short text, and memory",
         ["", "requests", "p50 ms", "p95 ms", "worker +MB", "API +MB"],
     )
-    others.notes.append(f"A full batch takes the raw engine {raw.a_batch * 1000:.0f} ms.")
+    others.notes.append(f"A full batch takes the raw engine {raw.a_batch * 1000:.0f} ms")
     for name, waits, measured in (
         ("caller without a batch", calm, None),
         ("batch without a caller", [], alone),
