@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -15,6 +16,8 @@ from worker.encoder.protocol import Encoder
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+#: New objects between two looks for garbage: some hundred jobs' worth.
+_COLLECTED_OBJECTS = 50_000
 
 
 def load_encoders(settings: Settings) -> dict[str, Encoder]:
@@ -46,6 +49,16 @@ def on_passing_thread(call: Callable[[], T]) -> T:
     value = result.result()
     thread.join()
     return value
+
+
+def relieve_collector() -> None:
+    """Spare the collector what lives as long as the process: the models and libraries.
+
+    What jobs leave behind is freed by reference counts, so it need not look often either.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_OBJECTS)
 
 
 def _load_encoders(settings: Settings) -> dict[str, Encoder]:

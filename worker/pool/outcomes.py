@@ -203,9 +203,7 @@ class Outcomes:
                 return True
 
     def _end(self, tickets: Sequence[Ticket]) -> None:
-        now = time.monotonic()
-        ended = [ticket for ticket in tickets if ticket.succeed(now, settled=self._atomic)]
-        self.counts.ended(SUCCEEDED, ended)
+        self.counts.ended(SUCCEEDED, _told(tickets, settled=self._atomic))
 
     # -- one by one -------------------------------------------------------------------------
 
@@ -226,6 +224,20 @@ class Outcomes:
 def _accept(tickets: Sequence[Ticket]) -> None:
     for ticket in tickets:
         ticket.accept()
+
+
+def _told(tickets: Sequence[Ticket], *, settled: bool) -> list[Ticket]:
+    """Tell Celery that jobs have succeeded, each for itself; those that were open."""
+    now = time.monotonic()
+    told = []
+    for ticket in tickets:
+        try:
+            if ticket.succeed(now, settled=settled):
+                told.append(ticket)
+        except Exception:
+            # A listener's, for example; the outcome is stored.
+            logger.exception("Celery could not be told that job %s succeeded", ticket.id)
+    return told
 
 
 def _chunks(endings: Chunk) -> list[Chunk]:

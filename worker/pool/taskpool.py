@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -44,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 #: Exit status for a model, device or setting that is not there: starting again does not help.
 EX_CONFIG = 78
-#: New objects between two looks for garbage: some hundred jobs' worth.
-_COLLECTED_OBJECTS = 50_000
 #: Seconds that a cold shutdown may take.
 _COLD_SECONDS = 1.0
 
@@ -82,7 +79,7 @@ class TaskPool(BasePool):
         if store is None:
             logger.critical("embedq keeps results on Redis; the result backend is another")
             raise SystemExit(EX_CONFIG)
-        _relieve_collector()
+        loading.relieve_collector()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
         usual = resolve(DEFAULT_OPTIONS, self._infos)
@@ -298,13 +295,3 @@ class TaskPool(BasePool):
 def _in_signal_handler() -> bool:
     """Whether the main thread stands in one of Celery's, and so may hold any lock."""
     return bool(celery_log._in_sighandler)  # noqa: SLF001
-
-
-def _relieve_collector() -> None:
-    """Spare the collector what lives as long as the process: the models and libraries.
-
-    What jobs leave behind is freed by reference counts, so it need not look often either.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECTED_OBJECTS)
