@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,15 @@ import pytest
 import redis
 import requests
 
-from tests.processes import Process, Processes, ValkeyServer, alive, eventually, free_port
+from tests.processes import (
+    Process,
+    Processes,
+    ValkeyServer,
+    alive,
+    clean_environment,
+    eventually,
+    free_port,
+)
 
 #: Seconds in which everything has to be gone after the parent was killed: the guardian's grace
 #: and some for a busy machine.
@@ -78,6 +88,22 @@ def test_it_shows_the_sample_job_serves_and_ends_at_ctrl_c(up: Up) -> None:
     assert f"curl -s '{deployment.url}/jobs?wait=10'" in log
     answer = requests.post(f"{deployment.url}/jobs?wait=30", json={"input": "a"}, timeout=40)
     assert answer.json()["status"] == "succeeded"
+    # The address that it shows to Celery programs is one: nothing else to be known.
+    shown = r"export CELERY_BROKER_URL='(\S+)'"
+    eventually(lambda: re.search(shown, deployment.process.log()), message=deployment.process.log)
+    address = re.findall(shown, deployment.process.log())[0]
+    program = (
+        "from worker.tasks import embed; print(embed.delay(['a']).get(timeout=30)['dimensions'])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(CELERY_BROKER_URL=address),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout.strip() == "384", ran.stderr
     assert len(deployment.pids) >= 6, "parent, guardian, Valkey, worker, gunicorn and its worker"
 
     deployment.process.signal(signal.SIGINT)

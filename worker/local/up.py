@@ -79,7 +79,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
                 say("No sample job: the API asks for a key, and EMBEDQ_API_KEY holds none")
             elif with_demo:
                 _run_demo(supervisor, options, show)
-            _show_address(options, show)
+            _show_address(options, env["CELERY_BROKER_URL"] if socket_file else None, show)
             reason = supervisor.run()
         except Stopped as stop:
             reason = str(stop)
@@ -164,7 +164,8 @@ def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
         job.result()
 
 
-def _show_address(options: Options, show: Say) -> None:
+def _show_address(options: Options, own_broker: str | None, show: Say) -> None:
+    """`own_broker`: the address of the Valkey that runs here; another one its user knows."""
     host, port = reachable(options)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     show("")
@@ -175,3 +176,8 @@ def _show_address(options: Options, show: Say) -> None:
         """-d '{"input": ["a text", "another one"]}'"""
     )
     show("")
+    if own_broker is not None:
+        show("Celery programs reach it with:")
+        show("")
+        show(f"  export CELERY_BROKER_URL='{own_broker}'")
+        show("")
