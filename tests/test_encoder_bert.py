@@ -15,7 +15,7 @@ from tests import tiny_models
 from worker.contract.models import ModelSpec
 from worker.encoder import bert, library, load
 from worker.encoder.bert import BertLayers
-from worker.encoder.forward import GROUP_COST, PackedForward
+from worker.encoder.forward import GROUP_COST, ONE_LENGTH, PackedForward
 from worker.encoder.reference import Reference
 
 TEXTS = ["the", "the queue holds texts", "job " * 20, "batch is full " * 40, "zebra 日本語"]
@@ -36,9 +36,42 @@ def test_own_layers_give_the_vectors_of_the_packed_transformer(family: str, tmp_
     path = tiny_models.FAMILIES[family](tmp_path)
     batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(TEXTS)
     with torch.inference_mode():
-        own = PackedForward(opened(path), GROUP_COST, BertLayers)(batch)
+        own = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch)
         plain = PackedForward(opened(path), GROUP_COST)(batch)
     np.testing.assert_allclose(own, plain, atol=1e-6, rtol=0)
+
+
+@on_x86
+@pytest.mark.parametrize("texts", range(1, 12))
+def test_the_rows_that_fill_a_batch_up_change_no_vector(texts: int, tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path)
+    batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(["the queue", "a"] * texts)
+    with torch.inference_mode():
+        own = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch)
+        alone = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch.take(np.arange(2)))
+    np.testing.assert_allclose(own, np.tile(alone, (texts, 1)), atol=1e-6, rtol=0)
+
+
+@on_x86
+def test_batches_of_many_sizes_are_computed_in_few_numbers_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = set()
+    norm = bert.layer_norm
+
+    def counted(given: torch.Tensor, *more: object) -> torch.Tensor:
+        rows.add(len(given))
+        return norm(given, *more)
+
+    monkeypatch.setattr(bert, "layer_norm", counted)
+    path = tiny_models.bert(tmp_path)
+    batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(["the"] * 200)
+    forward = PackedForward(opened(path), ONE_LENGTH, BertLayers)
+    rows.clear()
+    with torch.inference_mode():
+        for texts in range(100, 200):
+            forward(batch.take(np.arange(texts)))
+    assert len(rows) <= 40
 
 
 @on_x86

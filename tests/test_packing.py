@@ -10,6 +10,7 @@ import pytest
 from worker.packing import (
     GroupCost,
     Shaped,
+    few_sizes,
     group_by_length,
     group_in_few_shapes,
     padded_length,
@@ -124,3 +125,14 @@ def test_no_text_is_padded_beyond_the_limit_and_without_one_beyond_the_longest()
     assert group_in_few_shapes([70, 73], cost, 512, 77) == [Shaped(2, 77)]
     assert group_in_few_shapes([65, 69], cost, 512) == [Shaped(2, 69)]
     assert group_in_few_shapes([], cost, 512) == []
+
+
+def test_few_sizes_are_no_smaller_and_little_larger_than_what_they_are_for() -> None:
+    for tokens in range(1, 5000):
+        size = few_sizes(tokens)
+        assert tokens <= size <= max(tokens + 1, tokens * 33 / 32)
+        assert few_sizes(size) == size
+
+
+def test_few_sizes_leave_room_for_four_products_of_each_in_onednns_cache() -> None:
+    assert len({few_sizes(tokens) for tokens in range(1, 4097)}) <= 1024 / 4

@@ -3,21 +3,25 @@
 The computation is that of `BertModel` in transformers: post-norm blocks of attention and a GELU
 feed-forward layer. What differs is how little stands between two matrix products: queries, keys
 and values are one product, its bias, GELU and the residual are added by the kernel that makes it
-(oneDNN's post-operations), and no step is Python's but the loop over layers.
+(oneDNN's post-operations). Attention is computed for all texts of one length together, straight
+from and into the rows of the batch; the batch has rows of padding at its end, so that few numbers
+of rows occur.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm, pad, scaled_dot_product_attention
 from transformers import BertModel, RobertaModel, XLMRobertaModel
 
 from worker.encoder.layout import Group, PackedBatch
 from worker.encoder.token_rules import position_offset
+from worker.packing import few_sizes
 
 _RELATIVES = (BertModel, RobertaModel, XLMRobertaModel)
 
@@ -40,8 +44,9 @@ def knows(model: SentenceTransformer) -> bool:
 class BertLayers:
     """Token vectors of a model's packed batches; several threads may call it at once.
 
-    For models that this module `knows`, which is no promise that the vectors are right: that is for
-    `probe` to find out. Raises `NotImplementedError` where a layer was replaced by something else.
+    The batches' groups hold texts of one length each. For models that this module `knows`, which
+    is no promise that the vectors are right: that is for `probe` to find out. Raises
+    `NotImplementedError` where a layer was replaced by something else.
     """
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -58,29 +63,26 @@ class BertLayers:
 
     def __call__(self, packed: PackedBatch) -> torch.Tensor:
         """Vectors of a batch's tokens, float32 (T, size)."""
-        rows = embedding(packed.ids[0], self._words)
-        rows = rows.add_(embedding(packed.positions[0] + self._offset, self._positions))
-        rows = self._norm(rows)
+        tokens = packed.ids.shape[1]
+        more = (0, few_sizes(tokens) - tokens)  # Any token will do: nothing looks at its row.
+        ids, positions = pad(packed.ids[0], more), pad(packed.positions[0], more)
+        rows = embedding(ids, self._words)
+        rows = self._norm(rows.add_(embedding(positions + self._offset, self._positions)))
+        attended = torch.zeros_like(rows)
         for layer in self._layers:
-            attended = self._attention(layer.looks(rows), packed)
+            self._attend(layer.looks(rows), packed.groups, attended)
             rows = layer.after_attention(layer.attended.plus(attended, rows))
             rows = layer.after_feed_forward(layer.narrows.plus(layer.widens.gelu(rows), rows))
-        return rows
+        return rows[:tokens]
 
-    def _attention(self, looks: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
-        """Attention inside each text; `looks` (T, 3 * size) holds queries, keys and values."""
-        parts = [self._attend(group, looks) for group in packed.groups]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _attend(self, group: Group, looks: torch.Tensor) -> torch.Tensor:
-        rows = looks[group.start : group.stop]
-        if group.padded is not None:
-            rows = rows.index_select(0, group.padded)
-        cells = rows.view(group.texts, group.length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        mask = group.mask(causal=False, window=None)
-        out = scaled_dot_product_attention(cells[0], cells[1], cells[2], attn_mask=mask)
-        rows = out.transpose(1, 2).reshape(group.texts * group.length, -1)
-        return rows if group.real is None else rows.index_select(0, group.real)
+    def _attend(self, looks: torch.Tensor, groups: Sequence[Group], out: torch.Tensor) -> None:
+        """Attention inside each text, from queries, keys and values (R, 3 * size) to (R, size)."""
+        heads, size = self._heads, out.shape[1] // self._heads
+        for group in groups:
+            shape, own = (group.texts, group.length), slice(group.start, group.stop)
+            cells = looks[own].view(*shape, 3, heads, size).permute(2, 0, 3, 1, 4)
+            seen = scaled_dot_product_attention(cells[0], cells[1], cells[2])
+            out[own].view(*shape, heads, size).copy_(seen.transpose(1, 2))
 
 
 class _Layer(NamedTuple):

@@ -24,6 +24,8 @@ from worker.tokens import TokenBlock
 
 #: An attention group costs as much as this many tokens on top of its cells.
 GROUP_COST = GroupCost(fixed=48.0)
+#: Only texts of one length share a group.
+ONE_LENGTH = GroupCost(fixed=0.0)
 #: A padded batch costs as much as this many tokens on top of its cells.
 PADDED_COST = GroupCost(fixed=96.0, knee=512.0)
 

@@ -16,6 +16,7 @@ from worker.encoder import accuracy, bert, cpu, devices, probe
 from worker.encoder.bert import BertLayers
 from worker.encoder.forward import (
     GROUP_COST,
+    ONE_LENGTH,
     Forward,
     PackedForward,
     PaddedForward,
@@ -250,7 +251,7 @@ def _candidates(
             ways.append(("packed in one kernel", lambda: PackedForward(model, None)))
         if bert.knows(model):
             ways.append(
-                ("with layers of its own", lambda: PackedForward(model, GROUP_COST, BertLayers))
+                ("with layers of its own", lambda: PackedForward(model, ONE_LENGTH, BertLayers))
             )
         ways.append(("packed", lambda: PackedForward(_quickened(model), GROUP_COST)))
     ways.append(("padded", lambda: PaddedForward(_quickened(model))))
