@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import redis
@@ -36,6 +38,10 @@ class Ending(NamedTuple):
     started: float = 0.0
 
 
+#: What jobs of one batch mostly have in common.
+_HOW = attrgetter("status", "started", "code", "message")
+
+
 class Endings:
     """Ends jobs of one queue on one Redis database. Safe to share between threads."""
 
@@ -63,20 +69,11 @@ class Endings:
     ) -> None:
         arguments: list[Any] = [time.time(), self._result_ttl, keys.EVENTS, keys.RESULT_PREFIX]
         arguments.append(reserve)
-        # Jobs start in batches; to write such a number costs as much as the rest of a job here.
-        times = {at: repr(at) if at else "" for at in {end.started for end in endings}}
-        for end in endings:
-            arguments += (
-                end.id,
-                end.tag,
-                end.meta,
-                end.status.value,
-                end.prompt_tokens,
-                end.texts,
-                end.code,
-                end.message,
-                times[end.started],
-            )
+        for how, alike in groupby(endings, _HOW):
+            some = list(alike)
+            arguments += (len(some), *how)
+            for end in some:
+                arguments += (end.id, end.tag, end.meta, end.prompt_tokens, end.texts)
         self._finish(keys=[self._ledger, *lease_keys], args=arguments)
 
 
@@ -97,9 +94,9 @@ end
 #: Ends many jobs at once: outcome stored and published, record closed, lease removed, one notice.
 #: The first outcome of a job stands; a second one only removes its lease.
 #: KEYS ledger, leased messages, leased index. ARGV now, result ttl, events channel, result prefix,
-#: bytes that a full server may go beyond its bound or '', then for each job: id, lease tag or '',
-#: meta or '', status, prompt tokens, texts, code, message, time started. Answers how many records
-#: it closed.
+#: bytes that a full server may go beyond its bound or '', then for jobs that end alike: how many,
+#: status, time started or 0, code, message; and for each of them: id, lease tag or '', meta or '',
+#: prompt tokens, texts. Answers how many records it closed.
 FINISH = f"""
 {ENDED}
 {_RESERVE}
@@ -127,21 +124,21 @@ local function settle(job, tokens, bytes, share)
   redis.call('HDEL', job, 'tokens', 'bytes', 'share')
 end
 
-local function close(job, at)
-  local fields = {{'status', ARGV[at + 3], 'finished', now, 'stored', #ARGV[at + 2]}}
+local function close(job, how, at)
+  local fields = {{'status', ARGV[how + 1], 'finished', now, 'stored', #ARGV[at + 2]}}
   local function note(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
   end
-  if ARGV[at + 8] ~= '' then note('started', ARGV[at + 8]) end
-  if ARGV[at + 3] == 'succeeded' then
-    note('prompt_tokens', ARGV[at + 4])
-    note('done', ARGV[at + 5])
-    note('total', ARGV[at + 5])
+  if tonumber(ARGV[how + 2]) > 0 then note('started', ARGV[how + 2]) end
+  if ARGV[how + 1] == 'succeeded' then
+    note('prompt_tokens', ARGV[at + 3])
+    note('done', ARGV[at + 4])
+    note('total', ARGV[at + 4])
   end
-  if ARGV[at + 6] ~= '' then
-    note('code', ARGV[at + 6])
-    note('message', ARGV[at + 7])
+  if ARGV[how + 3] ~= '' then
+    note('code', ARGV[how + 3])
+    note('message', ARGV[how + 4])
   end
   redis.call('HSET', job, unpack(fields))
   closed[#closed + 1] = ARGV[at]
@@ -155,7 +152,7 @@ local function forget(before)
   end
 end
 
-for at = 6, #ARGV, 9 do
+local function finish(how, at)
   local id, tag, meta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job = '{keys.JOB_PREFIX}' .. id
   local first = meta == '' or store(prefix .. id, meta)
@@ -163,10 +160,17 @@ for at = 6, #ARGV, 9 do
   if held[1] == 'queued' or held[1] == 'running' then
     if held[2] then settle(job, held[2], held[3], held[4]) end
     -- Where another outcome was first, the record is read with that one.
-    if first then close(job, at) end
+    if first then close(job, how, at) end
     redis.call('EXPIRE', job, ttl)
   end
   if tag ~= '' then tags[#tags + 1] = tag end
+end
+
+local how = 6
+while how < #ARGV do
+  local past = how + 5 + 5 * ARGV[how]
+  for at = how + 5, past - 1, 5 do finish(how, at) end
+  how = past
 end
 for field, amount in pairs(settled) do
   if amount ~= 0 and redis.call('HINCRBY', ledger, field, -amount) <= 0
