@@ -116,16 +116,17 @@ local function store(key, meta)
   return true
 end
 
--- As `settle` does for one job.
-local function settle(job, tokens, bytes, share)
+-- As `settle` does for one job, whose record is still to lose them.
+local function settle(tokens, bytes, share)
+  if not tokens or tokens == '' then return end
   settled.tokens = settled.tokens + tonumber(tokens)
   settled.expected = settled.expected + tonumber(bytes or '0')
   if share then settled[share] = (settled[share] or 0) + tonumber(tokens) end
-  redis.call('HDEL', job, 'tokens', 'bytes', 'share')
 end
 
 local function close(job, how, at)
   local fields = {{'status', ARGV[how + 1], 'finished', now, 'stored', #ARGV[at + 2]}}
+  fields[7], fields[8] = 'tokens', ''
   local function note(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
@@ -158,9 +159,13 @@ local function finish(how, at)
   local first = meta == '' or store(prefix .. id, meta)
   local held = redis.call('HMGET', job, 'status', 'tokens', 'bytes', 'share')
   if held[1] == 'queued' or held[1] == 'running' then
-    if held[2] then settle(job, held[2], held[3], held[4]) end
-    -- Where another outcome was first, the record is read with that one.
-    if first then close(job, how, at) end
+    settle(held[2], held[3], held[4])
+    if first then
+      close(job, how, at)
+    else
+      -- The record is read with the outcome that was there before.
+      redis.call('HDEL', job, 'tokens')
+    end
     redis.call('EXPIRE', job, ttl)
   end
   if tag ~= '' then tags[#tags + 1] = tag end

@@ -25,11 +25,12 @@ local function open(job)
 end
 """
 
-#: Takes a job's estimates off the ledger, once: the record loses them with it.
+#: Takes a job's estimates off the ledger, once: the record loses them with it. Where its tokens are
+#: '' that was done when the job ended.
 _SETTLE = """
 local function settle(job, ledger)
   local held = redis.call('HMGET', job, 'tokens', 'bytes', 'share')
-  if held[1] then
+  if held[1] and held[1] ~= '' then
     redis.call('HINCRBY', ledger, 'tokens', -tonumber(held[1]))
     redis.call('HINCRBY', ledger, 'expected', -tonumber(held[2] or '0'))
     if held[3] and redis.call('HINCRBY', ledger, held[3], -tonumber(held[1])) <= 0 then
