@@ -52,6 +52,8 @@ CONTESTANTS = (
 def main(options: Options) -> list[Table]:
     share = 4 if options.quick else 1
     with stage() as processes, processes.valkey.client() as client:
+        # Else Valkey rewrites its file, mostly of what queueing wrote, on a core of the turn's.
+        client.config_set("auto-aof-rewrite-percentage", 0)
         lines = [_Line(processes, client, one, share) for one in CONTESTANTS]
         for line in lines:
             line.turn(200)
