@@ -8,6 +8,7 @@ their records before the clock starts, as if a burst had come.
 from __future__ import annotations
 
 import functools
+import signal
 import statistics
 import threading
 import time
@@ -55,8 +56,6 @@ def main(options: Options) -> list[Table]:
         # Else Valkey rewrites its file, mostly of what queueing wrote, on a core of the turn's.
         client.config_set("auto-aof-rewrite-percentage", 0)
         lines = [_Line(processes, client, one, share) for one in CONTESTANTS]
-        for line in lines:
-            line.turn(200)
         ran = race({line.contestant.name: line.turn for line in lines}, options.rounds)
         table = Table(
             "One-text jobs with results, queued beforehand, through a model that costs nothing",
@@ -98,11 +97,18 @@ class _Line:
                 "EMBEDQ_RESULT_TTL": "60",
             },
         )
+        self._run(200)
+        # Idle workers poll, and talk to one another.
+        self._worker.signal(signal.SIGSTOP)
 
-    def turn(self, jobs: int = 0) -> float:
-        """Queue jobs, let the worker have them all at once; seconds for each."""
-        measured = not jobs
-        jobs = jobs or self.contestant.jobs // self._share
+    def turn(self) -> float:
+        """Queue jobs, let the worker have them all at once, the others halted; seconds for each."""
+        self._worker.signal(signal.SIGCONT)
+        seconds = self._run(self.contestant.jobs // self._share, measured=True)
+        self._worker.signal(signal.SIGSTOP)
+        return seconds
+
+    def _run(self, jobs: int, *, measured: bool = False) -> float:
         last = _fill(self._client, self._queue, _texts(jobs), self._store)
         before = cpu_seconds(self._worker.pid), cpu_seconds(self._valkey.pid)
         self._client.rename(_BACKLOG, self._queue)
