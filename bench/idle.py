@@ -24,12 +24,12 @@ def main(options: Options) -> list[Table]:
         assert processes.valkey.process is not None
         watched = {"worker": worker, "API": api.process, "Valkey": processes.valkey.process}
         threading.Event().wait(2.0)
-        before = {name: cpu_seconds(process) for name, process in watched.items()}
+        before = {name: cpu_seconds(process.pid) for name, process in watched.items()}
         began = time.perf_counter()
         threading.Event().wait(seconds)
         took = time.perf_counter() - began
         for name, process in watched.items():
-            percent = (cpu_seconds(process) - before[name]) / took * 100
+            percent = (cpu_seconds(process.pid) - before[name]) / took * 100
             table.add(name, percent, resident_bytes(process) / 2**20)
     return [table]
 
