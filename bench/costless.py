@@ -21,6 +21,8 @@ from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 from worker.tokens import TokenBlock
 
+__all__ = ["DIMENSIONS", "CostlessEncoder", "app", "expected"]
+
 #: Numbers that differ in a vector; longer ones repeat them.
 DIMENSIONS = 8
 #: Texts are told apart by this many of their first bytes.
@@ -87,7 +89,8 @@ def expected(texts: Sequence[str], dimensions: int = DIMENSIONS) -> NDArray[np.f
     """The normalised vectors that a job of these texts must give, float32 (n, dimensions)."""
     encoder = CostlessEncoder(dimensions=dimensions)
     vectors = encoder.forward(encoder.tokenize(texts))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths
 
 
 def _load(settings: Settings) -> dict[str, Encoder]:

@@ -123,7 +123,7 @@ def _batch_time(client: redis.Redis, seconds: list[float]) -> Iterator[None]:
 
 
 def _busy(client: redis.Redis) -> tuple[float, int]:
-    [presence] = map(orjson.loads, client.hgetall(keys.workers(_QUEUE)).values())  # type: ignore[union-attr]
+    [presence] = map(orjson.loads, client.hgetall(keys.workers(_QUEUE)).values())
     return presence["busy_seconds"], presence["batches"]
 
 

@@ -52,7 +52,7 @@ def main(options: Options) -> list[Table]:
             api = processes.api()
             with loads(rest=api.url, celery=processes.url) as callers:
                 for turn in range(-1, _TURNS // (4 if options.quick else 1)):
-                    found = {
+                    found: dict[str, Sequence[float]] = {
                         "model alone (forward)": _alone(forward(), given),
                         "SentenceTransformer.encode": baseline.encode_alone(given, _PAUSE),
                         "raw engine": _alone(lambda text: engine.encode([text]), given),

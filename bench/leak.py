@@ -139,7 +139,7 @@ async def _measure(
     for mark in range(1, MARKS + 1):
         await callers.run(requests // MARKS)
         await asyncio.sleep(SETTLE_S)
-        clients = client.info("clients")["connected_clients"]  # type: ignore[index]
+        clients = client.info("clients")["connected_clients"]
         looks = [cell for process in watched for cell in _look(process)]
         table.add(mark * requests // MARKS, *looks, clients)
 

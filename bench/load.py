@@ -123,6 +123,7 @@ def _rest(address: str) -> Call:
     post = _poster(f"{address}/jobs", "Prefer: wait=60\r\n")
 
     def call(texts: list[str]) -> dict[str, Any]:
+        answer: dict[str, Any]
         status, answer = post({"input": texts})
         if status != 200 or answer["status"] != "succeeded":
             raise RuntimeError(f"a job was answered {status}: {answer}")

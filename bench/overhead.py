@@ -168,7 +168,9 @@ def _fill(
 def _is_done(client: redis.Redis, queue: str, last: str) -> bool:
     """Whether no job waits or runs, and the last one has its result."""
     with client.pipeline() as pipe:
-        pipe.llen(queue).hlen(keys.LEASED).exists(keys.result(last))
+        pipe.llen(queue)
+        pipe.hlen(keys.LEASED)
+        pipe.exists(keys.result(last))
         return pipe.execute() == [0, 0, 1]
 
 

@@ -29,7 +29,7 @@ def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None
     """
     docs = root / "docs"
     page, readme, results = docs / "benchmarks.md", root / "README.md", docs / _RESULTS
-    known = (json.loads(results.read_text()) if results.exists() else {}) | reports
+    known = {**(json.loads(results.read_text()) if results.exists() else {}), **reports}
     results.parent.mkdir(exist_ok=True)
     pictures = {
         name: [

@@ -109,7 +109,8 @@ def _processor() -> str:
     if not info.exists():
         return platform.processor()
     lines = info.read_text().splitlines()
-    values = dict(reversed([map(str.strip, line.split(":", 1)) for line in lines if ":" in line]))
+    pairs = [line.partition(":")[::2] for line in lines if ":" in line]
+    values = {name.strip(): value.strip() for name, value in reversed(pairs)}
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
     flags = [flag for flag in wanted if flag in values.get("flags", "").split()]
     return f"{values.get('model name', platform.machine())} ({', '.join(flags)})"

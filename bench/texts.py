@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
@@ -102,7 +103,7 @@ def _descriptions() -> Iterator[str]:
     """What the installed packages say of themselves."""
     installed = {dist.metadata["Name"]: dist for dist in metadata.distributions()}
     for name in sorted(installed, key=str.lower):
-        yield str(installed[name].metadata.get_payload() or "")
+        yield str(cast("Any", installed[name].metadata).get_payload() or "")
 
 
 def _docstrings() -> Iterator[str]:

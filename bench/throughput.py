@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 
@@ -55,11 +56,14 @@ class _Ways:
             self._ways["engine, OpenVINO int8"] = Own("openvino", "int8")
 
     def contestants(self, given: Sequence[str]) -> dict[str, Contestant]:
-        return {
+        ways: dict[str, Contestant] = {
             ENCODE: lambda: self.baseline.encode(given),
             "engine": lambda: self.engine.encode(given),
             "engine, 32 texts a job": lambda: self.engine.encode(given, 32),
-        } | {name: functools.partial(own.encode, given) for name, own in self._ways.items()}
+        }
+        for name, own in self._ways.items():
+            ways[name] = functools.partial(own.encode, given)
+        return ways
 
     def close(self) -> None:
         for peer in (self.baseline, self.engine, *self._ways.values()):
@@ -83,13 +87,9 @@ def _raw(ways: _Ways, sets: dict[str, list[str]], rounds: int) -> Table:
             f"largest difference to encode {difference:.0e}"
         )
     table = Table("Raw: no queue, no other process", columns, notes=notes)
-    for contestant in races[0][0].seconds:
-        cells = [
-            figure
-            for ran, count in races
-            for figure in (ran.rate(contestant, count), ran.ratio(contestant))
-        ]
-        table.add(contestant, *cells)
+    for way in races[0][0].seconds:
+        cells = [(ran.rate(way, count), ran.ratio(way)) for ran, count in races]
+        table.add(way, *chain.from_iterable(cells))
     return table
 
 

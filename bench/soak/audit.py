@@ -75,10 +75,10 @@ def unasked(client: redis.Redis, ids: Mapping[str, Set[str]]) -> int:
 def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
     """What is still in the queue, leased, dead-lettered or on the ledger."""
     return {
-        "queued": sum(int(client.llen(one)) for one in lists_of(queue)),  # type: ignore[arg-type]
-        "leased": int(client.hlen("unacked")),  # type: ignore[arg-type]
-        "dead letters": int(client.llen(f"embedq:dead-letters:{queue}")),  # type: ignore[arg-type]
-        "ledger tokens": int(client.hget(f"embedq:ledger:{queue}", "tokens") or 0),  # type: ignore[arg-type]
+        "queued": sum(int(client.llen(one)) for one in lists_of(queue)),
+        "leased": int(client.hlen("unacked")),
+        "dead letters": int(client.llen(f"embedq:dead-letters:{queue}")),
+        "ledger tokens": int(client.hget(f"embedq:ledger:{queue}", "tokens") or 0),
     }
 
 

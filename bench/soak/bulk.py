@@ -119,7 +119,7 @@ def _status(stage: Stage, batch_id: str) -> str:
     """Asked of Redis, which is sooner back than the API."""
     with stage.client() as client:
         try:
-            return str(client.hget(f"embedq:batch:{batch_id}", "status").decode())  # type: ignore[union-attr]
+            return str(client.hget(f"embedq:batch:{batch_id}", "status").decode())
         except redis.RedisError:
             return ""
 

@@ -106,20 +106,20 @@ def _look(client: redis.Redis, worker: Process) -> dict[str, float]:
 
     def rests() -> bool:
         nonlocal said
-        (raw,) = client.hvals(keys.workers(QUEUE)) or (b"{}",)  # type: ignore[misc]
+        (raw,) = client.hvals(keys.workers(QUEUE)) or (b"{}",)
         said = orjson.loads(raw)
         return said.get("waiting_tokens") == 0
 
     eventually(rests, PATIENCE, message=worker.log)
     process = psutil.Process(worker.pid)
     return {
-        "leased": int(client.hlen(keys.LEASED)),  # type: ignore[arg-type]
-        "ledger": int(client.hget(keys.ledger(QUEUE), "tokens") or 0),  # type: ignore[arg-type]
+        "leased": int(client.hlen(keys.LEASED)),
+        "ledger": int(client.hget(keys.ledger(QUEUE), "tokens") or 0),
         "waiting": said["waiting_tokens"],
         "MiB": process.memory_info().rss / 2**20,
         "threads": process.num_threads(),
         "fds": process.num_fds(),
-        "clients": int(client.info("clients")["connected_clients"]),  # type: ignore[index]
+        "clients": int(client.info("clients")["connected_clients"]),
     }
 
 

@@ -77,7 +77,7 @@ class Sentinels:
                 replication = cast("dict[str, Any]", client.info("replication"))
         except redis.RedisError:
             return False
-        return (
+        return bool(
             state["num-other-sentinels"] == _SENTINELS - 1
             and state["num-slaves"] >= 1
             and replication["role"] == "master"

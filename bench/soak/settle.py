@@ -27,9 +27,10 @@ def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, An
         wait_for_empty(client, QUEUE)
         left = leftovers(client, QUEUE)
         twice = max(unasked(client, accepted.ids) - accepted.unknown, 0)
+    right = counts.pop("right", 0)
     report = {
         "accepted": accepted.total,
-        "right": counts.pop("right", 0),
+        "right": right,
         "lost": len(missing),
         **counts,
         "refused": accepted.refused,
@@ -42,7 +43,7 @@ def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, An
     }
     found = {
         "jobs are lost": report["lost"],
-        "jobs ended wrong": report["right"] + report["lost"] != report["accepted"],
+        "jobs ended wrong": right + len(missing) != accepted.total,
         "callers saw other answers than 200, 202 and a proper 503": report["improper answers"],
         "a key stood for two jobs": report["keys that stood for two jobs"],
         "messages are left": left["queued"] or left["leased"] or left["dead letters"],

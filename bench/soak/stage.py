@@ -102,7 +102,7 @@ class Stage:
     def _is_present(self, worker: Process) -> bool:
         with self.client() as client:
             said = client.hvals("embedq:workers:embedq")
-        return any(orjson.loads(one)["pid"] == worker.pid for one in said)  # type: ignore[union-attr]
+        return any(orjson.loads(one)["pid"] == worker.pid for one in said)
 
     def kill_worker(self, index: int) -> None:
         """SIGKILL one and start another in its place, which joins when it is ready."""

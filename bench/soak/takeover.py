@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import redis
 
@@ -62,14 +62,14 @@ def _soak(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
         eventually(lambda: client.hlen(keys.LEASED) == len(jobs), 60, message=doomed.log)
         stage.env["EMBEDQ_BENCH_FORWARD_MS"] = "0"
         survivor = stage.start_worker()
-        held = int(cast("int", client.hlen(keys.LEASED)))
+        held = client.hlen(keys.LEASED)
         doomed.kill()
         killed, clock = time.monotonic(), time.time()
         first = _wait_until_ended(client, jobs, 1) - killed
         last = _wait_until_ended(client, jobs, len(jobs)) - killed
         wait_for_empty(client, QUEUE)
         counts = outcomes(client, jobs, expected)
-        pauses = [json.loads(raw) for raw in client.lrange(PAUSES, 0, -1)]  # type: ignore[union-attr]
+        pauses = [json.loads(raw) for raw in client.lrange(PAUSES, 0, -1)]
         longest = max((pause for pid, at, pause in pauses if at > clock), default=0.0)
         report = {
             "accepted": len(jobs),
@@ -108,6 +108,6 @@ def _wait_until_ended(client: redis.Redis, jobs: dict[str, list[str]], count: in
     names = [keys.result(job_id) for job_id in jobs]
     timer = threading.Event()
     deadline = time.monotonic() + _PATIENCE
-    while cast("int", client.exists(*names)) < count and time.monotonic() < deadline:
+    while client.exists(*names) < count and time.monotonic() < deadline:
         timer.wait(0.05)
     return time.monotonic()
