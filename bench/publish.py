@@ -62,10 +62,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts = []
     for fields in report["tables"]:
         table = Table(**fields)
-        notes = "".join(f"\n{note}." for note in table.notes)
-        parts.append(f"**{table.title}**\n\n{table.markdown()}\n{notes}")
+        parts += [f"**{table.title}**", table.markdown()]
+        if table.notes:
+            parts.append("\n".join(f"{note}." for note in table.notes))
     where = f"{machine['date']}, {machine['cores']} of {machine['processor']}, {machine['python']}"
-    return "\n".join([*parts, f"\n*{where}; {machine['versions']}.*"])
+    return "\n\n".join([*parts, f"*{where}; {machine['versions']}.*"])
 
 
 def _shown(chart: Chart, files: Pictures, base: Path) -> str:

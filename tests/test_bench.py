@@ -58,6 +58,12 @@ def test_figures_go_to_their_place_and_leave_the_others_alone(docs: Path) -> Non
     assert set(results) == {"idle", "lanes"}
 
 
+def test_a_note_and_the_next_table_are_paragraphs_of_their_own(docs: Path) -> None:
+    first, second = (report(title, ["process"], ["worker"]) for title in ("First", "Second"))
+    publish({"idle": first | {"tables": first["tables"] + second["tables"]}}, docs)
+    assert "| worker |\n\na note.\n\n**Second**\n\n| process |" in block(docs, "idle")
+
+
 def test_pictures_for_light_and_dark_pages_stand_on_the_page_and_in_the_readme(docs: Path) -> None:
     columns = ["server", "short texts/s", "× infinity", "mixed texts/s", "× infinity"]
     found = report("32 callers", columns, ["infinity-emb", 100.0, 1.0, 50.0, 1.0])
