@@ -35,9 +35,11 @@ class Watch:
 
     def wait(self, seconds: float) -> bool:
         """Block until there is a reason to look at the job again; False where none came."""
-        woken = self._woken.wait(seconds)
+        if not self._woken.wait(seconds):
+            # What has come since is for the next wait.
+            return False
         self._woken.clear()
-        return woken
+        return True
 
     def wake(self) -> None:
         self._woken.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ from tests.processes import (
     start_api,
     start_worker,
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell without job control starts what it does not wait for; whatever is started here
+    # would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VALKEY = {"valkey", "redis_url", "redis_client", "valkey_server", "service"}
 PROCESSES = {"processes", "worker_process", "api_process", "service"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from werkzeug.test import TestResponse
 
+from api.waiting import Watch
 from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
@@ -136,6 +137,24 @@ def test_an_end_between_reading_and_sleeping_is_not_missed(
     began = time.monotonic()
     assert api.client.get(f"/jobs/{job_id}?wait=20").get_json()["status"] == "succeeded"
     assert time.monotonic() - began < 5
+
+
+def test_an_end_that_comes_as_a_wait_runs_out_wakes_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = Watch(progress=False)
+    wait = threading.Event.wait
+
+    def wait_and_be_late(event: threading.Event, timeout: float | None = None) -> bool:
+        woken = wait(event, timeout)
+        if not woken:
+            watch.wake()
+        return woken
+
+    monkeypatch.setattr(threading.Event, "wait", wait_and_be_late)
+    assert not watch.wait(0)
+    assert watch.wait(0)
+    assert not watch.wait(0)
 
 
 def test_an_end_while_the_subscription_is_down_is_seen_after_it(
