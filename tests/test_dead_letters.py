@@ -70,6 +70,17 @@ def test_showing_one_prints_its_message(embedq, redis_client) -> None:
     assert orjson.loads(embedq("show", "one").stdout) == orjson.loads(message)
 
 
+def test_a_requeued_job_ends_and_the_ledger_counts_it_once(embedq, redis_client) -> None:
+    bury(redis_client, "one")
+    embedq("requeue", "one")
+    store = JobStore(redis_client, QUEUE, result_ttl=60)
+    store.finish([Ending("one", Status.SUCCEEDED, meta=b'{"status": "SUCCESS"}', texts=1)])
+    record = store.read("one")
+    assert record is not None
+    assert record.status is Status.SUCCEEDED
+    assert redis_client.hmget(keys.ledger(QUEUE), "tokens", "expected") == [b"0", b"0"]
+
+
 def test_a_requeued_job_waits_again_as_if_it_had_never_run(embedq, redis_client) -> None:
     message = bury(redis_client, "one")
     assert "1 queued again" in embedq("requeue", "one").stdout

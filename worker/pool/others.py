@@ -14,7 +14,7 @@ from celery.worker.request import Request
 
 from worker.contract.batches import TASK_NAME as BATCH
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import overdue
+from worker.pool.requests import end_unrun, overdue
 from worker.pool.threads import DaemonThreads
 from worker.transport import lease_of, leases
 
@@ -147,7 +147,7 @@ class OtherTasks:
 
     def _revoke(self, task: OtherTask) -> None:
         if self._take(task):
-            task.request.revoked()
+            end_unrun(task.request)
 
     def _take(self, task: OtherTask) -> bool:
         """Whether the task had not ended yet; it has now."""

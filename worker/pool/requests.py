@@ -161,6 +161,21 @@ def heard_by_signals() -> bool:
     return any(signal.receivers for signal in _TRACER_SIGNALS)
 
 
+def end_unrun(request: Request) -> None:
+    """Celery: it was revoked or has expired. Stores REVOKED, announces it and ends its lease.
+
+    It is put back where Celery has forgotten meanwhile that it was, and where that could not be
+    stored, which raises: its lease, renewed for as long as this worker lives, must not outlast it.
+    """
+    try:
+        ended = request.revoked()
+    except Exception:
+        request.reject(requeue=True)
+        raise
+    if not ended:
+        request.reject(requeue=True)
+
+
 def overdue(request: Request) -> bool:
     """Whether it was revoked or has expired, so that it should not start any more."""
     expires = request.expires

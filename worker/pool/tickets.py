@@ -12,7 +12,7 @@ from celery.worker import state
 from worker.contract.lanes import Lane, lane_of
 from worker.contract.messages import owner_of, submission_time
 from worker.engine import Job
-from worker.pool.requests import EmbedRequest
+from worker.pool.requests import EmbedRequest, end_unrun
 from worker.transport import Lease, leases
 
 if TYPE_CHECKING:
@@ -203,9 +203,8 @@ class Ticket:
 
     def revoke(self) -> None:
         """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""
-        if self.close() and not self.request.revoked():
-            # Celery has forgotten meanwhile that it was.
-            self.request.reject(requeue=True)
+        if self.close():
+            end_unrun(self.request)
 
     def put_back(self) -> None:
         """Its outcome could not be stored: somebody else is to run it."""
