@@ -59,8 +59,14 @@ def test_the_file_examples_work_as_pasted(service: Service, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / "vectors.npy").shape == (2, 384)
-    assert len((tmp_path / "vectors.jsonl").read_text().splitlines()) == 2
+    assert np.load(tmp_path / "texts.npy").shape == (2, 384)
+    assert len((tmp_path / "texts.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_example_meets_a_file_that_one_before_it_wrote() -> None:
+    written = re.findall(r" -o (\S+)", "".join(blocks("sh")))
+    assert written
+    assert len(written) == len(set(written))
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
