@@ -72,6 +72,9 @@ class CostlessEncoder:
         vectors = (texts @ _WEIGHTS).astype(np.float32)
         return np.tile(vectors, (1, self.info.dimensions // DIMENSIONS))
 
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+        """It has no cores to share."""
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)
 

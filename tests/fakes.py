@@ -113,6 +113,9 @@ class FakeEncoder:
             raise ValueError(texts)
         return np.stack([_vector(text) for text in texts])
 
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+        pass
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, OutOfMemory)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from worker.encoder.streams import StreamedForward, Streams, split
+from worker.encoder.streams import StreamedForward, Streams, results, split
 from worker.tokens import TokenBlock
 
 
@@ -123,8 +123,8 @@ def test_streams_leave_the_cores_to_others_if_told_so() -> None:
 
     before = os.nice(0)
     patient, eager = Streams(2, nice=3), Streams(2)
-    assert patient.map(niceness, [1, 2]) == [before + 3] * 2
-    assert eager.map(niceness, [1, 2]) == [before] * 2
+    assert results(patient.start(niceness, [1, 2])) == [before + 3] * 2
+    assert results(eager.start(niceness, [1, 2])) == [before] * 2
     assert os.nice(0) == before
     patient.close()
     eager.close()
@@ -132,7 +132,7 @@ def test_streams_leave_the_cores_to_others_if_told_so() -> None:
 
 def test_parts_run_at_the_same_time(streams: Streams) -> None:
     together = threading.Barrier(2)
-    assert streams.map(lambda _: together.wait(10) >= 0, [1, 2]) == [True, True]
+    assert results(streams.start(lambda _: together.wait(10) >= 0, [1, 2])) == [True, True]
 
 
 def test_a_part_that_raises_fails_the_batch_and_leaves_the_streams_usable(
@@ -147,10 +147,10 @@ def test_a_part_that_raises_fails_the_batch_and_leaves_the_streams_usable(
         return number
 
     with pytest.raises(torch.OutOfMemoryError, match="too large"):
-        streams.map(call, [0, 1])
+        results(streams.start(call, [0, 1]))
     # Nothing of a failed batch runs on beside the next one.
     assert ended.is_set()
-    assert streams.map(call, [1, 2]) == [1, 2]
+    assert results(streams.start(call, [1, 2])) == [1, 2]
 
 
 def test_streams_compute_with_their_own_cores_and_leave_others_theirs(streams: Streams) -> None:
@@ -161,7 +161,7 @@ def test_streams_compute_with_their_own_cores_and_leave_others_theirs(streams: S
         both.wait(10)
         return torch.get_num_threads()
 
-    assert streams.map(threads, [1, 2]) == [1, 1]
+    assert results(streams.start(threads, [1, 2])) == [1, 1]
     assert torch.get_num_threads() == before
     found: list[int] = []
     late = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -187,3 +187,34 @@ def test_the_threads_end_when_nobody_holds_the_streams() -> None:
     for thread in threads:
         thread.join(10)
     assert not any(thread.is_alive() for thread in threads)
+
+
+class Held(Summing):
+    """Does not begin with the texts of one token before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leave = threading.Event()
+
+    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
+        if batch.lengths.min() == 1:
+            assert self.leave.wait(10)
+        return super().__call__(batch)
+
+
+def test_the_next_batch_begins_on_the_core_that_has_nothing_left_to_do(streams: Streams) -> None:
+    forward = Held()
+    run = StreamedForward(forward, streams)
+    # The longest texts come first, so the second part is the one that is held.
+    first = run.begin(block(50, *[1] * 50))
+    assert first is not None
+    first.wait_for_core()
+    second = run.begin(block(40, 40))
+    assert second is not None
+    np.testing.assert_array_equal(second.vectors(), [[40, 0], [40, 40]])
+    forward.leave.set()
+    assert first.vectors()[:, 0].tolist() == [50, *[1] * 50]
+
+
+def test_a_batch_that_needs_all_cores_of_its_caller_does_not_begin_ahead(streams: Streams) -> None:
+    assert StreamedForward(Summing(), streams).begin(block(500)) is None

@@ -116,6 +116,9 @@ class OpenVinoEncoder:
     def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
         return self._forward(batch)
 
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+        """Its requests end together."""
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         return is_out_of_memory(error) or "bad_alloc" in str(error)
 

@@ -12,6 +12,16 @@ from worker.contract.models import ModelInfo
 from worker.tokens import TokenBlock
 
 
+class Begun(Protocol):
+    """A forward pass that is under way. The thread that began it calls both methods."""
+
+    def wait_for_core(self) -> None:
+        """Block until a part of the device has nothing left to do, so that another may begin."""
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Block until it is done; see `Encoder.forward`, whose errors it raises."""
+
+
 class Encoder(Protocol):
     """A model on its device.
 
@@ -42,6 +52,13 @@ class Encoder(Protocol):
         The model's own output: every module has run, nothing else was done to it. Rows can hold
         NaN or infinities if the model made them. `patient`: whoever else wants the cores may have
         them first.
+        """
+
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
+        """Begin `forward` of a batch that needs only a part of the device at its end.
+
+        The next one may begin while that is so; they end in turn. None where `forward` has to do
+        it all.
         """
 
     @property

@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import TypeVar
@@ -41,7 +41,7 @@ class StreamedForward:
     does one that is mostly a single long text, unless it may run `here`: on the caller's thread,
     with all its cores.
 
-    One thread calls it; `streams` run nothing but what it hands them.
+    One thread calls it; `streams` run nothing but what it hands them, in that order.
     """
 
     def __init__(self, forward: Forward, streams: Streams, *, here: bool = True) -> None:
@@ -59,20 +59,60 @@ class StreamedForward:
 
     def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
         """Vectors of a batch, float32 (n, size), in its order."""
+        begun = self.begin(batch)
+        return self._forward(batch) if begun is None else begun.vectors()
+
+    def begin(self, batch: TokenBlock) -> Parts | None:
+        """Begin a batch on the streams; None where it is to run here."""
         parts = split(batch.lengths, len(self._streams))
-        if len(parts) == 1:
-            if batch.tokens < _SMALL_TOKENS or not self._here:
-                return self._streams.map(self._run, [batch])[0]
+        if len(parts) > 1:
+            run = functools.partial(self._run_part, batch)
+            return Parts(parts, self._streams.start(run, parts))
+        if batch.tokens < _SMALL_TOKENS or not self._here:
+            return Parts(parts, self._streams.start(self._run_whole, [batch]), whole=True)
+        return None
+
+    def _run_part(self, batch: TokenBlock, part: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._run_whole(batch.take(part))
+
+    def _run_whole(self, batch: TokenBlock) -> NDArray[np.float32]:
+        with torch.inference_mode():
             return self._forward(batch)
-        vectors = self._streams.map(self._run, [batch.take(part) for part in parts])
-        out = np.empty((len(batch), vectors[0].shape[1]), dtype=np.float32)
-        for part, rows in zip(parts, vectors, strict=True):
+
+
+class Parts:
+    """A batch that runs on streams; see `Begun` for the thread that may call what.
+
+    `parts`: the texts of each, int64 indices; `whole`: there is one, in the batch's own order.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[NDArray[np.int64]],
+        running: Sequence[Future[NDArray[np.float32]]],
+        *,
+        whole: bool = False,
+    ) -> None:
+        self._parts = parts
+        self._running = running
+        self._whole = whole
+
+    def wait_for_core(self) -> None:
+        wait(self._running, return_when=FIRST_COMPLETED)
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Float32 (n, size), in the batch's order, once all parts are done.
+
+        Raises what the first part that failed raised.
+        """
+        vectors = results(self._running)
+        if self._whole:
+            return vectors[0]
+        texts = sum(map(len, self._parts))
+        out = np.empty((texts, vectors[0].shape[1]), dtype=np.float32)
+        for part, rows in zip(self._parts, vectors, strict=True):
             out[part] = rows
         return out
-
-    def _run(self, block: TokenBlock) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return self._forward(block)
 
 
 def split(lengths: NDArray[np.int64], streams: int) -> list[NDArray[np.int64]]:
@@ -123,19 +163,24 @@ class Streams:
     def __len__(self) -> int:
         return len(self._threads)
 
-    def map(self, call: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """`call` of each item, once all are done; raises what the first that failed raised."""
+    def start(self, call: Callable[[S], T], items: Sequence[S]) -> list[Future[T]]:
+        """`call` of each item, behind those that were started before."""
         futures: list[Future[T]] = [Future() for _ in items]
         for future, item in zip(futures, items, strict=True):
             self._calls.put(functools.partial(_settle, future, call, item))
-        wait(futures)
-        return [future.result() for future in futures]
+        return futures
 
     def close(self) -> None:
         """End the threads once they have run what they were given. No call may follow."""
         self._end()
         for thread in self._threads:
             thread.join()
+
+
+def results(futures: Sequence[Future[T]]) -> list[T]:
+    """What the calls gave, once all are done; raises what the first that failed raised."""
+    wait(futures)
+    return [future.result() for future in futures]
 
 
 def _work(

@@ -23,6 +23,7 @@ from worker.encoder.forward import (
     StaticForward,
 )
 from worker.encoder.library import attention_of, matryoshka_sizes, open_model, set_attention
+from worker.encoder.protocol import Begun
 from worker.encoder.streams import StreamedForward, Streams
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
@@ -123,6 +124,9 @@ class TorchEncoder:
         with torch.inference_mode():
             return self._forward(batch)
 
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
+        return None
+
     @property
     def express(self) -> Callable[[TokenBlock], NDArray[np.float32]] | None:
         return None
@@ -167,7 +171,8 @@ class StreamedEncoder(TorchEncoder):
         express: Streams,
         patient: Streams,
     ) -> None:
-        super().__init__(info, device, tokenizer, StreamedForward(forward, streams))
+        self._common = StreamedForward(forward, streams)
+        super().__init__(info, device, tokenizer, self._common)
         self._express = StreamedForward(forward, express, here=False)
         self._patient = StreamedForward(forward, patient)
         self._streams = (streams, express, patient)
@@ -182,10 +187,13 @@ class StreamedEncoder(TorchEncoder):
         with torch.inference_mode():
             return self._patient(batch)
 
+    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
+        return (self._patient if patient else self._common).begin(batch)
+
     def close(self) -> None:
         for streams in self._streams:
             streams.close()
-        del self._express, self._patient
+        del self._common, self._express, self._patient
         super().close()
 
 

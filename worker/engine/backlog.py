@@ -89,9 +89,9 @@ class Backlog:
                 ended.append(job)
         self.outbox.put(ended)
 
-    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+    def cut(self, budgets: Mapping[str, int], *, beside: bool = False) -> list[Piece]:
         """The device thread's next batch, see `Schedules.cut`."""
-        pieces = self.take(self.schedules.cut(budgets))
+        pieces = self.take(self.schedules.cut(budgets, beside=beside))
         # What it left may be for the express.
         self.to_express.notify()
         return pieces

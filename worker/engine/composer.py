@@ -62,6 +62,22 @@ class Composer:
                 return self._without_repeats(pieces)
         return None
 
+    def next_beside(self) -> Batch | None:
+        """A batch to run beside the end of the last one, which was not a suspect's.
+
+        None where less waits than fills one: whoever comes until that end may then be in it.
+        """
+        backlog = self._backlog
+        with backlog.lock:
+            budgets = self._budgets()
+            if backlog.closing or backlog.outbox.full:
+                return None
+            if backlog.room.waiting < max(budgets.values()):
+                return None
+            pieces = backlog.cut(budgets, beside=True)
+        pieces = self._admitted(pieces)
+        return self._without_repeats(pieces) if pieces else None
+
     def _cut(self) -> list[Piece] | None:
         """Wait for texts and cut a batch of one model; None when the engine closes.
 
@@ -75,12 +91,14 @@ class Composer:
                     self._idle()
                     backlog.outbox.wait_until_emptied(_IDLE_BEAT)
                     continue
-                budgets = {name: forward.budget for name, forward in self._forwards.items()}
-                if pieces := self._next(budgets):
+                if pieces := self._next(self._budgets()):
                     return pieces
                 self._idle()
                 self._filled.wait(_IDLE_BEAT)
             return None
+
+    def _budgets(self) -> dict[str, int]:
+        return {name: forward.budget for name, forward in self._forwards.items()}
 
     def _without_repeats(self, pieces: list[Piece]) -> Batch:
         """What differs among a batch's texts; the room of what repeats goes to others that wait."""

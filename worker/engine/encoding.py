@@ -1,16 +1,31 @@
-"""One thread's batches: composed one after the other, run through a model, counted."""
+"""One thread's batches: composed one after the other, run through a model, counted.
+
+Where a model runs a batch in parts, a core a part, the next batch begins as soon as one of them has
+nothing left to do, if enough waits to fill it: so no core waits for another at a batch's end.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from worker.encoder.protocol import Begun
 from worker.engine import batch
 from worker.engine.backlog import Backlog
 from worker.engine.composer import Batch, Composer
 from worker.engine.counts import Counts
 from worker.engine.forward import Forward
 from worker.engine.sink import Sink
+
+
+class _Running(NamedTuple):
+    """A batch that has begun, or is to run when it ends; `budget` as it was then."""
+
+    batch: Batch
+    forward: Forward
+    budget: int
+    begun: Begun | None
 
 
 class Encoding:
@@ -48,20 +63,41 @@ class Encoding:
 
     def run(self) -> None:
         """Encode until the engine closes."""
-        while (found := self._composer.next()) is not None:
-            self._encode(found)
+        running = self._begin(self._composer.next())
+        while running is not None:
+            following = self._begin(self._beside(running))
+            self._end(running, goes_on=following is not None)
+            running = following or self._begin(self._composer.next())
 
-    def _encode(self, found: Batch) -> None:
-        pieces, texts, patient = found
-        self.busy_since = begun = time.monotonic()
-        forward = self.forwards[pieces[0].job.info.name]
+    def _begin(self, found: Batch | None) -> _Running | None:
+        if found is None:
+            return None
+        forward = self.forwards[found.pieces[0].job.info.name]
+        forward.patient = found.patient
+        self.capacity += forward.budget
+        if self.busy_since is None:
+            self.busy_since = time.monotonic()
+        return _Running(found, forward, forward.budget, forward.begin(found.texts.block))
+
+    def _beside(self, running: _Running) -> Batch | None:
+        """What begins before this one is done, once that leaves a core idle.
+
+        Nothing does beside a suspect, nor beside a batch that would get no core any more.
+        """
+        if running.begun is None or running.batch.patient or running.batch.pieces[0].job.alone:
+            return None
+        running.begun.wait_for_core()
+        return self._composer.next_beside()
+
+    def _end(self, running: _Running, *, goes_on: bool) -> None:
+        """`goes_on`: the next batch has begun."""
+        pieces, texts, patient = running.batch
+        forward, budget = running.forward, running.budget
         forward.patient = patient
-        budget = forward.budget
-        self.capacity += budget
-        vectors, faults = texts.spread(*forward.run(texts.block))
+        vectors, faults = texts.spread(*forward.run(texts.block, running.begun))
         self._sign_life()
-        self.busy_since = None
-        seconds = self.beat - begun
+        seconds = self.beat - (self.busy_since or self.beat)
+        self.busy_since = self.beat if goes_on else None
         self.busy_seconds += seconds
         self.batches += 1
         encoded = sum(piece.texts for piece in pieces)

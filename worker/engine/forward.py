@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worker.contract.results import Matrix
-from worker.encoder.protocol import Encoder
+from worker.encoder.protocol import Begun, Encoder
 from worker.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,16 @@ class Forward:
     #: Whether what runs next leaves the cores to others, see `Encoder.forward`.
     patient: bool = field(default=False)
 
-    def run(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
+    def begin(self, block: TokenBlock) -> Begun | None:
+        """Begin a batch that another one may begin beside, see `Encoder.begin`."""
+        return None if self.express else self.encoder.begin(block, patient=self.patient)
+
+    def run(self, block: TokenBlock, begun: Begun | None = None) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
 
-        Raises DeviceLost.
+        `begun`: what `begin` gave. Raises DeviceLost.
         """
-        vectors, faults = self._halving(block)
+        vectors, faults = self._halving(block, begun)
         # A sum is finite only if every summand is, and far cheaper than looking at each.
         with np.errstate(all="ignore"):
             suspect = not np.isfinite(vectors.sum())
@@ -70,9 +74,11 @@ class Forward:
             faults |= dict.fromkeys(wrong.tolist(), NON_FINITE)
         return vectors, faults
 
-    def _halving(self, block: TokenBlock) -> tuple[Matrix, dict[int, Fault]]:
+    def _halving(
+        self, block: TokenBlock, begun: Begun | None = None
+    ) -> tuple[Matrix, dict[int, Fault]]:
         budget = self.budget
-        vectors = self._attempt(block)
+        vectors = self._attempt(block, begun)
         if not isinstance(vectors, Fault):
             return vectors, {}
         if len(block) == 1:
@@ -98,8 +104,10 @@ class Forward:
             )
         return np.concatenate([first, second]), faults
 
-    def _attempt(self, block: TokenBlock) -> Matrix | Fault:
+    def _attempt(self, block: TokenBlock, begun: Begun | None = None) -> Matrix | Fault:
         try:
+            if begun is not None:
+                return begun.vectors()
             if self.express and self.encoder.express is not None:
                 return self.encoder.express(block)
             return self.encoder.forward(block, patient=self.patient)

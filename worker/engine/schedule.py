@@ -52,15 +52,16 @@ class Schedules:
         """Forget a job, waiting or not."""
         self._schedules[job.info.name].discard(job)
 
-    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+    def cut(self, budgets: Mapping[str, int], *, beside: bool = False) -> list[Piece]:
         """The next batch of one model, within the budget of that one. Empty if none wait.
 
-        While the express runs, no job comes that must run alone.
+        While the express runs, or what it is to run `beside`, no job comes that must run alone.
         """
+        suspects = not (beside or self.express_runs)
         for _ in range(len(self._turns)):
             name = self._turns[0]
             self._turns.rotate(-1)
-            pieces = self._schedules[name].cut(budgets[name], suspects=not self.express_runs)
+            pieces = self._schedules[name].cut(budgets[name], suspects=suspects)
             if pieces:
                 self._look_at(pieces, budgets[name])
                 return pieces
