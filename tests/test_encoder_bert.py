@@ -53,6 +53,39 @@ def test_the_rows_that_fill_a_batch_up_change_no_vector(texts: int, tmp_path: Pa
 
 
 @on_x86
+@pytest.mark.parametrize("texts", [1, 3])
+def test_texts_of_every_length_get_the_vectors_that_they_get_alone(
+    texts: int, tmp_path: Path
+) -> None:
+    path = tiny_models.bert(tmp_path)
+    given = ["the queue " * words for words in range(1, 20) for _ in range(texts)]
+    batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(given)
+    forward = PackedForward(opened(path), ONE_LENGTH, BertLayers)
+    with torch.inference_mode():
+        together = forward(batch)
+        alone = np.concatenate([forward(batch.slice(n, n + 1)) for n in range(len(batch))])
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
+
+
+@on_x86
+def test_a_text_whose_vector_is_no_number_leaves_the_others_theirs(tmp_path: Path) -> None:
+    path = tiny_models.bert(tmp_path)
+    batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(
+        [*["the queue " * words for words in range(1, 16)], "zebra " * 2, "zebra " * 5]
+    )
+    model = opened(path)
+    sound = PackedForward(model, ONE_LENGTH, BertLayers)
+    broken = model.transformers_model.get_input_embeddings().weight.detach().clone()
+    with torch.inference_mode():
+        expected = sound(batch)
+        broken[batch.ids[-2]] = torch.nan
+        model.transformers_model.get_input_embeddings().weight.data = broken
+        found = PackedForward(model, ONE_LENGTH, BertLayers)(batch)
+    assert np.isnan(found[-2:]).all()
+    np.testing.assert_allclose(found[:-2], expected[:-2], atol=1e-6, rtol=0)
+
+
+@on_x86
 def test_batches_of_many_sizes_are_computed_in_few_numbers_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
