@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from worker.contract.jobs import Status
 from worker.contract.store import Ending
 from worker.pool import outcomes
+from worker.pool.tickets import Limits, Ticket
 
 
 def chunks_of(sizes: list[int]) -> list[list[int]]:
@@ -37,7 +39,7 @@ def test_nothing_to_end_is_nothing_to_write() -> None:
     assert chunks_of([]) == []
 
 
-class Ticket:
+class FakeTicket:
     """One that raises, or was open or not."""
 
     def __init__(self, name: str, answer: bool | Exception) -> None:
@@ -55,10 +57,45 @@ class Ticket:
 def test_a_job_that_celery_cannot_be_told_of_holds_up_none_of_its_batchmates(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tickets = [Ticket("one", True), Ticket("two", KeyError("why")), Ticket("three", False)]
-    tickets.append(Ticket("four", True))
+    tickets = [
+        FakeTicket("one", True),
+        FakeTicket("two", KeyError("why")),
+        FakeTicket("three", False),
+    ]
+    tickets.append(FakeTicket("four", True))
     told: Any = outcomes._told(tickets, settled=True)  # type: ignore[arg-type]
     assert [ticket.id for ticket in told] == ["one", "four"]
     assert all(ticket.asked for ticket in tickets)
     assert "two" in caplog.text
     assert "KeyError" in caplog.text
+
+
+class Request:
+    """What a ticket needs of one; telling Celery that it runs raises."""
+
+    def __init__(self) -> None:
+        self.id, self.type = "one", "embedq.embed"
+        self.message = SimpleNamespace(delivery_tag="none of ours")
+        self.request_dict: dict[str, Any] = {}
+        self.is_watched = False
+        self.acknowledged = False
+
+    def on_accepted(self, pid: int, started: float) -> None:
+        raise OSError("nobody listens")
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+
+def test_a_job_whose_start_celery_cannot_be_told_of_is_over_when_it_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    request: Any = Request()
+    owner: Any = None
+    open_tickets: dict[Ticket, None] = {}
+    ticket = Ticket(owner, open_tickets, request, lambda: None, Limits(None, None))
+    outcomes._accept([ticket])
+    assert outcomes._told([ticket], settled=False) == [ticket]
+    assert request.acknowledged
+    assert open_tickets == {}
+    assert caplog.text.count("Celery could not be told that job one runs") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ from worker.transport import Lease, leases
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
+
+
+logger = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
@@ -164,7 +168,11 @@ class Ticket:
             return
         self.accepted = True
         self.started = time.monotonic()
-        self.request.on_accepted(os.getpid(), self.started)
+        try:
+            self.request.on_accepted(os.getpid(), self.started)
+        except Exception:
+            # A listener's, for example; it runs all the same, and so do those it came with.
+            logger.exception("Celery could not be told that job %s runs", self.id)
         # Told that it runs, Celery may have ended it at once.
         if any(self.limits) and self in self._open:
             self._timers = self._owner.watch(self, self.limits)
