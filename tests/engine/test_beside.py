@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.engine.stand import Start, assert_vectors, busy, texts, wait_until_tokenised
+from tests.engine.stand import (
+    Start,
+    assert_vectors,
+    blocked,
+    busy,
+    texts,
+    wait_until_tokenised,
+)
 from tests.fakes import DEADLINE, POISON, FakeEncoder, RecordingSink, job_of
 from tests.processes import eventually
 from worker.contract.lanes import Lane
+from worker.engine.outbox import MOST_BATCHES
 from worker.tokens import TokenBlock
 
 #: Texts of four words that fill a batch.
@@ -171,6 +179,22 @@ def test_a_text_that_fails_harms_neither_its_batch_nor_the_one_beside(
     assert [(error.index, error.code) for error in first.errors] == [(FULL - 1, "encode_failed")]
     assert_vectors(second.vectors, texts(FULL, 50))
     assert second.errors == []
+
+
+def test_no_batch_begins_ahead_of_a_writer_that_has_enough_to_tell(
+    start: Start, encoder: InParts, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    encoder.leaves_core.set()
+    job = job_of(texts(4 * MOST_BATCHES * FULL), "job")
+    with blocked(sink, "progressed") as wait_until_blocked:
+        engine.submit(job)
+        wait_until_blocked()
+        eventually(lambda: engine._backlog.outbox.full)
+        # What the writer took at once, no more than waits for it now, and those that have begun.
+        with pytest.raises(AssertionError, match="not so within"):
+            eventually(lambda: len(encoder.beginnings) > 3 * MOST_BATCHES, timeout=0.5)
+    sink.outcome("job")
 
 
 def test_an_engine_that_closes_ends_both_batches(
