@@ -37,7 +37,8 @@ def bury(client: redis.Redis, job_id: str, text: str = SECRET) -> str:
         job_id, Status.FAILED, meta=b'{"status": "FAILURE"}', code="poisoned", message="it killed"
     )
     store.finish([failed])
-    client.set(keys.attempts(job_id), 3)
+    client.set(keys.attempts(job_id), 1)
+    client.sadd(keys.crashes(job_id), "one", "two")
     message = envelope(job_id, [text], DEFAULT_OPTIONS, QUEUE).decode()
     entry = {
         "tag": "lease:0:x:1",
@@ -85,7 +86,7 @@ def test_a_requeued_job_waits_again_as_if_it_had_never_run(embedq, redis_client)
     message = bury(redis_client, "one")
     assert "1 queued again" in embedq("requeue", "one").stdout
     assert redis_client.lrange(QUEUE, 0, -1) == [message.encode()]
-    assert not redis_client.exists(keys.result("one"), keys.attempts("one"))
+    assert not redis_client.exists(keys.result("one"), keys.attempts("one"), keys.crashes("one"))
     record = JobStore(redis_client, QUEUE, result_ttl=60).read("one")
     assert record is not None
     assert (record.status, record.code, record.finished_at) == (Status.QUEUED, None, None)

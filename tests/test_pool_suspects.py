@@ -13,45 +13,69 @@ from worker.contract.store import JobStore
 from worker.pool.suspects import Suspects
 
 
+def suspects_of(client: redis.Redis, max_attempts: int = 3) -> Suspects:
+    return Suspects(JobStore(client, "embedq", result_ttl=60), max_attempts)
+
+
 @pytest.fixture
 def suspects(redis_client: redis.Redis) -> Suspects:
-    return Suspects(JobStore(redis_client, "embedq", result_ttl=60), max_attempts=3)
+    return suspects_of(redis_client)
 
 
 def test_a_job_is_refused_once_it_has_killed_as_often_as_is_allowed(suspects: Suspects) -> None:
-    assert [suspects.deaths("poison") for _ in range(5)] == [0, 0, 0, 3, 4]
-    assert suspects.deaths("another") == 0
+    assert [suspects.begin("poison", tag) for tag in "abcde"] == [0, 0, 0, 3, 4]
+    assert suspects.begin("another", "a") == 0
+
+
+def test_one_delivery_counts_once_however_often_it_begins(suspects: Suspects) -> None:
+    assert [suspects.begin("stopped", "tag") for _ in range(9)] == [0] * 9
+    suspects.clear([("stopped", "tag")] * 2)
+    assert [suspects.begin("stopped", tag) for tag in "abcd"] == [0, 0, 0, 3]
+
+
+def test_what_an_older_worker_counted_counts_on(
+    suspects: Suspects, redis_client: redis.Redis
+) -> None:
+    redis_client.set(keys.attempts("poison"), 2)
+    redis_client.set(keys.attempts("taken back"), -1)
+    assert [suspects.begin("poison", tag) for tag in "ab"] == [0, 3]
+    assert [suspects.begin("taken back", tag) for tag in "abcd"] == [0, 0, 0, 3]
+
+
+def test_without_leases_a_process_counts_once(redis_client: redis.Redis) -> None:
+    processes = [suspects_of(redis_client) for _ in range(4)]
+    crashes = [suspects.begin("poison", "") for suspects in processes for _ in range(2)]
+    assert crashes == [0] * 6 + [3, 3]
+    processes[0].clear([("poison", "")])
+    assert processes[1].begin("poison", "") == 0
 
 
 def test_an_attempt_that_a_clean_shutdown_cut_short_does_not_count(suspects: Suspects) -> None:
-    for _ in range(10):
-        assert suspects.deaths("large") == 0
-        suspects.clear(["large", "never counted"])
+    for attempt in range(10):
+        assert suspects.begin("large", str(attempt)) == 0
+        suspects.clear([("large", str(attempt)), ("never counted", "tag")])
 
 
-def test_an_attempt_is_taken_back_on_a_full_server(
-    suspects: Suspects, redis_client: redis.Redis
-) -> None:
-    suspects.deaths("linked")
+def test_attempts_are_counted_and_taken_back_on_a_full_server(redis_client: redis.Redis) -> None:
+    suspects = suspects_of(redis_client, max_attempts=1)
     redis_client.config_set("maxmemory", 1)
     try:
-        suspects.clear(["linked"])
+        assert [suspects.begin("poison", tag) for tag in "ab"] == [0, 1]
+        suspects.clear([("poison", "a")])
+        assert suspects.begin("poison", "b") == 0
     finally:
         redis_client.config_set("maxmemory", 0)
-    assert redis_client.get(keys.attempts("linked")) == b"0"
 
 
-def test_the_count_is_kept_for_a_day(suspects: Suspects, redis_client: redis.Redis) -> None:
-    suspects.deaths("poison")
-    suspects.clear(["large"])
-    for job_id in ("poison", "large"):
-        assert 86_000 < redis_client.ttl(keys.attempts(job_id)) <= 86_400
+def test_attempts_are_kept_for_a_day(suspects: Suspects, redis_client: redis.Redis) -> None:
+    suspects.begin("poison", "tag")
+    assert 86_000 < redis_client.ttl(keys.crashes("poison")) <= 86_400
 
 
 def test_a_job_runs_while_redis_cannot_count(valkey_server: Callable[..., ValkeyServer]) -> None:
     server = valkey_server(persistent=False)
     with server.client() as client:
-        suspects = Suspects(JobStore(client, "embedq", result_ttl=60), max_attempts=1)
+        suspects = suspects_of(client, max_attempts=1)
         server.kill()
-        assert [suspects.deaths("job") for _ in range(3)] == [0, 0, 0]
-        suspects.clear(["job"])
+        assert [suspects.begin("job", tag) for tag in "abc"] == [0, 0, 0]
+        suspects.clear([("job", "a")])

@@ -30,6 +30,7 @@ class Ticket:
 
     def __init__(self, target: Callable[..., Any], *, redelivered: bool = False) -> None:
         self.id = "job"
+        self.tag = ""
         self.args = ("embedq.embed", "job")
         self.target = target
         self.redelivered = redelivered
@@ -138,9 +139,10 @@ def test_a_job_put_back_for_want_of_room_is_no_suspect(
     def target(*_: Any) -> None:
         raise OSError("nowhere to store it")
 
-    for _ in range(3):
-        assert suspects.deaths("job") == 0
+    for attempt in range(3):
         ticket: Any = Ticket(target, redelivered=True)
+        ticket.tag = f"tag {attempt}"
+        assert suspects.begin("job", ticket.tag) == 0
         tracer.end(ticket, outcome())
         assert heard(ticket, loop) == "put back"
     tracer.close(5)

@@ -75,6 +75,7 @@ class DeadLetters:
                 keys.job(letter.id),
                 keys.result(letter.id),
                 keys.attempts(letter.id),
+                keys.crashes(letter.id),
             ],
             args=[letter.raw, letter.message.encode("utf-8", "surrogateescape"), RECORD_TTL],
         )

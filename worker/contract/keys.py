@@ -41,8 +41,13 @@ def shared(owner: str, fingerprint: str) -> str:
     return f"embedq:shared:{owner}:{fingerprint}"
 
 
+def crashes(job_id: str) -> str:
+    """Set: tags of the deliveries of this job that began to run alone and did not end."""
+    return f"embedq:crashes:{job_id}"
+
+
 def attempts(job_id: str) -> str:
-    """String: how often a worker died while it held this job."""
+    """String: the number of such deliveries that workers of an older version counted."""
     return f"embedq:attempts:{job_id}"
 
 

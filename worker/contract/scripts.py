@@ -242,11 +242,11 @@ end
 if any then redis.call('PUBLISH', ARGV[2], cjson.encode({{progress = told}})) end
 """
 
-#: Queues a dead letter again, as if it had never run. KEYS letters, queue, job, result, attempts.
-#: ARGV entry, message, record ttl. Answers 1, or 0 where the letter is gone.
+#: Queues a dead letter again, as if it had never run. KEYS letters, queue, job, result, attempts,
+#: crashes. ARGV entry, message, record ttl. Answers 1, or 0 where the letter is gone.
 REQUEUE = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-redis.call('DEL', KEYS[4], KEYS[5])
+redis.call('DEL', unpack(KEYS, 4))
 if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('HSET', KEYS[3], 'status', 'queued', 'done', 0)
   redis.call('HDEL', KEYS[3], 'finished', 'started', 'code', 'message')

@@ -79,7 +79,7 @@ class Outcomes:
         if overdue(ticket.request):
             self._loop.call(ticket.revoke)
             return False
-        deaths = self._suspects.deaths(job.id) if job.alone else 0
+        deaths = self._suspects.begin(job.id, ticket.tag) if job.alone else 0
         if deaths:
             self._fail_poisoned(ticket, deaths)
         return not deaths
@@ -149,9 +149,9 @@ class Outcomes:
     def give_back(self, tickets: Sequence[Ticket]) -> None:
         """Somebody else is to run these; not their fault, so it counts for nothing."""
         self._suspects.clear(
-            ticket.id
+            (ticket.id, ticket.tag)
             for ticket in tickets
-            if ticket.job is not None and ticket.job.alone and ticket.job.started_at is not None
+            if ticket.job is not None and ticket.job.alone
         )
         leases.release([ticket.tag for ticket in tickets if ticket.tag])
         for ticket in tickets:

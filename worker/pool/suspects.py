@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import cast
+from uuid import uuid4
 
 import redis
 
@@ -12,50 +14,60 @@ from worker.contract.store import JobStore
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the count of a job's attempts is kept.
+#: Seconds that the attempts of a job are kept.
 _TTL = 24 * 3600
-#: KEYS attempts. ARGV seconds. A full server refuses a script only before its first write.
-_TAKE_BACK = """
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-redis.call('DECR', KEYS[1])
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+#: KEYS crashes, attempts counted by an old version. ARGV tag, seconds. Answers the attempts so far,
+#: this one included. A full server refuses a script only before its first write.
+_BEGIN = """
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return redis.call('SCARD', KEYS[1]) + math.max(tonumber(redis.call('GET', KEYS[2]) or 0), 0)
 """
 
 
 class Suspects:
-    """Counts how often a redelivered job began to run, alone, and was not heard of again.
+    """Counts how often a redelivered job began to run, alone, and did not end.
 
-    A worker that dies takes all the jobs in its batch with it, so the first death says nothing
-    about one of them. From then on each runs in a batch of its own, and the count is its alone.
+    A worker that dies takes all the jobs in its batch with it, so the first crash says nothing
+    about one of them. From then on each runs by itself, and the count is its alone.
+
+    An attempt is the tag of its lease in the set `keys.crashes`, so that it counts once however
+    often it is counted or taken back. A delivery without a lease has the name of its process
+    instead, which can crash only once.
     """
 
     def __init__(self, store: JobStore, max_attempts: int) -> None:
         self._client = store.client
-        self._take_back = self._client.register_script(_TAKE_BACK)
+        self._begin = self._client.register_script(_BEGIN)
         self._max_attempts = max_attempts
+        self._process = f"process-{uuid4().hex}"
 
-    def deaths(self, job_id: str) -> int:
-        """Count an attempt that begins now. More than 0: it has killed that many, do not run it.
+    def begin(self, job_id: str, tag: str) -> int:
+        """Count a delivery whose first stage begins now; `tag` is its lease's, or "".
 
-        Where Redis is away nothing is counted, and the job runs. Blocks the device thread for one
-        round trip.
+        Returns 0 if it may run, else the number of crashes. If Redis is away nothing is counted,
+        and the job runs. Blocks for one round trip.
         """
         try:
-            with self._client.pipeline() as pipe:
-                pipe.incr(keys.attempts(job_id))
-                pipe.expire(keys.attempts(job_id), _TTL)
-                attempts: int = pipe.execute()[0]
+            attempts = cast(
+                "int",
+                self._begin(
+                    keys=[keys.crashes(job_id), keys.attempts(job_id)],
+                    args=[tag or self._process, _TTL],
+                ),
+            )
         except redis.RedisError as error:
             logger.warning("An attempt was not counted: %s", type(error).__name__)
             return 0
         return attempts - 1 if attempts > self._max_attempts else 0
 
-    def clear(self, job_ids: Iterable[str]) -> None:
-        """Take back an attempt of jobs that a clean shutdown interrupted."""
+    def clear(self, deliveries: Iterable[tuple[str, str]]) -> None:
+        """Take back the attempts of deliveries, job id and tag, that ended without a crash."""
         try:
-            with self._client.pipeline() as pipe:
-                for job_id in job_ids:
-                    self._take_back(keys=[keys.attempts(job_id)], args=[_TTL], client=pipe)
+            with self._client.pipeline(transaction=False) as pipe:
+                for job_id, tag in deliveries:
+                    pipe.srem(keys.crashes(job_id), tag or self._process)
                 if pipe:
                     pipe.execute()
         except redis.RedisError as error:

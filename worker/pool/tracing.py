@@ -99,7 +99,7 @@ class Tracer:
             )
             if self._suspects is not None and ticket.redelivered:
                 # It did not die of this job.
-                self._suspects.clear([ticket.id])
+                self._suspects.clear([(ticket.id, ticket.tag)])
             self._loop.call(ticket.put_back)
             self._closing.wait(_PAUSE)
         else:
