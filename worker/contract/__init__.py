@@ -10,6 +10,7 @@ In reading order:
 - `lanes`     which jobs are taken first, and where they wait
 - `keys`      every Redis key and channel, spelled once
 - `server`    Redis clients from Celery's URLs
+- `clock`     Redis' clock, which all processes share
 - `round_trips` commands of many threads go together
 - `scripts`   Lua: the steps that must happen whole or not at all
 - `endings`   how jobs end, many at once
