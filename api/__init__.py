@@ -18,6 +18,7 @@ In reading order:
 - `schemas`      what is answered, as models
 - `openapi`      the same as a document
 - `errors`       what went wrong, and its status
+- `trust`        hosts and pages that may ask without keys
 - `callers`      who asks, by their key, and whose jobs they see
 - `quotas`       what a key may still submit
 - `backend`      what the routes share

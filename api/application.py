@@ -19,6 +19,7 @@ from api import (
     quotas,
     request_ids,
     status,
+    trust,
 )
 from api.backend import EXTENSION, Backend
 from api.openai import errors as openai_errors
@@ -69,6 +70,7 @@ def _assemble(place: Flask | Blueprint, settings: Settings | None) -> Backend:
         place.register_blueprint(part.blueprint)
     _observe(place, backend)
     # After the first look at a request, so that one that is refused is counted, too.
+    trust.install(place, settings)
     callers.install(place, guard)
     quotas.install(place)
     routes.install(place)

@@ -24,9 +24,11 @@ MEDIA_TYPE = "application/problem+json"
 STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "bad_request": HTTPStatus.BAD_REQUEST,
     "malformed_body": HTTPStatus.BAD_REQUEST,
+    "untrusted_host": HTTPStatus.BAD_REQUEST,
     "max_tokens_per_request": HTTPStatus.BAD_REQUEST,
     "token_ids_not_supported": HTTPStatus.BAD_REQUEST,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "cross_site": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,

@@ -20,6 +20,7 @@ from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_
 from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
 from api.status import ServiceStatus
 from api.submission import LONGEST_IDEMPOTENCY_KEY
+from api.trust import SAFE_METHODS
 from api.waits import LONGEST_WAIT
 from worker.contract.jobs import JobRequest, Status
 
@@ -27,6 +28,8 @@ blueprint = Blueprint("openapi", __name__)
 
 #: What needs no key, and what takes from a key's quotas (those that have a body).
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+#: Paths of the endpoints in `trust.EXEMPT`.
+_ANY_HOST = frozenset({"/healthz", "/readyz", "/metrics"})
 _SPENDING = {(path, True) for path in ("/jobs", "/v1/embeddings", "/v1/files", "/v1/batches")}
 
 _ABOUT = """Text embeddings as jobs: submit texts, wait or poll, read vectors.
@@ -59,7 +62,7 @@ def document() -> JsonObject:
         "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
         "tags": [{"name": name} for name in groups],
         "paths": {
-            path: {method: _complete(path, name, one) for method, one in methods.items()}
+            path: {method: _complete(path, method, name, one) for method, one in methods.items()}
             for name, paths in groups.items()
             for path, methods in paths.items()
         },
@@ -75,13 +78,17 @@ def document() -> JsonObject:
     }
 
 
-def _complete(path: str, group: str, operation: JsonObject) -> JsonObject:
+def _complete(path: str, method: str, group: str, operation: JsonObject) -> JsonObject:
     """An operation with what those of its group and path have in common."""
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body is not None and path in BODIES:
         body["examples"] = BODIES[path]
     errors = openai_document.errors if path.startswith("/v1/") else _problems
     always = errors(500) if path in _OPEN else errors(401, 500)
+    if path not in _ANY_HOST:
+        always |= errors(400)
+    if method.upper() not in SAFE_METHODS:
+        always |= errors(403)
     if (path, "requestBody" in operation) in _SPENDING:
         always |= errors(429)
     both: JsonObject = {"security": []} if path in _OPEN else {}

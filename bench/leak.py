@@ -89,7 +89,7 @@ class Callers:
             weights=(30, 10, 15, 15, 5, 5, 3, 7, 5, 5),
         )[0]
         content = b"" if body is None else orjson.dumps(body)
-        head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{JSON if content else ''}"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{JSON if content else ''}"
         return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
     async def _answer(self, reader: asyncio.StreamReader) -> bool:

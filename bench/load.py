@@ -154,8 +154,8 @@ def _poster(address: str, headers: str = "") -> Callable[[object], tuple[int, An
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     answers = connection.makefile("rb")
     head = (
-        f"POST {url.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n{headers}"
-        "Content-Length: "
+        f"POST {url.path} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\n{headers}Content-Length: "
     ).encode()
 
     def post(request: object) -> tuple[int, Any]:

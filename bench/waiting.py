@@ -74,7 +74,7 @@ class Connection:
         return cls(*await asyncio.open_connection(place.host, place.port))
 
     async def get(self, path: str) -> bytes:
-        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         assert head.startswith(b"http/1.1 200"), head
         length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])

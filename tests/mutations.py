@@ -36,7 +36,7 @@ class Request:
 
     def raw(self) -> bytes:
         """What goes over the wire; its length is stated unless a header does that already."""
-        headers = (*self.headers, ("Host", "embedq"), ("Connection", "close"))
+        headers = (*self.headers, ("Host", "localhost"), ("Connection", "close"))
         if not {name for name, _ in headers} & {"Content-Length", "Transfer-Encoding"}:
             headers = (*headers, ("Content-Length", str(len(self.body))))
         lines = [f"{self.method} {self.path} HTTP/1.1", *(": ".join(one) for one in headers)]

@@ -17,10 +17,11 @@ ANSWERS: Final = (
 )
 
 _ABOUT: Final = {
-    400: "`malformed_body`, `invalid_request`, `invalid_dimensions`, `invalid_prompt`, "
-    "`max_tokens_per_request`, `token_ids_not_supported`, `cancelled`, or the code of the first "
-    "text that failed; `param` names it.",
+    400: "`malformed_body`, `untrusted_host`, `invalid_request`, `invalid_dimensions`, "
+    "`invalid_prompt`, `max_tokens_per_request`, `token_ids_not_supported`, `cancelled`, or "
+    "the code of the first text that failed; `param` names it.",
     401: "`unauthorized`",
+    403: "`cross_site`",
     404: "`model_not_found`, `not_found`",
     413: "`too_large`",
     415: "`unsupported_media_type`",

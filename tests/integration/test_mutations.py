@@ -185,7 +185,7 @@ def test_gzip_bombs_stay_within_the_stated_memory(service: Service) -> None:
     assert not surprises(service, [replace(request, body=body).raw() for body in bodies])
 
 
-HEAD = b"POST /jobs HTTP/1.1\r\nHost: embedq\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 BODY = b'{"input": "a"}'
 #: What no library would send.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import ROOT
+from worker.contract.hosts import TrustedHosts
 from worker.contract.settings import Settings
 from worker.local import valkey
 from worker.local.deployment import (
@@ -61,6 +62,30 @@ def test_workers_share_the_cores_unless_told_otherwise() -> None:
     told = {"EMBEDQ_THREADS": "7"}
     assert environment(options(workers=2), told, None) == told
     assert "EMBEDQ_THREADS" not in environment(options(workers=1), {}, None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::", "0.0.0.0", "192.168.1.7"])
+def test_loopback_names_and_addresses_need_no_entry_of_their_own(host: str) -> None:
+    assert environment(options(host=host), {}, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "trusted"),
+    [
+        ("box.lan", {}, ["box.lan", "localhost", "192.168.1.7", "::1"]),
+        ("Box.lan", {"EMBEDQ_TRUSTED_HOSTS": "embed.example"}, ["box.lan", "embed.example"]),
+        ("127.0.0.1", {"EMBEDQ_TRUSTED_HOSTS": "embed.example"}, ["127.0.0.1", "embed.example"]),
+        ("0.0.0.0", {"EMBEDQ_TRUSTED_HOSTS": "embed.example"}, ["127.0.0.1", "embed.example"]),
+        ("box.lan", {"EMBEDQ_API_KEYS_FILE": "/k"}, []),
+    ],
+)
+def test_the_api_can_be_called_by_the_host_it_listens_on(
+    host: str, given: dict[str, str], trusted: list[str]
+) -> None:
+    hosts = Settings.from_env(environment(options(host=host), given, None)).trusted_hosts
+    assert bool(hosts) == bool(trusted)
+    assert all(name in TrustedHosts(hosts) for name in trusted)
+    assert "attacker.example" not in TrustedHosts(hosts)
 
 
 def test_each_worker_has_a_name_of_its_own() -> None:

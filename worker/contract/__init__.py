@@ -3,6 +3,7 @@
 In reading order:
 
 - `settings`  every `EMBEDQ_*` variable, read once at the edge
+- `hosts`     names by which the API may be called
 - `errors`    what can go wrong, each with its code
 - `models`    what a loaded model says of itself
 - `jobs`      a job's arguments, checked; its states

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from worker.contract.errors import SettingsError
+from worker.contract.hosts import parse_hosts
 from worker.contract.models import ModelSpec
 
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
@@ -66,6 +67,8 @@ class Settings:
     #: Seconds that an ended job can be read.
     result_ttl: int = 3600
     api_keys_file: Path | None = None
+    #: Accepted hosts; empty: any with API keys, else loopback names and IP literals.
+    trusted_hosts: tuple[str, ...] = ()
     #: A `.tiktoken` file with which the API decodes token ids; None: such requests are refused.
     token_table: Path | None = None
     #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
@@ -116,6 +119,7 @@ class Settings:
             max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
             api_keys_file=Path(keys_file) if keys_file else None,
+            trusted_hosts=env.parse("EMBEDQ_TRUSTED_HOSTS", "", parse_hosts),
             token_table=Path(token_table) if token_table else None,
             files=env.parse("EMBEDQ_FILES", "", _place),
             log_format=env.choice("EMBEDQ_LOG_FORMAT", LOG_FORMATS),

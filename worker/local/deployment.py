@@ -12,6 +12,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from worker.contract.errors import EmbedqError
+from worker.contract.hosts import LOCAL_HOSTS, TrustedHosts, parse_hosts
 from worker.contract.settings import Settings
 from worker.local import valkey
 from worker.local.supervisor import Program
@@ -85,10 +86,18 @@ def environment(
             env["CELERY_RESULT_BACKEND"] = env["CELERY_BROKER_URL"]
         if not env.get("EMBEDQ_FILES"):
             env["EMBEDQ_FILES"] = str(options.data_dir.expanduser().resolve() / "files")
+    if not env.get("EMBEDQ_API_KEYS_FILE") or env.get("EMBEDQ_TRUSTED_HOSTS"):
+        env |= _trust(reachable(options)[0], env.get("EMBEDQ_TRUSTED_HOSTS", ""))
     if options.workers > 1 and not env.get("EMBEDQ_THREADS"):
         # Each worker would otherwise take every core for each of its passes.
         env["EMBEDQ_THREADS"] = str(max(1, cores() // options.workers))
     return env
+
+
+def reachable(options: Options) -> tuple[str, int]:
+    """Where this machine reaches the API: an address of all interfaces is none to connect to."""
+    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 — compared, not bound
+    return wildcard.get(options.host, options.host), options.port
 
 
 def server(folder: Path, socket_file: Path, lock_fd: int) -> Program:
@@ -175,6 +184,17 @@ def check_current_folder(folder: Path, ours: Path) -> None:
                 f"{spec.origin} would be loaded in place of embedq's own {name!r}: "
                 "run embedq from another folder"
             )
+
+
+def _trust(host: str, given: str) -> dict[str, str]:
+    """The setting that lets the API be called by its own address, if it is not trusted anyway."""
+    entries = tuple(filter(None, given.split(","))) or LOCAL_HOSTS
+    try:
+        trusted = host.lower() in TrustedHosts(parse_hosts(",".join(entries)))
+    except ValueError:
+        # `Settings.from_env` explains it next.
+        return {}
+    return {} if trusted else {"EMBEDQ_TRUSTED_HOSTS": ",".join([*entries, host])}
 
 
 def _is_loopback(host: str) -> bool:

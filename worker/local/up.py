@@ -122,7 +122,7 @@ def _valkey_answers(socket_file: Path) -> bool:
 
 def _api_ready(options: Options) -> bool:
     """Whether the API and a worker with a loaded model answer."""
-    connection = HTTPConnection(*reachable(options), timeout=PROBE_S)
+    connection = HTTPConnection(*deployment.reachable(options), timeout=PROBE_S)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == HTTPStatus.OK
@@ -130,12 +130,6 @@ def _api_ready(options: Options) -> bool:
         return False
     finally:
         connection.close()
-
-
-def reachable(options: Options) -> tuple[str, int]:
-    """Where this machine reaches the API: an address of all interfaces is none to connect to."""
-    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 — compared, not bound
-    return wildcard.get(options.host, options.host), options.port
 
 
 def _patience(say: Say) -> Callable[[float], None]:
@@ -154,7 +148,9 @@ def _patience(say: Say) -> Callable[[float], None]:
 def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
     """Run the sample job on a thread of its own, so that Ctrl-C is heard meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="demo") as executor:
-        job = executor.submit(demo.run, *reachable(options), show, os.environ.get("EMBEDQ_API_KEY"))
+        job = executor.submit(
+            demo.run, *deployment.reachable(options), show, os.environ.get("EMBEDQ_API_KEY")
+        )
         try:
             supervisor.wait_ready(job.done)
         except Stopped:
@@ -166,7 +162,7 @@ def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
 
 def _show_address(options: Options, own_broker: str | None, show: Say) -> None:
     """`own_broker`: the address of the Valkey that runs here; another one its user knows."""
-    host, port = reachable(options)
+    host, port = deployment.reachable(options)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     show("")
     show(f"embedq serves on {url} until Ctrl-C. Try it:")

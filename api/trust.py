@@ -1,0 +1,78 @@
+"""Protection of an API without keys from web pages: trusted hosts, and no cross-site changes.
+
+A page reaches a local API by DNS rebinding, under the page's own host name, or by a cross-site
+form or script, which names its origin. Clients other than browsers send neither header.
+"""
+
+from __future__ import annotations
+
+import re
+
+from flask import Blueprint, Flask, request
+
+from api import mounting
+from api.errors import Problem
+from worker.contract.hosts import ANY_HOST, LOCAL_HOSTS, TrustedHosts, split_host
+from worker.contract.settings import Settings
+
+#: Endpoints of probes and scrapers, which call by any name and learn nothing of a tenant.
+EXEMPT = frozenset({"operations.health", "operations.readiness", "operations.metrics"})
+#: Methods that change nothing (RFC 9110, 9.2.1).
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+#: `Sec-Fetch-Site` of the API's own page, and of an address that the user entered.
+_OWN_SITE = frozenset({"same-origin", "none"})
+#: The request's target, by gunicorn's name and by that of other servers.
+_TARGETS = ("RAW_URI", "REQUEST_URI")
+_AUTHORITY_END = re.compile(r"[/?#]")
+_PORTS = {"http": "80", "https": "443"}
+
+
+def install(place: Flask | Blueprint, settings: Settings) -> None:
+    """Check every request before anything else of it is read."""
+    without_keys = settings.api_keys_file is None
+    default = LOCAL_HOSTS if without_keys else ANY_HOST
+    trusted = TrustedHosts(settings.trusted_hosts or default)
+
+    @place.before_request
+    def check() -> None:
+        if mounting.endpoint() in EXEMPT:
+            return
+        _check_host(trusted)
+        if without_keys and request.method not in SAFE_METHODS and not _is_same_site():
+            raise Problem(
+                "cross_site",
+                "a page of another site sent this request; without API keys only the API's own "
+                "pages and programs other than browsers may change anything",
+            )
+
+
+def _check_host(trusted: TrustedHosts) -> None:
+    """Raise Problem unless `Host`, and the host of an absolute target, are trusted."""
+    named = [request.environ.get("HTTP_HOST", "")]
+    for variable in _TARGETS:
+        target: str = request.environ.get(variable, "/")
+        if not target.startswith(("/", "*")):
+            # The host of an absolute target precedes `Host` (RFC 9112, 3.2.2).
+            named.append(_AUTHORITY_END.split(target.partition("://")[2], maxsplit=1)[0])
+    for one in named:
+        if split_host(one)[0] not in trusted:
+            raise Problem(
+                "untrusted_host",
+                f"Host is {one[:255]!r}, which EMBEDQ_TRUSTED_HOSTS does not include",
+            )
+
+
+def _is_same_site() -> bool:
+    """Whether no page of another origin has sent the request."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site.strip().lower() in _OWN_SITE
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return True
+    scheme, _, authority = origin.lower().partition("://")
+    default = _PORTS.get(scheme, "")
+    host, port = split_host(authority)
+    ours, our_port = split_host(request.environ["HTTP_HOST"])
+    # The scheme itself is unknown here behind a proxy that ends TLS.
+    return bool(default and host) and (host, port or default) == (ours, our_port or default)
