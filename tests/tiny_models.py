@@ -148,6 +148,14 @@ def dense() -> Dense:
     return Dense(HIDDEN, HIDDEN // 2)
 
 
+def checkpoint(folder: Path, model: type[PreTrainedModel]) -> Path:
+    """Save a BERT of the class `model` without the files of sentence-transformers."""
+    config = BertConfig(**_encoder_sizes(), pad_token_id=0, num_labels=1)
+    _random(model, config).save_pretrained(folder)
+    wordpiece().save_pretrained(folder)
+    return folder
+
+
 #: Every family as its name and what makes it.
 FAMILIES: dict[str, Callable[..., Path]] = {
     "bert": bert,

@@ -9,6 +9,7 @@ In reading order:
 `graph_cache`    what becomes of copies on disk
 `accuracy`       how close the number formats below float32 come to it
 `english`        texts to calibrate and measure with
+`kinds`          which kind of model a checkpoint holds, from its files
 `library`        models and their facts as sentence-transformers loads them
 `devices`        device, number format, running out of memory
 `cpu`            what makes torch faster there
