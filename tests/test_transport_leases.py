@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -70,14 +71,20 @@ def test_a_lease_settled_with_its_result_needs_no_acknowledgement(
 
 
 def test_each_way_to_end_a_lease_reaches_the_server(leases: Leases, store: FakeStore) -> None:
-    granted(leases, store, *"abcdef")
+    granted(leases, store, *"abcdefg")
     leases.ack("a")
     leases.reject("b", requeue=False)
     leases.reject("c", requeue=True)
     leases.release(["d"])
     leases.bury("e", "unreadable")
     leases.bury("f", "poisoned", "my-dead")
-    assert leases.take(store) == Outbox(
+    leases.defer("g", 60)
+    told = leases.take(store)
+    [(tag, until)] = told.deferrals
+    assert (tag, round(until - time.monotonic())) == ("g", 60)
+    assert leases.stats()["deferred"] == 1
+    assert told == Outbox(
+        deferrals=told.deferrals,
         acks=["a", "b"],
         returns=["d"],
         requeues=["c"],

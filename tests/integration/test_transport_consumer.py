@@ -288,6 +288,7 @@ def test_a_renewed_lease_outlasts_its_timeout_and_its_acknowledgement_counts(
 ) -> None:
     send(redis_url, 1)
     received, other = Received(ack=False), Received()
+    lost = leases.stats()["lost"]
     with looped(redis_url, received) as loop:
         loop.until(lambda: received.messages)
         with looped(redis_url, other) as rival:
@@ -298,7 +299,7 @@ def test_a_renewed_lease_outlasts_its_timeout_and_its_acknowledgement_counts(
         assert other.bodies == []
         received.messages[0].ack()
         loop.until(lambda: left(redis_client) == (0, 0, 0))
-    assert leases.stats()["lost"] == 0
+    assert leases.stats()["lost"] == lost
 
 
 def test_a_lease_that_ran_out_runs_again_and_its_old_tag_cannot_end_it(
@@ -323,6 +324,46 @@ def test_a_lease_that_ran_out_runs_again_and_its_old_tag_cannot_end_it(
         loop.turn_for(0.2)
         assert left(redis_client) == (0, 1, 1)
         received.messages[1].ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_deferred_message_comes_again_at_its_time_as_if_it_had_not_come(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, "later", "now")
+    received = Received(ack=False)
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: len(received.messages) == 2)
+        deferred, live = leases.stats()["deferred"], leases.stats()["live"]
+        threading.Thread(target=leases.defer, args=(received.messages[0].delivery_tag, 2.0)).start()
+        told = time.monotonic()
+        loop.until(lambda: leases.stats()["deferred"] == deferred + 1)
+        assert leases.stats()["live"] == live - 1
+        # Acknowledged late, it is none of ours any more.
+        received.messages[0].ack()
+        loop.until(lambda: len(received.messages) == 3)
+        assert 2.0 <= time.monotonic() - told < 10
+        assert received.bodies[2] == "later"
+        assert not lease_of(received.messages[2]).redelivered
+        for message in received.messages[1:]:
+            message.ack()
+        loop.until(lambda: left(redis_client) == (0, 0, 0))
+
+
+def test_a_deferred_message_outlives_the_process_that_deferred_it(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    send(redis_url, "later")
+    received, again = Received(ack=False), Received()
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.messages)
+        leases.defer(received.messages[0].delivery_tag, 1.0)
+        loop.until(lambda: not leases.get(received.messages[0].delivery_tag))
+        loop.turn_for(0.2)
+    assert left(redis_client) == (0, 1, 1)
+    with looped(redis_url, again) as loop:
+        loop.until(lambda: again.bodies == ["later"])
+        assert "redelivered" not in again.messages[0].headers
         loop.until(lambda: left(redis_client) == (0, 0, 0))
 
 

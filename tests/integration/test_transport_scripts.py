@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,16 @@ import redis
 
 from tests.processes import ValkeyServer
 from worker.contract.lanes import PRIORITY_STEPS, list_of
-from worker.transport.leases import Burial, Lease, Outbox
-from worker.transport.store import RESTORE_LIMIT, LeaseStore, Source
+from worker.transport.leases import Burial, Deferral, Lease, Outbox
+from worker.transport.store import (
+    FIRST,
+    RESTORE_LIMIT,
+    RESTORE_SCAN,
+    Cursor,
+    LeaseStore,
+    Restored,
+    Source,
+)
 
 JOBS = [Source("jobs", "jobs", 0, 0)]
 
@@ -71,9 +80,16 @@ def age(client: redis.Redis, seconds: float) -> None:
         client.zadd("unacked_index", {tag: score - seconds})
 
 
-def restore(store: LeaseStore) -> tuple[int, int, int, list[bytes]]:
-    restored, passed, more, foreign = store.run(store.restoration(0))
-    return restored, passed, more, foreign
+def restore(store: LeaseStore, cursor: Cursor = FIRST) -> Restored:
+    return Restored.read(store.run(store.restoration(cursor)))
+
+
+def sweep(store: LeaseStore) -> list[Restored]:
+    """The steps of one sweep."""
+    steps = [restore(store)]
+    while (cursor := steps[-1].cursor) is not None:
+        steps.append(restore(store, cursor))
+    return steps
 
 
 def test_a_fetch_leases_what_it_takes(store: LeaseStore, redis_client: redis.Redis) -> None:
@@ -142,7 +158,7 @@ def test_given_back_messages_are_next_in_line_unmarked(
         send(redis_client, envelope(str(n)))
     before = redis_client.lrange("jobs", 0, -1)
     tags = [lease.tag for lease, _ in fetch(store, count=4)]
-    store.tell(Outbox(returns=[*tags, "lease:0:unknown:0000"]))
+    store.tell(Outbox(returns=[*tags, "timed:0:unknown:0000"]))
     store.tell(Outbox(returns=tags))
     assert redis_client.lrange("jobs", 0, -1) == before
     assert not redis_client.exists("unacked", "unacked_index")
@@ -221,7 +237,7 @@ def test_only_leases_that_ran_out_are_restored_the_oldest_first(
     age(redis_client, 13)
     fetch(store, count=1)
     send(redis_client, envelope("new"))
-    assert restore(store) == (3, 0, 0, [])
+    assert restore(store) == Restored(3, 0, None, [])
     assert texts(redis_client) == ["0", "1", "2", "new"]
     assert redis_client.zcard("unacked_index") == redis_client.hlen("unacked") == 1
     assert all(lease.redelivered for lease, _ in fetch(store, count=3))
@@ -239,7 +255,7 @@ def test_leases_of_every_lane_are_restored_to_it(
     found = fetch(store, sources)
     assert [lease.priority for lease, _ in found] == list(PRIORITY_STEPS)
     age(redis_client, 13)
-    assert restore(store) == (len(sources), 0, 0, [])
+    assert restore(store) == Restored(len(sources), 0, None, [])
     assert [redis_client.llen(source.key) for source in sources] == [1] * len(sources)
 
 
@@ -247,10 +263,86 @@ def test_a_renewed_lease_is_not_restored(store: LeaseStore, redis_client: redis.
     send(redis_client, envelope())
     [(lease, _)] = fetch(store)
     age(redis_client, 13)
-    [renewal] = store.renewals([lease.tag, "lease:0:gone:0000"])
-    assert store.run(renewal) == [b"lease:0:gone:0000"]
-    assert restore(store) == (0, 0, 0, [])
+    [renewal] = store.renewals([lease.tag, "timed:0:gone:0000"])
+    assert store.run(renewal) == [b"timed:0:gone:0000"]
+    assert restore(store) == Restored(0, 0, None, [])
     assert redis_client.zcard("unacked_index") == 1
+
+
+def test_a_lease_lasts_for_its_holders_timeout_whoever_asks(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    hasty = make_store(redis_client, lease_timeout=3.0, visibility_timeout=5.0)
+    for body in ("renewed", "not"):
+        send(redis_client, envelope(body))
+    [(renewed, _)] = fetch(store, count=1)
+    fetch(store, count=1, renewed=False)
+    age(redis_client, 11)
+    assert sweep(hasty) == [Restored(0, 0, None, [])]
+    [renewal] = store.renewals([renewed.tag])
+    store.run(renewal)
+    age(redis_client, 11)
+    assert sweep(hasty) == [Restored(0, 0, None, [])]
+    age(redis_client, 2)
+    assert sweep(hasty) == [Restored(1, 0, None, [])]
+    assert texts(redis_client) == ["renewed"]
+    age(redis_client, 3600)
+    assert sweep(store) == [Restored(1, 0, None, [])]
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("lease", 12), ("hold", 3600)])
+def test_a_lease_of_an_earlier_version_lasts_from_its_last_renewal(
+    store: LeaseStore, redis_client: redis.Redis, kind: str, seconds: int
+) -> None:
+    tag = f"{kind}:3:0b0e:0000"
+    redis_client.hset("unacked", tag, f'[{envelope("old")},"","jobs"]')
+    now, _ = redis_client.time()
+    redis_client.zadd("unacked_index", {tag: now - seconds + 2})
+    assert restore(store).leases == 0
+    redis_client.zadd("unacked_index", {tag: now - seconds - 1})
+    assert restore(store).leases == 1
+    assert texts(redis_client, list_of("jobs", 3)) == ["old"]
+
+
+def test_a_deferred_message_returns_at_its_time_next_in_line_and_unmarked(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    messages = [envelope(str(n)) for n in range(4)]
+    key = list_of("jobs", 6)
+    for message in messages:
+        send(redis_client, message, queue=key)
+    leased = fetch(store, [Source("jobs", key, 0, 6)], count=3)
+    later = [Deferral(lease.tag, time.monotonic() + 60 + n) for n, (lease, _) in enumerate(leased)]
+    store.tell(Outbox(deferrals=later[::-1]))
+    assert redis_client.hlen("unacked") == redis_client.zcard("unacked_index") == 3
+    store.tell(Outbox(acks=[one.tag for one in later], returns=[one.tag for one in later]))
+    age(redis_client, 59)
+    assert sweep(store) == [Restored(0, 0, None, [])]
+    age(redis_client, 10)
+    assert sweep(store) == [Restored(0, 3, None, [])]
+    assert not redis_client.exists("unacked", "unacked_index")
+    assert [message.decode() for message in redis_client.lrange(key, 0, -1)[::-1]] == messages
+
+
+def test_a_time_that_passed_before_the_server_heard_of_it_counts(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    send(redis_client, envelope())
+    [(lease, _)] = fetch(store)
+    store.tell(Outbox(deferrals=[Deferral(lease.tag, time.monotonic() - 5)]))
+    assert restore(store) == Restored(0, 1, None, [])
+
+
+def test_a_sweep_passes_over_any_number_of_entries_that_are_not_due(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    now, _ = redis_client.time()
+    stock = {f"uuid-{n}": now - 30 - n // 3000 for n in range(2 * RESTORE_SCAN)}
+    redis_client.zadd("unacked_index", stock)
+    send(redis_client, envelope("due"))
+    fetch(store)
+    age(redis_client, 13)
+    assert [step.leases for step in sweep(store)] == [0, 0, 1]
 
 
 def test_what_nobody_renews_lasts_for_the_visibility_timeout(
@@ -258,11 +350,11 @@ def test_what_nobody_renews_lasts_for_the_visibility_timeout(
 ) -> None:
     send(redis_client, envelope())
     [(lease, _)] = fetch(store, renewed=False)
-    assert list(store.renewals([lease.tag])) == []
+    assert not lease.renewed
     age(redis_client, 3000)
-    assert restore(store) == (0, 1, 0, [])
+    assert restore(store).leases == 0
     age(redis_client, 700)
-    assert restore(store) == (1, 0, 0, [])
+    assert restore(store).leases == 1
 
 
 def test_a_stock_workers_messages_are_named_when_their_own_time_is_over(
@@ -271,9 +363,9 @@ def test_a_stock_workers_messages_are_named_when_their_own_time_is_over(
     redis_client.hset("unacked", "0b0e-uuid", json.dumps([json.loads(envelope()), "ex", "rk"]))
     seconds, _ = redis_client.time()
     redis_client.zadd("unacked_index", {"0b0e-uuid": seconds - 600})
-    assert restore(store) == (0, 1, 0, [])
+    assert restore(store) == Restored(0, 0, None, [])
     redis_client.zadd("unacked_index", {"0b0e-uuid": seconds - 3700})
-    assert restore(store) == (0, 1, 0, [b"0b0e-uuid"])
+    assert restore(store) == Restored(0, 0, None, ["0b0e-uuid"])
     assert redis_client.hlen("unacked") == 1
 
 
@@ -284,8 +376,7 @@ def test_one_sweep_is_bounded_and_the_next_goes_on(
     while fetch(store, count=100):
         pass
     age(redis_client, 13)
-    assert restore(store) == (RESTORE_LIMIT, 0, 1, [])
-    assert restore(store) == (20, 0, 0, [])
+    assert [step.leases for step in sweep(store)] == [RESTORE_LIMIT, 20]
     assert redis_client.llen("jobs") == RESTORE_LIMIT + 20
 
 
@@ -362,6 +453,6 @@ def test_a_full_server_still_fetches_renews_restores_buries_and_acknowledges(
     burial = Burial(tags[1], "poisoned", "dead")
     store.tell(Outbox(acks=tags[:1], burials=[burial], requeues=[tags[2]], returns=[tags[3]]))
     assert (full.hlen("unacked"), full.llen("jobs"), full.llen("dead")) == (0, 8, 1)
-    fetch(store, count=2)
     store.lease_timeout = -1.0
-    assert restore(store)[0] == 2
+    assert len(fetch(store, count=2)) == 2
+    assert restore(store).leases == 2

@@ -33,8 +33,8 @@ StartWorker = Callable[..., Process]
 def start(processes: Processes, redis_url: str) -> StartWorker:
     """Starts a worker with the solo pool, which runs tasks in its event loop."""
 
-    def started(name: str, *, url: str = redis_url, **env: str) -> Process:
-        arguments = ("-P", "solo", "--without-gossip", "--without-mingle")
+    def started(name: str, *options: str, url: str = redis_url, **env: str) -> Process:
+        arguments = ("-P", "solo", "--without-gossip", "--without-mingle", *options)
         return start_worker(processes, url, *arguments, app=f"{APP}:app", name=name, env=env)
 
     return started
@@ -143,6 +143,23 @@ def number_of(message: bytes) -> int:
     return number
 
 
+def test_no_worker_takes_the_live_leases_of_one_with_a_longer_timeout(
+    start: StartWorker, app: Celery, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    start("patient", LEASE="30", PREFETCH="100")
+    for n in range(100):
+        call(app, "note", str(done), n, 0.1)
+    eventually(lambda: held(redis_client)[0] == 0, 20)
+    start("hasty", LEASE="1.5")
+    start("elsewhere", "-Q", "other", LEASE="1.5")
+    for n in range(100, 150):
+        call(app, "note", str(done), n, 0.1)
+    eventually(lambda: set(lines(done)) == set(range(150)), 60)
+    eventually(lambda: held(redis_client) == (0, 0), 20)
+    assert sorted(lines(done)) == list(range(150))
+
+
 def test_a_stopped_worker_loses_its_jobs_but_not_their_outcome(
     start: StartWorker, app: Celery, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -153,8 +170,9 @@ def test_a_stopped_worker_loses_its_jobs_but_not_their_outcome(
     eventually(lambda: len(lines(done)) > 10)
     stopped.signal(signal.SIGSTOP)
     assert held(redis_client)[1] > 50
-    start("other")
-    eventually(lambda: set(lines(done)) == set(range(100)), 20)
+    # The timeout of the one that stopped counts, not that of the one that asks.
+    start("other", LEASE="600")
+    eventually(lambda: set(lines(done)) == set(range(100)), 30)
     stopped.signal(signal.SIGCONT)
     eventually(lambda: held(redis_client) == (0, 0), 20)
     assert call(app, "add", 1, 2).get(timeout=10) == 3

@@ -131,7 +131,8 @@ _ALL = (
         "leases",
         "counter",
         "What became of leases, by `event`: `fetched`, then `settled` or `acked` (ended), "
-        "`released` or `requeued` (given back), `buried` (dead letter), `lost` (ran out); "
+        "`released` or `requeued` (given back), `deferred` (given back later), `buried` (dead "
+        "letter), `lost` (ran out); "
         "`restored`: those of dead workers that this one put back.",
         ("event",),
     ),

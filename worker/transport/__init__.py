@@ -6,8 +6,8 @@ the same queues at the same time. What differs is how a worker takes messages:
 - *Fetch many, atomically.* One script moves up to `admission.room(lane)` tokens of messages from
   the queues into the leased set, for each lane by itself, so that no lane waits for another's room.
   kombu pops first and records later, and loses what dies in between.
-- *Leases, not an hour of silence.* A lease lasts `lease_timeout` seconds and is renewed by the
-  event loop every third of it. What a dead worker held runs elsewhere soon after.
+- *Leases, not an hour of silence.* A lease has a deadline, `lease_timeout` seconds ahead, and is
+  renewed by the event loop every third of that. What a dead worker held runs elsewhere soon after.
 - *Endings are collected*, told to the server once a loop tick, and outlive the connection.
 
 In the Celery application: `Celery(…, amqp="worker.transport:AMQP")`, or `StockAMQP` for kombu's own
@@ -23,10 +23,10 @@ For the pool, from any thread unless said otherwise:
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
   None on the stock transport.
 - `leases.hold(tag)`  the pool will end this one, whatever becomes of the connection.
-- `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `bury(tag, reason, key)`  end a
-  lease; `message.ack()` and `message.reject()` do the same. Told to the server by the next tick;
-  `leases.flush()` tells it at once and `leases.renew()` keeps what is left, where no loop turns
-  any more.
+- `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `defer(tag, seconds)`,
+  `bury(tag, reason, key)`  end a lease; `message.ack()` and `message.reject()` do the same. Told to
+  the server by the next tick; `leases.flush()` tells it at once and `leases.renew()` keeps what is
+  left, where no loop turns any more.
 - a script with `HDEL` on `unacked_key` and `ZREM` on `index_key`, then `leases.forget(tags)`, end
   leases together with their results; a later `message.ack()` does nothing.
 - `leases.stats()`  counters for `inspect stats` and metrics.
@@ -38,13 +38,13 @@ messages of stock workers and of consumers without an event loop; `restore_inter
 
 A task that holds the event loop up for longer than a lease, as with the solo pool, loses it. Under
 an ACL the worker needs, beside what kombu needs, EVAL, EVALSHA, BLMOVE, INFO and TIME, and in
-scripts RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, ZADD, ZREM, ZCARD, ZMSCORE and
-ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
+scripts GET, SET, RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, SADD, SREM, ZADD, ZREM,
+ZCARD, ZMSCORE and ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
 
 Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
-does, `store` where, `message` what was fetched, `wire` a connection that does not block, `upkeep`
-and `fetcher` when it is used, `qos`, `channel`, `poller` and `transport` the seams to kombu,
-`connection` how Celery comes to use it.
+does, `command` how it is called, `store` where, `message` what was fetched, `wire` a connection
+that does not block, `upkeep` and `fetcher` when it is used, `qos`, `channel`, `poller` and
+`transport` the seams to kombu, `connection` how Celery comes to use it.
 """
 
 from worker.transport.admission import Admission, admission

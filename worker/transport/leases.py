@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Lease:
     owner: object
     #: kombu's priority step of the list that it came from.
     priority: int = 0
+    #: Whether an event loop renews it.
+    renewed: bool = True
 
     @property
     def unacked_key(self) -> str:
@@ -38,8 +41,16 @@ class Lease:
 
     @property
     def index_key(self) -> str:
-        """Full name of the sorted set that holds `tag` by its time, server clock in seconds."""
+        """Full name of the sorted set that holds `tag` by its deadline, server clock in seconds."""
         return self.store.index_key
+
+
+class Deferral(NamedTuple):
+    """A leased message that returns to its queue later, held by nobody meanwhile."""
+
+    tag: str
+    #: Monotonic time.
+    until: float
 
 
 class Burial(NamedTuple):
@@ -60,16 +71,22 @@ class Outbox:
     returns: list[str] = field(default_factory=list)
     #: To go back to their queues marked as redelivered.
     requeues: list[str] = field(default_factory=list)
+    deferrals: list[Deferral] = field(default_factory=list)
     burials: list[Burial] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.acks or self.returns or self.requeues or self.burials)
+        return any(getattr(self, part.name) for part in fields(self))
 
     def extend(self, other: Outbox) -> None:
-        self.acks += other.acks
-        self.returns += other.returns
-        self.requeues += other.requeues
-        self.burials += other.burials
+        for part in fields(self):
+            getattr(self, part.name).extend(getattr(other, part.name))
+
+
+#: What becomes of leases; `restored` counts those of other processes, too.
+EVENTS = (
+    *("fetched", "acked", "settled", "released", "requeued", "deferred", "buried", "lost"),
+    "restored",
+)
 
 
 class Leases:
@@ -127,6 +144,18 @@ class Leases:
         """Give messages back that nobody began: next in line, in the order given, not marked."""
         self._end(tags, "released", lambda outbox, lease: outbox.returns.append(lease.tag))
 
+    def defer(self, tag: str, seconds: float) -> None:
+        """Return the message to its queue after so many seconds: next in line, not marked.
+
+        Meanwhile it is nobody's, survives every process, and counts as held by none.
+        """
+        until = time.monotonic() + seconds
+        self._end(
+            [tag],
+            "deferred",
+            lambda outbox, lease: outbox.deferrals.append(Deferral(lease.tag, until)),
+        )
+
     def bury(self, tag: str, reason: str, key: str | None = None) -> None:
         """Move the raw message to a dead-letter list, for people to look at.
 
@@ -178,15 +207,13 @@ class Leases:
         with self._lock:
             stores = {lease.store for lease in self._live.values()}
         for store in stores:
-            for command in store.renewals(self.live_tags(store)):
+            for command in store.renewals(self.renewable(store)):
                 self.lost(tag.decode() for tag in store.run(command))
 
     def stats(self) -> dict[str, int]:
         """Leases held now, and what became of leases since the process began."""
-        names = ("fetched", "acked", "settled", "released", "requeued", "buried", "lost")
         with self._lock:
-            live = {"live": len(self._live)}
-            return live | {name: self._counts[name] for name in (*names, "restored")}
+            return {"live": len(self._live)} | {name: self._counts[name] for name in EVENTS}
 
     # What the transport uses.
 
@@ -202,9 +229,12 @@ class Leases:
         with self._lock:
             return self._by_owner[owner]
 
-    def live_tags(self, store: LeaseStore) -> list[str]:
+    def renewable(self, store: LeaseStore) -> list[str]:
+        """Tags of the leases that an event loop renews."""
         with self._lock:
-            return [tag for tag, lease in self._live.items() if lease.store is store]
+            return [
+                tag for tag, lease in self._live.items() if lease.store is store and lease.renewed
+            ]
 
     def abandon(self, owner: object) -> None:
         """A channel closes: what it fetched and nobody keeps goes back to the queues."""

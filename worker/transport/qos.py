@@ -59,4 +59,4 @@ class QoS(stock.QoS):
 
 def is_lease(tag: str) -> bool:
     """Whether one of our fetches gave out this tag."""
-    return tag.startswith((scripts.RENEWED + ":", scripts.HELD + ":"))
+    return tag.startswith(scripts.LEASE + ":")

@@ -6,13 +6,20 @@ priority. A leased message lies in the hash `unacked` under its tag, as the JSON
 `[message, exchange, routing key]`, and its tag in the sorted set `unacked_index` by time.
 
 Ours are written with exchange "" and the queue as routing key, which every worker restores to just
-the list they came from, and have tags `kind:priority:fetch:number`:
+the list they came from. Their tags are `kind:priority:fetch:number`, and their score is the
+deadline, by the server's clock, after which any worker may restore them:
 
-- `lease:` is renewed by an event loop and runs out after the lease timeout;
-- `hold:` is renewed by nobody and runs out after the visibility timeout, as a stock worker's does.
+- `timed:` is a lease, which its holder renews by its own timeout;
+- `parked:` is a deferred message, which nobody holds.
 
-Times are the server's own. Stock workers write their machine's clock beside them, which matters
-only to their own entries, and for those the visibility timeout is an hour.
+Other workers ignore these kinds until the visibility timeout has passed after the deadline. Entries
+of stock workers and of earlier versions (`lease:`, `hold:`) have the time of their fetch or last
+renewal as score; only RESTORE reads those.
+
+A client repeats a call if the reply is lost, so a repeat of each script is harmless at any time:
+fetches have ids, tags are never used twice, and an entry that is gone is left alone. The header of
+each script gives its keys, arguments, answer, the effect of a repeat, and a bound of its cost in
+Redis commands; each of those takes constant time, or logarithmic time in a sorted set.
 
 On a full server (`maxmemory`, noeviction) Redis refuses commands that may grow, unless the script
 has written before: so each script's first write is one that shrinks.
@@ -22,50 +29,18 @@ Messages are never decoded and encoded again here: Lua's JSON would turn `[]` in
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
-
 from kombu.transport import redis as stock
 
-RENEWED = "lease"
-HELD = "hold"
+from worker.transport.command import Script
 
+#: Kinds of our tags.
+LEASE = "timed"
+PARKED = "parked"
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script and the digest that Redis knows it by."""
-
-    text: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Redis names scripts by SHA-1; nothing is protected by it.
-        digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-        object.__setattr__(self, "sha", digest)
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One call of a script."""
-
-    script: Script
-    keys: tuple[str, ...]
-    args: tuple[str | int | float, ...]
-
-    @property
-    def by_digest(self) -> tuple[str | int | float, ...]:
-        return "EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args
-
-    @property
-    def in_full(self) -> tuple[str | int | float, ...]:
-        """For a server that does not know the script, which it does from then on."""
-        return "EVAL", self.script.text, len(self.keys), *self.keys, *self.args
-
-
-_NOW = """
-local function now()
+_AFTER = """
+local function after(seconds)
   local time = redis.call('TIME')
-  return string.format('%d.%06d', tonumber(time[1]), tonumber(time[2]))
+  return string.format('%.6f', time[1] + time[2] / 1000000 + seconds)
 end
 """
 
@@ -106,48 +81,78 @@ local function put_back(tag, marked, prefix, separator)
 end
 """
 
-#: Moves messages into the leased set until `count` of them or `budget` bytes are reached; the last
-#: may go beyond. Lists of one level are served in turn, levels in order.
-#: KEYS unacked, index, lists. ARGV kind, fetch id, count, budget, bytes of a message that do not
-#: count, least bytes that do; then for each list: level, priority, end of its entries.
-#: Answers {1 if every list was seen empty, {list, message, list, message, …}}; the n-th message,
-#: from 0, has the tag `kind:priority:fetch:n`, n with four digits.
+#: Seconds for which a fetch is remembered: longer than a client repeats a call.
+FETCH_MEMORY = 60
+
+#: Leases messages until `count` of them or `budget` bytes are reached; the last may go beyond.
+#: Lists of one level are served in turn, levels in order.
+#: KEYS unacked, index, memory of this fetch, lists.
+#: ARGV fetch id, seconds to the deadline, count, budget, bytes of a message that do not count,
+#: least bytes that do; then for each list: level, priority, end of its entries.
+#: Answer: {1 if every list was seen empty, {list, message, list, message, …}}; the n-th message,
+#: from 0, has the tag `timed:priority:fetch:n`, n with four digits.
+#: Repeat: takes nothing and answers the same, with nil for a message whose lease has ended.
+#: Cost: at most 6 commands, and one for each message and each list.
 FETCH = Script(
-    _NOW
+    _AFTER
+    + f"local MEMORY = {FETCH_MEMORY}\n"
     + """
 -- A key of another type fails here, before anything is taken.
 redis.call('HLEN', KEYS[1])
 redis.call('ZCARD', KEYS[2])
-local kind, fetch = ARGV[1], ARGV[2]
 local count, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 local free, least = tonumber(ARGV[5]), tonumber(ARGV[6])
-local time, taken, spent = now(), 0, 0
+local taken, spent, came = 0, 0, {}
 local entries, index, answer = {}, {}, {}
+
+local function of(list)
+  local at = 7 + (list - 1) * 3
+  return ARGV[at], ARGV[at + 1], ARGV[at + 2]
+end
+
+local function tag_of(priority, number)
+  return string.format('timed:%s:%s:%04d', priority, ARGV[1], number)
+end
+
+local earlier = redis.call('GET', KEYS[3])
+if earlier then
+  local drained, lists = string.match(earlier, '^(%d)(.*)')
+  for list in string.gmatch(lists, '%d+') do
+    local _, priority, ending = of(list)
+    local entry = redis.call('HGET', KEYS[1], tag_of(priority, taken))
+    answer[#answer + 1] = tonumber(list)
+    answer[#answer + 1] = entry and string.sub(entry, 2, -#ending - 1)
+    taken = taken + 1
+  end
+  return {tonumber(drained), answer}
+end
 
 local function full()
   return taken >= count or spent >= budget
 end
 
+local deadline = after(ARGV[2])
 local function take(list)
-  local message = redis.call('RPOP', KEYS[list + 2])
+  local message = redis.call('RPOP', KEYS[list + 3])
   if not message then return false end
-  local at = 7 + (list - 1) * 3
-  local tag = string.format('%s:%s:%s:%04d', kind, ARGV[at + 1], fetch, taken)
+  local _, priority, ending = of(list)
+  local tag = tag_of(priority, taken)
   entries[#entries + 1] = tag
-  entries[#entries + 1] = '[' .. message .. ARGV[at + 2]
-  index[#index + 1] = time
+  entries[#entries + 1] = '[' .. message .. ending
+  index[#index + 1] = deadline
   index[#index + 1] = tag
   answer[#answer + 1] = list
   answer[#answer + 1] = message
+  came[#came + 1] = list
   taken = taken + 1
   spent = spent + math.max(#message - free, least)
   return true
 end
 
-local list, lists = 1, #KEYS - 2
+local list, lists = 1, #KEYS - 3
 while list <= lists and not full() do
-  local level, open = ARGV[7 + (list - 1) * 3], {}
-  while list <= lists and ARGV[7 + (list - 1) * 3] == level do
+  local level, open = of(list), {}
+  while list <= lists and of(list) == level do
     open[#open + 1] = list
     list = list + 1
   end
@@ -163,15 +168,19 @@ while list <= lists and not full() do
     open = left
   end
 end
+local drained = full() and 0 or 1
 if taken > 0 then
   redis.call('HSET', KEYS[1], unpack(entries))
   redis.call('ZADD', KEYS[2], unpack(index))
+  redis.call('SET', KEYS[3], drained .. ' ' .. table.concat(came, ' '), 'EX', MEMORY)
 end
-return {full() and 0 or 1, answer}
+return {drained, answer}
 """
 )
 
-#: KEYS unacked, index. ARGV tags.
+#: Removes leased messages.
+#: KEYS unacked, index. ARGV tags. Answer: none.
+#: Repeat: no effect. Cost: 2 commands for all tags.
 ACK = Script(
     """
 redis.call('HDEL', KEYS[1], unpack(ARGV))
@@ -181,6 +190,7 @@ redis.call('ZREM', KEYS[2], unpack(ARGV))
 
 #: Puts leased messages back, the last one given being next in line.
 #: KEYS unacked, index. ARGV '1' to mark them as redelivered, key prefix, separator, then tags.
+#: Answer: none. Repeat: no effect. Cost: 5 commands for each tag.
 GIVE_BACK = Script(
     _RETURN
     + """
@@ -188,10 +198,32 @@ for at = 4, #ARGV do put_back(ARGV[at], ARGV[1] == '1', ARGV[2], ARGV[3]) end
 """
 )
 
+#: Parks leased messages: nobody holds them, and RESTORE puts them back when their time has come.
+#: KEYS unacked, index. ARGV pairs of tag and seconds. Answer: none.
+#: Repeat: no effect; the first call's deadline stands. Cost: 6 commands for each tag.
+DEFER = Script(
+    _AFTER
+    + """
+redis.call('ZREM', KEYS[2], '')
+for at = 1, #ARGV, 2 do
+  local tag = ARGV[at]
+  local value = redis.call('HGET', KEYS[1], tag)
+  redis.call('ZREM', KEYS[2], tag)
+  redis.call('HDEL', KEYS[1], tag)
+  if value then
+    local parked = string.gsub(tag, '^%a+', 'parked')
+    redis.call('HSET', KEYS[1], parked, value)
+    redis.call('ZADD', KEYS[2], after(ARGV[at + 1]), parked)
+  end
+end
+"""
+)
+
 #: Moves a leased message to a list for people to look at.
-#: KEYS unacked, index, dead letters. ARGV tag, reason.
+#: KEYS unacked, index, dead letters. ARGV tag, reason. Answer: none.
+#: Repeat: no effect. Cost: 6 commands.
 BURY = Script(
-    _NOW
+    _AFTER
     + _RETURN
     + """
 redis.call('ZREM', KEYS[2], '')
@@ -199,7 +231,7 @@ local value = redis.call('HGET', KEYS[1], ARGV[1])
 if value then
   local message, queue = unwrap(value)
   redis.call('LPUSH', KEYS[3], cjson.encode({
-    tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = now(),
+    tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = after(0),
     message = message or value}))
 end
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -207,18 +239,20 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 """
 )
 
-#: Makes leases last from now. KEYS index. ARGV tags. Answers the tags that are not there any more.
+#: Moves the deadlines of leases.
+#: KEYS index. ARGV seconds from now, then tags. Answer: the tags that are not there any more.
+#: Repeat: the deadlines count from the repeat. Cost: 4 commands for all tags.
 RENEW = Script(
-    _NOW
+    _AFTER
     + """
 redis.call('ZREM', KEYS[1], '')
-local missing, index, time = {}, {}, now()
-for at, score in ipairs(redis.call('ZMSCORE', KEYS[1], unpack(ARGV))) do
+local missing, index, deadline = {}, {}, after(ARGV[1])
+for at, score in ipairs(redis.call('ZMSCORE', KEYS[1], unpack(ARGV, 2))) do
   if score then
-    index[#index + 1] = time
-    index[#index + 1] = ARGV[at]
+    index[#index + 1] = deadline
+    index[#index + 1] = ARGV[at + 1]
   else
-    missing[#missing + 1] = ARGV[at]
+    missing[#missing + 1] = ARGV[at + 1]
   end
 end
 if #index > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(index)) end
@@ -226,26 +260,37 @@ return missing
 """
 )
 
-#: Puts messages back whose lease ran out, marked as redelivered, the oldest being next in line.
-#: Looks at up to `scan` index entries after the first `offset` and restores up to `limit`
-#: messages or `bytes` of them.
-#: KEYS unacked, index. ARGV key prefix, separator, lease timeout, visibility timeout, offset, scan,
-#: limit, bytes. Answers {restored, entries passed over, 1 if there is more to look at, tags of
-#: stock workers that ran out, which need kombu's routing}.
+#: Puts messages back whose deadline has passed, the oldest being next in line: those of leases
+#: marked as redelivered, deferred ones as they are.
+#: Looks at up to `scan` index entries from a cursor on, and restores up to `limit` messages or
+#: `bytes` of them. The cursor is a score and the number of entries of that score to pass over.
+#: KEYS unacked, index. ARGV key prefix, separator, lease timeout, visibility timeout, the cursor's
+#: score and number, scan, limit, bytes.
+#: Answer: {leases restored, deferred messages restored, 1 if there is more to look at, tags of
+#: stock workers that ran out, which need kombu's routing, the next cursor's score and number}.
+#: Repeat: as another sweep, which restores what is due then.
+#: Cost: 2 commands, of which one reads `scan` entries beyond those passed over, and 6 for each
+#: message restored.
 RESTORE = Script(
-    _NOW
+    _AFTER
     + _RETURN
     + """
-local lease_end = now() - tonumber(ARGV[3])
-local hold_end = now() - tonumber(ARGV[4])
-local scan, limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local rows = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', math.max(lease_end, hold_end),
-  'WITHSCORES', 'LIMIT', ARGV[5], scan)
-local due, foreign, passed, more = {}, {}, 0, #rows == 2 * scan
+local now, visibility = tonumber(after(0)), tonumber(ARGV[4])
+-- Seconds for which an entry outlives its score, by kind; tags of stock workers have none.
+local lasts = {timed = 0, parked = 0}
+-- Earlier versions: the score is the time of the last renewal, or of a fetch that nobody renews.
+lasts.lease, lasts.hold = tonumber(ARGV[3]), visibility
+
+local last, same = ARGV[5], tonumber(ARGV[6])
+local scan, limit, bytes = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local rows = redis.call('ZRANGEBYSCORE', KEYS[2], last, now, 'WITHSCORES', 'LIMIT', same, scan)
+local due, foreign, more = {}, {}, #rows == 2 * scan
 for at = 1, #rows, 2 do
-  local tag, score = rows[at], tonumber(rows[at + 1])
+  local tag, score = rows[at], rows[at + 1]
   local kind = string.match(tag, '^(%a+):%-?%d+:')
-  if kind == 'lease' and score <= lease_end or kind == 'hold' and score <= hold_end then
+  local ours = kind and lasts[kind]
+  local over = score + (ours or visibility) <= now
+  if over and ours then
     if #due >= limit or bytes <= 0 then
       more = true
       break
@@ -253,24 +298,33 @@ for at = 1, #rows, 2 do
     due[#due + 1] = tag
     bytes = bytes - redis.call('HSTRLEN', KEYS[1], tag)
   else
-    passed = passed + 1
-    if score <= hold_end and kind ~= 'lease' then foreign[#foreign + 1] = tag end
+    if over then foreign[#foreign + 1] = tag end
+    same = score == last and same + 1 or 1
+    last = score
   end
 end
-local restored = 0
-for at = #due, 1, -1 do restored = restored + put_back(due[at], true, ARGV[1], ARGV[2]) end
-return {restored, passed, more and 1 or 0, foreign}
+local leases, deferred = 0, 0
+for at = #due, 1, -1 do
+  if string.find(due[at], '^parked:') then
+    deferred = deferred + put_back(due[at], false, ARGV[1], ARGV[2])
+  else
+    leases = leases + put_back(due[at], true, ARGV[1], ARGV[2])
+  end
+end
+return {leases, deferred, more and 1 or 0, foreign, last, same}
 """
 )
 
 #: What kombu does to bind a queue to an exchange, after a first write that shrinks: a few bytes for
 #: each process that consumes. Plain text, since kombu's client prefixes keys.
-#: KEYS bindings, those that stay. ARGV binding.
+#: KEYS bindings, those that stay. ARGV binding. Answer: none.
+#: Repeat: no effect. Cost: 3 commands.
 BIND = """
 redis.call('SREM', KEYS[1], '')
 redis.call('SADD', KEYS[1], ARGV[1])
 redis.call('SADD', KEYS[2], ARGV[1])
 """
 #: The same for a queue that expires.
-#: KEYS bindings, their deadlines. ARGV binding, exchange, milliseconds.
+#: KEYS bindings, their deadlines. ARGV binding, exchange, milliseconds. Answer: none.
+#: Repeat: the deadline counts from the repeat. Cost: 4 commands.
 REBIND = "redis.call('SREM', KEYS[1], '')\n" + stock.REFRESH_BINDING

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 
 from worker.contract.lanes import Lane
 from worker.transport import scripts
+from worker.transport.command import Command
 from worker.transport.leases import Lease, Outbox
-from worker.transport.scripts import Command
 
 #: Tags in one call of a script: bounds how long the server is busy, and Lua's argument stack.
 TAGS_A_CALL = 500
@@ -22,10 +23,44 @@ TAGS_A_CALL = 500
 RESTORE_LIMIT = 500
 RESTORE_BYTES = 8 * 1024 * 1024
 RESTORE_SCAN = 2000
+#: Seconds in which workers connect again to a server that restarted, and renew their leases.
+RECONNECTION = 10.0
 #: Bytes of a message that are envelope, not text.
 MESSAGE_OVERHEAD = 600
 #: Least bytes that a message counts for.
 MESSAGE_MINIMUM = 32
+
+
+Item = TypeVar("Item")
+
+
+class Cursor(NamedTuple):
+    """How far a sweep has come in the index of leases."""
+
+    score: str
+    #: Entries of that score to pass over.
+    number: int
+
+
+FIRST = Cursor("-inf", 0)
+
+
+class Restored(NamedTuple):
+    """The answer of RESTORE."""
+
+    #: Messages of leases that ran out, and deferred ones whose time has come.
+    leases: int
+    deferred: int
+    #: Where the sweep goes on; None at its end.
+    cursor: Cursor | None
+    #: Tags of messages of stock workers.
+    foreign: Sequence[str]
+
+    @classmethod
+    def read(cls, answer: Sequence[Any]) -> Restored:
+        leases, deferred, more, foreign, score, number = answer
+        cursor = Cursor(score.decode(), number) if more else None
+        return cls(leases, deferred, cursor, [tag.decode() for tag in foreign])
 
 
 class Source(NamedTuple):
@@ -55,14 +90,15 @@ class Fetch:
     """One request for messages, and how to read its answer."""
 
     command: Command
-    kind: str
+    #: Whether the leases will be renewed.
+    renewed: bool
     #: Unique, so that no tag is ever used twice.
     name: str
     sources: Sequence[Source]
     count: int
 
     def tag(self, source: Source, number: int) -> str:
-        return f"{self.kind}:{source.priority}:{self.name}:{number:04d}"
+        return f"{scripts.LEASE}:{source.priority}:{self.name}:{number:04d}"
 
     def possible_tags(self) -> list[str]:
         """Every tag that the server may have handed out for this request."""
@@ -84,9 +120,9 @@ class LeaseStore:
     #: kombu's `global_keyprefix`, already part of the keys above.
     key_prefix: str
     separator: str
-    #: Seconds after the last renewal.
+    #: Seconds from a renewal to the deadline.
     lease_timeout: float
-    #: Seconds after the fetch, for leases that nobody renews.
+    #: Seconds from the fetch to the deadline, for leases that nobody renews.
     visibility_timeout: float
     #: Set by each channel that begins to consume, so that it follows a change of servers.
     client: redis.Redis = field(repr=False)
@@ -96,16 +132,17 @@ class LeaseStore:
         self, sources: Sequence[Source], *, renewed: bool, count: int, tokens_bytes: int
     ) -> Fetch:
         """Up to `count` messages, or until their texts reach `tokens_bytes`."""
-        kind = scripts.RENEWED if renewed else scripts.HELD
         name = uuid.uuid4().hex
+        seconds = self.lease_timeout if renewed else self.visibility_timeout
         args: list[str | int | float] = [
-            *(kind, name, count, tokens_bytes, MESSAGE_OVERHEAD, MESSAGE_MINIMUM)
+            *(name, seconds, count, tokens_bytes, MESSAGE_OVERHEAD, MESSAGE_MINIMUM)
         ]
         for source in sources:
             args += source.level, source.priority, f',"",{json.dumps(source.queue)}]'
-        keys = (self.unacked_key, self.index_key, *(source.key for source in sources))
+        memory = f"{self.unacked_key}:fetched:{name}"
+        keys = (self.unacked_key, self.index_key, memory, *(source.key for source in sources))
         command = Command(scripts.FETCH, keys, tuple(args))
-        return Fetch(command, kind, name, sources, count)
+        return Fetch(command, renewed, name, sources, count)
 
     def read_fetch(
         self, fetch: Fetch, answer: Sequence[Any], owner: object
@@ -114,11 +151,15 @@ class LeaseStore:
         drained, rows = answer
         leased = []
         for number, (at, message) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+            if message is None:  # Answered to a repeat, after the lease ended.
+                continue
             source = fetch.sources[at - 1]
             # The only `true` that kombu and our scripts write; the message itself is read later.
             redelivered = b'"redelivered": true' in message
             tag = fetch.tag(source, number)
-            lease = Lease(tag, source.queue, redelivered, self, owner, source.priority)
+            lease = Lease(
+                *(tag, source.queue, redelivered, self, owner, source.priority, fetch.renewed)
+            )
             leased.append((lease, message))
         return bool(drained), leased
 
@@ -128,6 +169,9 @@ class LeaseStore:
         for burial in outbox.burials:
             command = Command(scripts.BURY, (*keys, burial.key), (burial.tag, burial.reason))
             yield command, Outbox(burials=[burial])
+        for some in _split(outbox.deferrals):
+            pairs = [arg for one in some for arg in (one.tag, max(one.until - time.monotonic(), 0))]
+            yield Command(scripts.DEFER, keys, tuple(pairs)), Outbox(deferrals=some)
         for tags in _split(outbox.acks):
             yield Command(scripts.ACK, keys, tuple(tags)), Outbox(acks=tags)
         # The last one put back is the next in line, so the first one given comes last.
@@ -139,13 +183,15 @@ class LeaseStore:
             yield Command(scripts.GIVE_BACK, keys, args), Outbox(returns=tags[::-1])
 
     def renewals(self, tags: Sequence[str]) -> Iterator[Command]:
-        for some in _split([tag for tag in tags if tag.startswith(scripts.RENEWED)]):
-            yield Command(scripts.RENEW, (self.index_key,), tuple(some))
+        """Move the deadlines of leases to one timeout from now."""
+        for some in _split(tags):
+            yield Command(scripts.RENEW, (self.index_key,), (self.lease_timeout, *some))
 
-    def restoration(self, offset: int) -> Command:
+    def restoration(self, cursor: Cursor = FIRST) -> Command:
+        """One step of a sweep for messages whose deadline has passed."""
         args = (
             *(self.key_prefix, self.separator, self.lease_timeout, self.visibility_timeout),
-            *(offset, RESTORE_SCAN, RESTORE_LIMIT, RESTORE_BYTES),
+            *(*cursor, RESTORE_SCAN, RESTORE_LIMIT, RESTORE_BYTES),
         )
         return Command(scripts.RESTORE, (self.unacked_key, self.index_key), args)
 
@@ -157,8 +203,8 @@ class LeaseStore:
         """
         known, self._server = self._server, server
         if known and known != server:
-            return self.lease_timeout
-        return 0.0 if known else max(self.lease_timeout - uptime, 0.0)
+            return RECONNECTION
+        return 0.0 if known else max(RECONNECTION - uptime, 0.0)
 
     def tell(self, outbox: Outbox) -> None:
         """Send everything in `outbox` and wait until the server has it."""
@@ -194,6 +240,6 @@ def open_store(*, broker: object, client: redis.Redis, **fields: Any) -> LeaseSt
     return store
 
 
-def _split(tags: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(tags), TAGS_A_CALL):
-        yield tags[start : start + TAGS_A_CALL]
+def _split(items: Sequence[Item]) -> Iterator[list[Item]]:
+    for start in range(0, len(items), TAGS_A_CALL):
+        yield list(items[start : start + TAGS_A_CALL])

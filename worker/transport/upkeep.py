@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from redis.exceptions import ResponseError
 
 from worker.transport.leases import Lease, Leases
-from worker.transport.store import Demand, LeaseStore
+from worker.transport.store import FIRST, RECONNECTION, Cursor, Demand, LeaseStore, Restored
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,13 @@ class Upkeep:
     def connected(self, wire: Wire) -> None:
         """A new connection: renew at once, but restore nothing before we know the server.
 
-        After its restart everybody's leases look old; their holders get one lease's time to come
-        back and renew.
+        After its restart everybody's leases look old; their holders get time to come back and
+        renew.
         """
         self._renew_at = 0.0
         self._renewing = 0
         self._restoring = False
-        self._restore_at = time.monotonic() + self._consumer.store.lease_timeout
+        self._restore_at = time.monotonic() + RECONNECTION
         wire.send(("INFO", "server"), self._known, lambda: None, wait=0)
 
     def run(self, wire: Wire) -> None:
@@ -75,7 +75,7 @@ class Upkeep:
         if self._consumer.looped and not self._renewing and now >= self._renew_at:
             self._renew(wire)
         if not self._restoring and now >= self._restore_at:
-            self._restore(wire, offset=0)
+            self._restore(wire, FIRST)
 
     def _known(self, reply: Any) -> None:
         if isinstance(reply, bytes):
@@ -88,7 +88,7 @@ class Upkeep:
     def _renew(self, wire: Wire) -> None:
         store = self._consumer.store
         self._renew_at = time.monotonic() + store.lease_timeout / 3
-        commands = list(store.renewals(self._leases.live_tags(store)))
+        commands = list(store.renewals(self._leases.renewable(store)))
         self._renewing = len(commands)
         for command in commands:
             wire.call(command, self._renewed, self._renewal_lost)
@@ -104,28 +104,30 @@ class Upkeep:
     def _renewal_lost(self) -> None:
         self._renewing = 0
 
-    def _restore(self, wire: Wire, offset: int) -> None:
+    def _restore(self, wire: Wire, cursor: Cursor) -> None:
         self._restoring = True
         self._restore_at = time.monotonic() + self._consumer.restore_interval
         wire.call(
-            self._consumer.store.restoration(offset),
-            partial(self._restored, wire, offset),
+            self._consumer.store.restoration(cursor),
+            partial(self._restored, wire),
             self._restoration_lost,
         )
 
-    def _restored(self, wire: Wire, offset: int, reply: Any) -> None:
+    def _restored(self, wire: Wire, reply: Any) -> None:
         self._restoring = False
         if isinstance(reply, ResponseError):
             logger.warning("Redis refuses to restore leases that ran out: %s", reply)
             return
-        count, passed, more, foreign = reply
-        if count:
-            logger.warning("%d messages of workers that are gone go back to their queues", count)
-            self._leases.restored(count)
-        if foreign:
-            self._consumer.restore_foreign([tag.decode() for tag in foreign[:FOREIGN_LIMIT]])
-        elif more:
-            self._restore(wire, offset + passed)
+        restored = Restored.read(reply)
+        if restored.leases:
+            logger.warning(
+                "%d messages of workers that are gone go back to their queues", restored.leases
+            )
+            self._leases.restored(restored.leases)
+        if restored.foreign:
+            self._consumer.restore_foreign(restored.foreign[:FOREIGN_LIMIT])
+        if restored.cursor is not None:
+            self._restore(wire, restored.cursor)
 
     def _restoration_lost(self) -> None:
         self._restoring = False

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from worker.transport.scripts import Command
+from worker.transport.command import Command
 
 #: Gets the answer, an error reply included, as a value.
 OnReply = Callable[[Any], None]
