@@ -115,8 +115,10 @@ def distilbert(folder: Path, **parts: Any) -> Path:
     return save(folder, _random(DistilBertModel, config), wordpiece(), **parts)
 
 
-def qwen3(folder: Path, **parts: Any) -> Path:
+def qwen3(folder: Path, *, chat_template: str | None = None, **parts: Any) -> Path:
     """A causal model with fewer key than query heads; half of its layers see 8 tokens."""
+    tokenizer = byte_level("qwen")
+    tokenizer.chat_template = chat_template
     sizes = _encoder_sizes() | {"num_hidden_layers": 4}
     config = Qwen3Config(
         **sizes,
@@ -128,9 +130,8 @@ def qwen3(folder: Path, **parts: Any) -> Path:
         pad_token_id=3,
         eos_token_id=3,
     )
-    return save(
-        folder, _random(Qwen3Model, config), byte_level("qwen"), **{"pooling": "lasttoken"} | parts
-    )
+    parts = {"pooling": "lasttoken"} | parts
+    return save(folder, _random(Qwen3Model, config), tokenizer, **parts)
 
 
 def static(folder: Path) -> Path:

@@ -14,6 +14,7 @@ In reading order:
 `devices`        device, number format, running out of memory
 `cpu`            what makes torch faster there
 `token_rules`    how a model wants its texts tokenised …
+`chats`          … around them a chat, if the model has a template for it …
 `tokenizer`      … and the Rust calls that do it
 `forward`        a batch packed into one sequence, padded into rectangles, or looked up
 `bert`           the layers of BERT and its closest relatives, for packed batches on a CPU

@@ -11,10 +11,16 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer as RustTokenizer
 
 from worker.contract.errors import ModelUnavailable
+from worker.encoder.chats import ChatTemplate
 from worker.encoder.tokenizer import TokenRules
 
 #: From here on a tokenizer's "maximum" means that there is none.
 _NO_LIMIT = 10**9
+
+#: Parts of a model's `processing_kwargs` that say how its tokenizer is called.
+_CALL_OPTIONS = frozenset(
+    ("text", "common", "padding", "truncation", "max_length", "restore_suffix", "tokenizer_kwargs")
+)
 
 
 def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
@@ -37,17 +43,25 @@ def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
     tokenizer: Any = getattr(first, "tokenizer", None)
     rust: RustTokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     modalities: Any = getattr(first, "modality_config", ())
-    if type(first) is not Transformer or "message" in modalities or rust is None:
+    is_chat = "message" in modalities
+    # A processor besides the tokenizer is one for images or sounds, with chats of its own.
+    takes_texts = type(first) is Transformer and not (is_chat and first.processor is not tokenizer)
+    if not takes_texts or rust is None:
         raise ModelUnavailable(
             f"a model that begins with {type(first).__name__} and tokenises with "
             f"{type(tokenizer).__name__} is not one that embedq can run"
         )
+    _check_call_options(first)
     rules = TokenRules(
         limit=_limit(model),
         truncation_side=tokenizer.truncation_side,
-        pool_prompt=all(part.include_prompt for part in model if isinstance(part, Pooling)),
+        # A chat template adds its own, and the library does not tell its prompts from its texts.
+        add_special_tokens=not is_chat,
+        pool_prompt=is_chat
+        or all(part.include_prompt for part in model if isinstance(part, Pooling)),
         default_prompt=prompt,
         special_ids=frozenset(tokenizer.all_special_ids),
+        template=ChatTemplate(first, rust) if is_chat else None,
     )
     return rules, rust
 
@@ -65,6 +79,17 @@ def position_offset(model: SentenceTransformer) -> int:
         if isinstance(padding, int) and isinstance(table, torch.nn.Embedding):
             return padding + 1
     return 0
+
+
+def _check_call_options(first: Transformer) -> None:
+    """Raise `ModelUnavailable` if the model changes how its tokenizer is called."""
+    options = first.processing_kwargs
+    unknown = _CALL_OPTIONS & {*options, *options.get("chat_template", {})}
+    if unknown:
+        raise ModelUnavailable(
+            f"sentence_bert_config.json has processing_kwargs that embedq does not apply: "
+            f"{', '.join(sorted(unknown))}"
+        )
 
 
 def _limit(model: SentenceTransformer) -> int | None:

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
+from worker.encoder.chats import ChatTemplate
 from worker.tokens import TokenBlock
 
 #: Texts up to this many characters for each token of the limit are tokenised whole.
@@ -38,6 +39,8 @@ class TokenRules:
     special_ids: frozenset[int] = frozenset()
     #: Whether a text without a single token has a vector; a transformer has none for it.
     takes_nothing: bool = False
+    #: Makes texts into chats; None if the model reads plain texts.
+    template: ChatTemplate | None = None
 
 
 class Tokenizer:
@@ -61,6 +64,8 @@ class Tokenizer:
                 raise TypeError(f"a text must be a string, not {type(text).__name__}")
         if prompt is None:
             prompt = self._rules.default_prompt
+        if self._rules.template is not None:
+            return self._chats(self._rules.template, texts, prompt)
         if prompt:
             texts = [prompt + text for text in texts]
         skip = self._prompt_tokens(prompt) if prompt and not self._rules.pool_prompt else 0
@@ -131,6 +136,17 @@ class Tokenizer:
             if length == self._rules.limit:
                 truncated[index] = bool(encodings[index].overflowing)
         return TokenBlock(ids, offsets, np.full(len(rows), skip, dtype=np.int32), truncated)
+
+    def _chats(
+        self, template: ChatTemplate, texts: Sequence[str], prompt: str | None
+    ) -> TokenBlock:
+        block = self._block(self._encode(template.render(texts, prompt)), 0)
+        full = np.flatnonzero(block.lengths == self._rules.limit)
+        if len(full):
+            end = template.end(prompt)[-int(block.lengths[full[0]]) :]
+            for stop in block.offsets[full + 1]:
+                block.ids[stop - len(end) : stop] = end
+        return block
 
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt alone, without a special token that closes it.
