@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+from celery.signals import celeryd_init
 from numpy.typing import NDArray
 
 from worker import app, loading
@@ -104,7 +105,12 @@ def _load(settings: Settings) -> dict[str, Encoder]:
     }
 
 
-loading.load_encoders = _load
+@celeryd_init.connect
+def _replace_encoders(**_: object) -> None:
+    # Only in a worker: who reads results imports this module, too.
+    loading.load_encoders = _load
+
+
 if Settings.from_env().transport == "stock":
     # So that what a killed worker held comes back within the run, for a fair comparison.
     app.conf.broker_transport_options = app.conf.broker_transport_options | {

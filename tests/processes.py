@@ -254,17 +254,25 @@ def start_worker(
     name: str | None = None,
     ready: str | None = " ready.",
     env: Mapping[str, str | None] | None = None,
+    cwd: Path = ROOT,
 ) -> Process:
     """`celery -A APP worker` with its model loaded, consuming from `broker_url`.
 
     `ready` is what the log shows then; None returns at once, for a worker that must not start.
+    `cwd` is the folder with the code.
     """
     node = name or f"worker{len(processes.started)}"
     process = processes.python(
         *("-m", "celery", "-A", app, "worker", "-n", f"{node}@localhost", "-l", "info"),
         *arguments,
         name=node,
-        env={"CELERY_BROKER_URL": broker_url, "CELERY_RESULT_BACKEND": broker_url, **(env or {})},
+        env={
+            "CELERY_BROKER_URL": broker_url,
+            "CELERY_RESULT_BACKEND": broker_url,
+            "PYTHONPATH": str(cwd),
+            **(env or {}),
+        },
+        cwd=cwd,
     )
     if ready is not None:
         process.wait_for_log(ready)
@@ -284,15 +292,25 @@ def start_api(
     broker_url: str,
     *arguments: str,
     env: Mapping[str, str | None] | None = None,
+    cwd: Path = ROOT,
 ) -> Api:
-    """`gunicorn -k gevent 'api:create_app()'` on a free port, answering /healthz."""
+    """`gunicorn -k gevent 'api:create_app()'` on a free port, answering /healthz.
+
+    `cwd` is the folder with the code.
+    """
     port = free_port()
     process = processes.python(
         *("-m", "gunicorn", "-k", "gevent", "-b", f"127.0.0.1:{port}", "--no-control-socket"),
         *arguments,
         "api:create_app()",
         name="api",
-        env={"CELERY_BROKER_URL": broker_url, "CELERY_RESULT_BACKEND": broker_url, **(env or {})},
+        env={
+            "CELERY_BROKER_URL": broker_url,
+            "CELERY_RESULT_BACKEND": broker_url,
+            "PYTHONPATH": str(cwd),
+            **(env or {}),
+        },
+        cwd=cwd,
     )
     api = Api(process, f"http://127.0.0.1:{port}")
     eventually(lambda: answers(api), START_TIMEOUT_S, message=process.log)
