@@ -46,6 +46,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
         ({"input": "a", "dimensions": 3}, 422, "invalid_dimensions", "dimensions"),
         ({"input": "a", "prompt_name": "x"}, 422, "invalid_prompt", "prompt_name"),
         ({"input": "a", "prompt_name": "query", "prompt": "x"}, 422, "invalid_prompt", "prompt"),
+        ({"input": ["a"] * 256, "prompt": "x" * 2**17}, 422, "invalid_prompt", "prompt"),
     ],
 )
 def test_a_job_that_is_not_valid_is_refused_by_field(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +15,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny_models
+from worker.contract.errors import InvalidText
 from worker.encoder.tokenizer import Tokenizer, TokenRules
 from worker.tokens import TokenBlock
 
@@ -95,6 +99,112 @@ def test_no_prompt_takes_the_default_and_an_empty_one_takes_none() -> None:
     assert rows(tokenize(["queue"])) == library(["the job queue"])["input_ids"]
     assert rows(tokenize(["queue"], "")) == library(["queue"])["input_ids"]
     assert rows(tokenize(["queue"], "one ")) == library(["one queue"])["input_ids"]
+
+
+#: Pieces of texts and prompts, some of which a tokenizer reads for long without a token.
+PIECES = [
+    *(
+        "the ",
+        "job",
+        " ",
+        "\n",
+        "  " * 400,
+        "x" * 700,
+        "zebra ",
+        "日本",
+        "é" * 300,
+        "🙂",
+        "queue. ",
+    ),
+    *("\u2003", "\t", "-" * 90, "e\u0301", "a b ", "\u200b" * 30, "prompt"),
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("side", ["right", "left"])
+@tokenizers
+def test_any_text_after_any_prompt_has_the_librarys_tokens(
+    make: Callable[[], PreTrainedTokenizerFast], side: str, seed: int
+) -> None:
+    library = make()
+    library.truncation_side = side
+    dice = random.Random(seed)
+
+    def any_text(most: int) -> str:
+        return "".join(dice.choices(PIECES, k=dice.randrange(most)))
+
+    for _ in range(4):
+        prompt = any_text(dice.choice([2, 10, 60]))
+        texts = [any_text(dice.choice([2, 10, 100])) for _ in range(dice.randrange(1, 9))]
+        want = library([prompt + text for text in texts], truncation=True, max_length=LIMIT)
+        block = ours(library)(texts, prompt)
+        assert rows(block) == want["input_ids"]
+        whole = library([prompt + text for text in texts], truncation=False)["input_ids"]
+        assert block.truncated.tolist() == [len(row) > LIMIT for row in whole]
+
+
+@tokenizers
+def test_texts_of_several_calls_are_in_order(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    library = make()
+    texts = [f"job{count} " + WORDS * (count % 40) for count in range(900)]
+    want = library(texts, truncation=True, max_length=LIMIT)["input_ids"]
+    assert sum(map(len, texts)) > 2 * 2**18
+    assert rows(ours(library)(texts)) == want
+
+
+#: A process that tokenises texts of so many characters after a prompt of a million, and prints the
+#: bytes that its memory grew by.
+GREEDY = """
+import resource, sys
+from tests.tiny_models import byte_level, wordpiece
+from worker.contract.errors import InvalidText
+from worker.encoder.tokenizer import Tokenizer, TokenRules
+
+kind, limit, side, text, prompt, count, long = sys.argv[1:]
+library = {"wordpiece": wordpiece, "bytes": lambda: byte_level("qwen")}[kind]()
+limits = {"limit": int(limit) or None, "pool_prompt": False}
+tokenize = Tokenizer(library.backend_tokenizer, TokenRules(**limits, truncation_side=side))
+tokenize(["warm"], "up")
+texts, prompt = [text * int(long)] * int(count), prompt * 2**20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    tokenize(texts, prompt)
+except InvalidText:
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("wordpiece", 64, "right", "a", "p ", 256, 1),
+        ("wordpiece", 64, "left", "a ", "\u2603", 256, 2**15),
+        ("bytes", 8192, "right", "\N{GRINNING FACE}", "p", 256, 2**16),
+        ("wordpiece", 8192, "right", "\u00e9", "\u00e9", 4, 2**22),
+        ("wordpiece", 0, "right", "!", "", 16, 2**18),
+    ],
+)
+def test_memory_of_a_call_is_bounded_whatever_texts_and_prompt_are(how: tuple[object, ...]) -> None:
+    program = [sys.executable, "-c", GREEDY, *map(str, how)]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 512 * 2**20
+
+
+def test_a_long_prompt_is_not_remembered() -> None:
+    tokenize = ours(tiny_models.wordpiece(), pool_prompt=False)
+    for prompt in ("the job " * 100, "the job " * 500):
+        assert [tokenize(["a"], prompt).skip[0] for _ in range(2)] == [LIMIT, LIMIT]
+    assert tokenize._remembered.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_a_text_that_is_too_long_to_be_read_is_refused_with_its_bound(limit: int | None) -> None:
+    rust = tiny_models.wordpiece().backend_tokenizer
+    tokenize = Tokenizer(rust, TokenRules(limit=limit))
+    with pytest.raises(InvalidText, match="524,288 characters"):
+        tokenize(["é" * 600_000])
 
 
 @pytest.mark.parametrize(

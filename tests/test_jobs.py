@@ -22,7 +22,7 @@ from worker.contract.jobs import (
     prompt_text,
     resolve,
 )
-from worker.contract.models import ModelInfo
+from worker.contract.models import UNLIMITED, ModelInfo
 
 SECRET = "a text that nobody else may read"
 
@@ -159,7 +159,8 @@ def test_what_is_wrong_with_a_body_is_named(body: Any, field: str | None) -> Non
 
 MATRYOSHKA = model("second", dimensions=768, matryoshka=(512, 256))
 PROMPTED = model("third", prompts={"query": "query: ", "none": ""}, default_prompt_name="query")
-SERVED = {info.name: info for info in (model(), MATRYOSHKA, PROMPTED)}
+STATIC = model("static", max_tokens=UNLIMITED)
+SERVED = {info.name: info for info in (model(), MATRYOSHKA, PROMPTED, STATIC)}
 
 
 def test_the_first_model_is_the_default() -> None:
@@ -175,7 +176,7 @@ def test_a_matryoshka_model_has_the_sizes_it_was_trained_for(size: int | None) -
 @pytest.mark.parametrize(
     ("options", "code", "field", "says"),
     [
-        ({"model": "fourth"}, "model_not_found", "model", "first, second, third"),
+        ({"model": "fourth"}, "model_not_found", "model", "first, second, third, static"),
         ({"dimensions": 128}, "invalid_dimensions", "dimensions", "it has: 384"),
         (
             {"model": "second", "dimensions": 384},
@@ -191,6 +192,13 @@ def test_a_matryoshka_model_has_the_sizes_it_was_trained_for(size: int | None) -
             "it has: query, none",
         ),
         ({"prompt": SECRET, "prompt_name": "query"}, "invalid_prompt", "prompt", "exclude"),
+        ({"prompt": SECRET * 2**20}, "invalid_prompt", "prompt", "takes at most 4,096"),
+        (
+            {"model": "static", "prompt": "p" * 131_073},
+            "invalid_prompt",
+            "prompt",
+            "prompt has 131,073 characters; static takes at most 131,072",
+        ),
     ],
 )
 def test_what_the_model_cannot_do_is_named(

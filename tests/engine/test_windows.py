@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +18,14 @@ from sentence_transformers.base.modules import Normalize
 from tests import tiny_models
 from tests.engine.stand import Start, assert_vectors, busy, texts
 from tests.fakes import NAN, POISON, FakeEncoder, RecordingSink, job_of, model_info, vector_of
+from worker.contract.errors import InvalidText
 from worker.contract.jobs import MOST_WINDOWS
 from worker.contract.models import ModelSpec
 from worker.encoder import load
+from worker.encoder.tokenizer import Tokenizer, TokenRules
 from worker.engine import windows
 from worker.engine.windows import split
+from worker.tokens import TokenBlock
 
 LIMIT = 12
 SMALL = model_info(max_tokens=LIMIT, batch_tokens=24)
@@ -86,11 +93,90 @@ def test_a_word_without_end_is_cut_where_it_must(tmp_path: Path) -> None:
 def test_parts_that_have_more_tokens_together_make_more_windows(
     encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "_packed", lambda parts, *_: [list(parts)])
+    monkeypatch.setattr(windows, "_packed", lambda parts, *_: [windows._Window(list(parts))])
     found = split(encoder, LONG, None)
     assert found is not None
     assert " ".join(found.texts).split() == WORDS
     assert not found.block.truncated.any()
+
+
+#: Pieces of hostile texts: blanks of all kinds, words without end, characters of many tokens.
+PIECES = [
+    *(" ", "\n\t", "\u2003", "\x1c", " " * 500, "\u3000" * 70, "\u200b" * 40),
+    *("a", "word", "x" * 300, "日", "🙂" * 50, "é" * 120, "\ufdfa" * 9, "-" * 200),
+]
+
+
+class _Counting:
+    """An encoder that counts the characters that it is given to tokenise."""
+
+    def __init__(self, tokenizer: Tokenizer, limit: int) -> None:
+        self.info = model_info(max_tokens=limit)
+        self._tokenizer = tokenizer
+        self.characters = 0
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        self.characters += sum(map(len, texts))
+        return self._tokenizer(texts, prompt)
+
+
+def counting(limit: int) -> list[_Counting]:
+    kinds = [tiny_models.wordpiece(), tiny_models.byte_level("qwen")]
+    return [
+        _Counting(Tokenizer(kind.backend_tokenizer, TokenRules(limit=limit)), limit)
+        for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_of_any_text_are_within_the_limit_and_lack_nothing(seed: int) -> None:
+    dice = random.Random(seed)
+    limit = dice.choice([8, 20, 64])
+    for encoder in counting(limit):
+        text = "".join(dice.choices(PIECES, k=dice.randrange(1, 60)))
+        found = split(encoder, text, dice.choice([None, "the job "]))
+        if found is None:
+            assert not text.strip()
+            continue
+        assert all(window and window == window.strip() for window in found.texts)
+        assert found.block.lengths.max() <= limit
+        kept = "".join("".join(found.texts).split())
+        whole = "".join(text.split())
+        assert whole.startswith(kept) if found.cut else whole == kept
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *("a b" + " " * 9, "\u2003" * 9, "x" * 9, "🙂" * 9, " x", "word ", "\n" * 8 + "x"),
+        *("a" + " " * 8, "日本 ", "-" * 9),
+    ],
+)
+def test_the_work_is_in_proportion_to_the_text(shape: str) -> None:
+    def parts_of(characters: int) -> float:
+        text = (shape[:3] + shape[3:] * characters)[:characters]
+        return seconds_of(lambda: deque(windows._parts(text, 1024), maxlen=0))
+
+    # Quadratic work would take 256 times as long.
+    assert parts_of(2**22) < 100 * max(parts_of(2**18), 0.002)
+
+
+@pytest.mark.parametrize("shape", ["x", "🙂", "word ", "a" + " " * 300, " ", "\u2003", "é\u0301"])
+def test_a_text_of_all_windows_of_a_large_model_is_tokenised_a_few_times(shape: str) -> None:
+    limit = 8192
+    text = (shape * (MOST_WINDOWS * limit * 8 // len(shape)))[: MOST_WINDOWS * limit]
+    for encoder in counting(limit):
+        # A word of a million characters is refused.
+        with suppress(InvalidText):
+            split(encoder, text, "the job ")
+        # Once in parts, once as windows, and again where windows are too long.
+        assert encoder.characters < 5 * len(text)
 
 
 # -- the engine ---------------------------------------------------------------------------------

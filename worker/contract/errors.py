@@ -61,6 +61,12 @@ class InvalidJob(EmbedqError):
             self.code = code
 
 
+class InvalidText(EmbedqError):
+    """One text of a job cannot be embedded; the others can."""
+
+    code = "invalid_text"
+
+
 class JobFailed(Exception):
     """A job ended without vectors. Stored by Celery, raised again by `.get()`.
 

@@ -17,6 +17,10 @@ TASK_NAME = "embedq.embed"
 MAX_TEXTS = 4096
 #: Windows of one text that is read in several, see `JobOptions.long`.
 MOST_WINDOWS = 128
+#: Characters of a prompt, for each token that the model reads; of a model without a limit, for as
+#: many tokens as others read at most.
+_PROMPT_CHARACTERS_A_TOKEN = 16
+_USUAL_LONGEST = 8192
 
 EncodingFormat = Literal["float", "base64"]
 Long = Literal["cut", "mean"]
@@ -209,6 +213,13 @@ def resolve(options: JobOptions, models: Mapping[str, ModelInfo]) -> ModelInfo:
     if options.prompt is not None and options.prompt_name is not None:
         raise InvalidJob(
             "prompt and prompt_name exclude each other", field="prompt", code="invalid_prompt"
+        )
+    most = _PROMPT_CHARACTERS_A_TOKEN * min(info.max_tokens, _USUAL_LONGEST)
+    if options.prompt is not None and len(options.prompt) > most:
+        raise InvalidJob(
+            f"prompt has {len(options.prompt):,} characters; {info.name} takes at most {most:,}",
+            field="prompt",
+            code="invalid_prompt",
         )
     if options.prompt_name is not None and options.prompt_name not in info.prompts:
         known = ", ".join(info.prompts) or "none"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from worker.contract import estimates
+from worker.contract.errors import EmbedqError
 from worker.contract.jobs import MOST_WINDOWS, most_tokens
 from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
@@ -197,7 +198,10 @@ def _taken_cut(encoder: Encoder, job: Job, index: int, found: Tokenised) -> bool
 
 
 def _unreadable(job: Job, index: int, error: Exception) -> Refusal:
+    # The message of any other exception may hold the text.
     message = f"the tokenizer cannot take this text ({type(error).__name__})"
+    if isinstance(error, EmbedqError):
+        message = error.message
     return Refusal(job, index, "invalid_text", message)
 
 
