@@ -430,6 +430,62 @@ def test_a_key_of_another_type_loses_nothing(store: LeaseStore, redis_client: re
     assert redis_client.llen("jobs") == 1
 
 
+def test_a_list_of_another_type_holds_nothing_else_up(
+    store: LeaseStore, redis_client: redis.Redis
+) -> None:
+    for name in "abcdef":
+        send(redis_client, envelope(name))
+    done, back, dead, *_ = fetch(store, count=5)
+    redis_client.rename("jobs", "kept")
+    redis_client.set("jobs", "not a list")
+    redis_client.set("dead", "not a list")
+    answers = [
+        store.run(command)
+        for command, _ in store.commands(
+            Outbox(
+                returns=[back[0].tag],
+                burials=[Burial(dead[0].tag, "poisoned", "dead")],
+                acks=[done[0].tag],
+            )
+        )
+    ]
+    assert [answer[:9] for answer in answers if answer is not None] == [b"WRONGTYPE"] * 2
+    age(redis_client, 13)
+    refused = restore(store)
+    assert refused.leases == 0
+    assert "WRONGTYPE" in str(refused.refusal)
+    [(elsewhere, _)] = fetch(store, [*JOBS, Source("kept", "kept", 1, 0)])
+    assert elsewhere.queue == "kept"
+    age(redis_client, 55)
+    redis_client.delete("jobs", "dead")
+    # They stay leased for a minute.
+    assert restore(store).leases == 3
+    age(redis_client, 55)
+    assert restore(store).leases == 2
+    assert sorted(texts(redis_client)) == [*"bcde"]
+    assert texts(redis_client, "kept") == ["f"]
+
+
+@pytest.mark.parametrize("command", ["hset", "zadd", "set"])
+def test_a_user_who_may_not_lease_takes_nothing(
+    store: LeaseStore, redis_client: redis.Redis, redis_url: str, command: str
+) -> None:
+    for name in "abc":
+        send(redis_client, envelope(name))
+    before = redis_client.lrange("jobs", 0, -1)
+    redis_client.acl_setuser(
+        "limited", enabled=True, nopass=True, keys=["*"], commands=["+@all", f"-{command}"]
+    )
+    with (
+        redis.Redis.from_url(redis_url, username="limited", password="any") as client,
+        pytest.raises(redis.ResponseError, match="permission"),
+    ):
+        fetch(make_store(client), count=2)
+    redis_client.acl_deluser("limited")
+    assert redis_client.lrange("jobs", 0, -1) == before
+    assert not redis_client.exists("unacked", "unacked_index")
+
+
 @pytest.fixture
 def full(valkey_server: Callable[..., ValkeyServer]) -> Iterator[redis.Redis]:
     """A client of a server that holds some messages and refuses to grow."""
@@ -442,7 +498,7 @@ def full(valkey_server: Callable[..., ValkeyServer]) -> Iterator[redis.Redis]:
         yield client
 
 
-def test_a_full_server_still_fetches_renews_restores_buries_and_acknowledges(
+def test_a_full_server_still_fetches_renews_defers_restores_buries_and_acknowledges(
     full: redis.Redis,
 ) -> None:
     store = make_store(full)
@@ -453,6 +509,9 @@ def test_a_full_server_still_fetches_renews_restores_buries_and_acknowledges(
     burial = Burial(tags[1], "poisoned", "dead")
     store.tell(Outbox(acks=tags[:1], burials=[burial], requeues=[tags[2]], returns=[tags[3]]))
     assert (full.hlen("unacked"), full.llen("jobs"), full.llen("dead")) == (0, 8, 1)
+    [(later, _)] = fetch(store, count=1)
+    store.tell(Outbox(deferrals=[Deferral(later.tag, time.monotonic() + 60)]))
+    assert full.hlen("unacked") == 1
     store.lease_timeout = -1.0
     assert len(fetch(store, count=2)) == 2
     assert restore(store).leases == 2

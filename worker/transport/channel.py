@@ -72,7 +72,12 @@ class Channel(stock.Channel):
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
         store = self.store
         fetch = store.fetch(self._lists([queue]), renewed=False, count=1, tokens_bytes=1)
-        _, rows = store.read_fetch(fetch, store.run(fetch.command), self.owner)
+        try:
+            answer = store.run(fetch.command)
+        except redis.RedisError:
+            self.leases.put_back(store, Outbox(returns=fetch.possible_tags()))
+            raise
+        _, rows = store.read_fetch(fetch, answer, self.owner)
         for lease, message in rows:
             self.leases.grant([lease])
             return self._read(lease, message)
@@ -271,7 +276,8 @@ class Channel(stock.Channel):
             )
         )
         with self.conn_or_acquire() as client:
-            client.register_script(script)(keys=[table, other], args=arguments, client=client)
+            # kombu's client prefixes keys.
+            client.register_script(script.text)(keys=[table, other], args=arguments, client=client)
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):

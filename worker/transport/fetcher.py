@@ -15,7 +15,7 @@ from worker.contract.lanes import Lane
 from worker.transport.admission import admission
 from worker.transport.leases import Lease, Outbox
 from worker.transport.store import Demand, Fetch
-from worker.transport.upkeep import Consumer, Upkeep
+from worker.transport.upkeep import Consumer, Upkeep, log_refusal
 from worker.transport.wire import Pause, Wire
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,8 @@ class Fetcher:
             self._untold(part)
             return
         self._telling -= 1
+        if isinstance(reply, bytes):
+            log_refusal(reply.decode())
         if not self._tell_pause.on:
             self._tell_pause.reset()
 

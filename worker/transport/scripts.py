@@ -33,11 +33,19 @@ from kombu.transport import redis as stock
 
 from worker.transport.command import Script
 
+#: Seconds until a message is tried again which its list refused.
+REFUSED = 60
 #: Kinds of our tags.
 LEASE = "timed"
 PARKED = "parked"
 
-_AFTER = """
+#: A time from now on, and the error reply of a command that is refused.
+_BASE = """
+local function refused(...)
+  local reply = redis.pcall(...)
+  return type(reply) == 'table' and reply.err and reply
+end
+
 local function after(seconds)
   local time = redis.call('TIME')
   return string.format('%.6f', time[1] + time[2] / 1000000 + seconds)
@@ -46,8 +54,12 @@ end
 
 #: Takes the message and its queue out of an entry of ours; names the list of a tag of ours; and
 #: marks a message as kombu does on redelivery. Inside a JSON string every quote has a backslash
-#: before it, so `"headers":` is never found in somebody's text.
-_RETURN = """
+#: before it, so `"headers":` is never found in somebody's text. A list may refuse a message, as a
+#: key of another type does: then the message stays leased for a while, and the call goes on.
+_RETURN = (
+    _BASE
+    + f"local REFUSED = {REFUSED}\n"
+    + """
 local function unwrap(value)
   local message, queue = string.match(value, '^%[(.*),"","(.-)"%]$')
   if message then return message, cjson.decode('["' .. queue .. '"]')[1] end
@@ -66,20 +78,37 @@ local function insert_mark(message, object)
     .. string.sub(message, at + 1)
 end
 
+-- The last refusal of a message by its list.
+local refusal
+
+-- Moves a leased message by the command; where its list refuses it, it stays leased for a while.
+local function move(tag, ...)
+  local error = refused(...)
+  if error then
+    refusal = error.err
+    redis.call('ZADD', KEYS[2], after(REFUSED), tag)
+    return 0
+  end
+  redis.call('ZREM', KEYS[2], tag)
+  redis.call('HDEL', KEYS[1], tag)
+  return 1
+end
+
 local function put_back(tag, marked, prefix, separator)
   redis.call('ZREM', KEYS[2], '')
   local value = redis.call('HGET', KEYS[1], tag)
   local message, queue
   if value then message, queue = unwrap(value) end
-  if message then
-    if marked then message = insert_mark(insert_mark(message, 'delivery_info'), 'headers') end
-    redis.call('RPUSH', list_of(tag, queue, prefix, separator), message)
+  if not message then
+    redis.call('ZREM', KEYS[2], tag)
+    redis.call('HDEL', KEYS[1], tag)
+    return 0
   end
-  redis.call('ZREM', KEYS[2], tag)
-  redis.call('HDEL', KEYS[1], tag)
-  return message and 1 or 0
+  if marked then message = insert_mark(insert_mark(message, 'delivery_info'), 'headers') end
+  return move(tag, 'RPUSH', list_of(tag, queue, prefix, separator), message)
 end
 """
+)
 
 #: Seconds for which a fetch is remembered: longer than a client repeats a call.
 FETCH_MEMORY = 60
@@ -92,9 +121,9 @@ FETCH_MEMORY = 60
 #: Answer: {1 if every list was seen empty, {list, message, list, message, …}}; the n-th message,
 #: from 0, has the tag `timed:priority:fetch:n`, n with four digits.
 #: Repeat: takes nothing and answers the same, with nil for a message whose lease has ended.
-#: Cost: at most 6 commands, and one for each message and each list.
+#: Cost: 7 commands, and one for each message and each list.
 FETCH = Script(
-    _AFTER
+    _BASE
     + f"local MEMORY = {FETCH_MEMORY}\n"
     + """
 -- A key of another type fails here, before anything is taken.
@@ -133,8 +162,9 @@ end
 
 local deadline = after(ARGV[2])
 local function take(list)
-  local message = redis.call('RPOP', KEYS[list + 3])
-  if not message then return false end
+  local message = redis.pcall('RPOP', KEYS[list + 3])
+  -- A key of another type is as good as empty.
+  if type(message) ~= 'string' then return false end
   local _, priority, ending = of(list)
   local tag = tag_of(priority, taken)
   entries[#entries + 1] = tag
@@ -169,12 +199,20 @@ while list <= lists and not full() do
   end
 end
 local drained = full() and 0 or 1
-if taken > 0 then
-  redis.call('HSET', KEYS[1], unpack(entries))
-  redis.call('ZADD', KEYS[2], unpack(index))
-  redis.call('SET', KEYS[3], drained .. ' ' .. table.concat(came, ' '), 'EX', MEMORY)
+if taken == 0 then return {drained, answer} end
+
+local refusal = refused('HSET', KEYS[1], unpack(entries))
+  or refused('ZADD', KEYS[2], unpack(index))
+  or refused('SET', KEYS[3], drained .. ' ' .. table.concat(came, ' '), 'EX', MEMORY)
+if not refusal then return {drained, answer} end
+-- As a user without the right to one of these: nothing was taken.
+for number = taken - 1, 0, -1 do
+  local one, tag = came[number + 1], entries[2 * number + 1]
+  redis.call('RPUSH', KEYS[one + 3], answer[2 * number + 2])
+  refused('ZREM', KEYS[2], tag)
+  refused('HDEL', KEYS[1], tag)
 end
-return {drained, answer}
+return refusal
 """
 )
 
@@ -190,52 +228,54 @@ redis.call('ZREM', KEYS[2], unpack(ARGV))
 
 #: Puts leased messages back, the last one given being next in line.
 #: KEYS unacked, index. ARGV '1' to mark them as redelivered, key prefix, separator, then tags.
-#: Answer: none. Repeat: no effect. Cost: 5 commands for each tag.
+#: Answer: the last refusal of a list, if any.
+#: Repeat: no effect. Cost: 5 commands for each tag.
 GIVE_BACK = Script(
     _RETURN
     + """
 for at = 4, #ARGV do put_back(ARGV[at], ARGV[1] == '1', ARGV[2], ARGV[3]) end
+return refusal
 """
 )
 
 #: Parks leased messages: nobody holds them, and RESTORE puts them back when their time has come.
 #: KEYS unacked, index. ARGV pairs of tag and seconds. Answer: none.
-#: Repeat: no effect; the first call's deadline stands. Cost: 6 commands for each tag.
+#: Repeat: no effect; the first call's deadline stands. Cost: 1 command, and 6 for each tag.
 DEFER = Script(
-    _AFTER
+    _BASE
     + """
 redis.call('ZREM', KEYS[2], '')
 for at = 1, #ARGV, 2 do
   local tag = ARGV[at]
   local value = redis.call('HGET', KEYS[1], tag)
-  redis.call('ZREM', KEYS[2], tag)
-  redis.call('HDEL', KEYS[1], tag)
   if value then
     local parked = string.gsub(tag, '^%a+', 'parked')
-    redis.call('HSET', KEYS[1], parked, value)
     redis.call('ZADD', KEYS[2], after(ARGV[at + 1]), parked)
+    redis.call('HSET', KEYS[1], parked, value)
   end
+  redis.call('ZREM', KEYS[2], tag)
+  redis.call('HDEL', KEYS[1], tag)
 end
 """
 )
 
 #: Moves a leased message to a list for people to look at.
-#: KEYS unacked, index, dead letters. ARGV tag, reason. Answer: none.
-#: Repeat: no effect. Cost: 6 commands.
+#: KEYS unacked, index, dead letters. ARGV tag, reason. Answer: the list's refusal, if any.
+#: Repeat: no effect. Cost: 7 commands.
 BURY = Script(
-    _AFTER
-    + _RETURN
+    _RETURN
     + """
 redis.call('ZREM', KEYS[2], '')
 local value = redis.call('HGET', KEYS[1], ARGV[1])
 if value then
   local message, queue = unwrap(value)
-  redis.call('LPUSH', KEYS[3], cjson.encode({
+  move(ARGV[1], 'LPUSH', KEYS[3], cjson.encode({
     tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = after(0),
     message = message or value}))
+else
+  redis.call('ZREM', KEYS[2], ARGV[1])
 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('HDEL', KEYS[1], ARGV[1])
+return refusal
 """
 )
 
@@ -243,7 +283,7 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 #: KEYS index. ARGV seconds from now, then tags. Answer: the tags that are not there any more.
 #: Repeat: the deadlines count from the repeat. Cost: 4 commands for all tags.
 RENEW = Script(
-    _AFTER
+    _BASE
     + """
 redis.call('ZREM', KEYS[1], '')
 local missing, index, deadline = {}, {}, after(ARGV[1])
@@ -267,13 +307,13 @@ return missing
 #: KEYS unacked, index. ARGV key prefix, separator, lease timeout, visibility timeout, the cursor's
 #: score and number, scan, limit, bytes.
 #: Answer: {leases restored, deferred messages restored, 1 if there is more to look at, tags of
-#: stock workers that ran out, which need kombu's routing, the next cursor's score and number}.
+#: stock workers that ran out, which need kombu's routing, the next cursor's score and number, the
+#: last refusal of a list, if any}.
 #: Repeat: as another sweep, which restores what is due then.
 #: Cost: 2 commands, of which one reads `scan` entries beyond those passed over, and 6 for each
 #: message restored.
 RESTORE = Script(
-    _AFTER
-    + _RETURN
+    _RETURN
     + """
 local now, visibility = tonumber(after(0)), tonumber(ARGV[4])
 -- Seconds for which an entry outlives its score, by kind; tags of stock workers have none.
@@ -311,20 +351,22 @@ for at = #due, 1, -1 do
     leases = leases + put_back(due[at], true, ARGV[1], ARGV[2])
   end
 end
-return {leases, deferred, more and 1 or 0, foreign, last, same}
+return {leases, deferred, more and 1 or 0, foreign, last, same, refusal}
 """
 )
 
 #: What kombu does to bind a queue to an exchange, after a first write that shrinks: a few bytes for
-#: each process that consumes. Plain text, since kombu's client prefixes keys.
+#: each process that consumes.
 #: KEYS bindings, those that stay. ARGV binding. Answer: none.
 #: Repeat: no effect. Cost: 3 commands.
-BIND = """
+BIND = Script(
+    """
 redis.call('SREM', KEYS[1], '')
 redis.call('SADD', KEYS[1], ARGV[1])
 redis.call('SADD', KEYS[2], ARGV[1])
 """
+)
 #: The same for a queue that expires.
 #: KEYS bindings, their deadlines. ARGV binding, exchange, milliseconds. Answer: none.
 #: Repeat: the deadline counts from the repeat. Cost: 4 commands.
-REBIND = "redis.call('SREM', KEYS[1], '')\n" + stock.REFRESH_BINDING
+REBIND = Script("redis.call('SREM', KEYS[1], '')\n" + stock.REFRESH_BINDING)

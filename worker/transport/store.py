@@ -55,12 +55,15 @@ class Restored(NamedTuple):
     cursor: Cursor | None
     #: Tags of messages of stock workers.
     foreign: Sequence[str]
+    #: The error of a list that refused its message.
+    refusal: str | None = None
 
     @classmethod
     def read(cls, answer: Sequence[Any]) -> Restored:
-        leases, deferred, more, foreign, score, number = answer
+        leases, deferred, more, foreign, score, number, *refusal = answer
         cursor = Cursor(score.decode(), number) if more else None
-        return cls(leases, deferred, cursor, [tag.decode() for tag in foreign])
+        tags = [tag.decode() for tag in foreign]
+        return cls(leases, deferred, cursor, tags, *(error.decode() for error in refusal))
 
 
 class Source(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from redis.exceptions import ResponseError
 
 from worker.transport.leases import Lease, Leases
+from worker.transport.scripts import REFUSED
 from worker.transport.store import FIRST, RECONNECTION, Cursor, Demand, LeaseStore, Restored
 from worker.transport.wire import Wire
 
@@ -18,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 #: Messages of stock workers restored in one sweep, each with a round trip of its own.
 FOREIGN_LIMIT = 20
+
+
+def log_refusal(error: str) -> None:
+    """A list did not take a message; the script has left it leased for a while."""
+    logger.error("Redis refuses to take messages back (%s): trying again in %d s", error, REFUSED)
 
 
 class Consumer(Protocol):
@@ -119,6 +125,8 @@ class Upkeep:
             logger.warning("Redis refuses to restore leases that ran out: %s", reply)
             return
         restored = Restored.read(reply)
+        if restored.refusal is not None:
+            log_refusal(restored.refusal)
         if restored.leases:
             logger.warning(
                 "%d messages of workers that are gone go back to their queues", restored.leases
