@@ -15,6 +15,7 @@ import urllib3
 
 from worker.contract.errors import EmbedqError, JobFailed
 from worker.contract.jobs import TextError
+from worker.contract.redaction import redact
 from worker.contract.results import Outcome, matrix
 
 #: Seconds that one request waits for a job's end.
@@ -49,7 +50,7 @@ class Remote:
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ServiceError(f"{url!r} is not an address such as http://127.0.0.1:8000")
+            raise ServiceError(f"{redact(url)!r} is not an address such as http://127.0.0.1:8000")
         self._url = url.rstrip("/")
         self._headers = {"Accept": "application/json", "User-Agent": "embedq"}
         if api_key:
@@ -144,7 +145,7 @@ class Remote:
                 tries += 1
                 if tries == _TRIES:
                     reason = type(error).__name__
-                    raise ServiceError(f"{self._url} does not answer: {reason}") from error
+                    raise ServiceError(f"{redact(self._url)} does not answer: {reason}") from error
                 self._closing.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue

@@ -3,6 +3,7 @@
 In reading order:
 
 - `settings`  every `EMBEDQ_*` variable, read once at the edge
+- `redaction` secrets of URLs, kept out of answers and logs
 - `hosts`     names by which the API may be called
 - `errors`    what can go wrong, each with its code
 - `models`    what a loaded model says of itself

@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from worker.contract.redaction import redact
+
 ENDPOINT: Final = "/v1/embeddings"
 #: Seconds that a batch may take: OpenAI's only completion window, `24h`.
 COMPLETION_WINDOW: Final = "24h"
@@ -143,6 +145,12 @@ def parse(batch_id: str, fields: Mapping[bytes, bytes]) -> Batch:
             if name.startswith(_AT)
         },
         metadata=orjson.loads(values["metadata"]),
-        errors=[FileFault(*fault) for fault in orjson.loads(values["errors"])],
+        errors=[_fault(*fault) for fault in orjson.loads(values["errors"])],
         **known,
     )
+
+
+def _fault(code: str, message: str, line: int | None, param: str | None) -> FileFault:
+    """A stored fault; those of the storage quoted its URL with its password in earlier versions."""
+    shown = redact(message) if "EMBEDQ_FILES=" in message else message
+    return FileFault(code, shown, line, param)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
+from worker.contract import redaction
 from worker.contract.errors import SettingsError
 from worker.contract.hosts import parse_hosts
 from worker.contract.models import ModelSpec
@@ -50,8 +52,8 @@ class Settings:
     #: Bytes that vectors of earlier texts may take in Redis; 0: none are kept.
     cache_bytes: int = 0
 
-    broker_url: str = DEFAULT_BROKER
-    result_backend: str = DEFAULT_BROKER
+    broker_url: str = field(default=DEFAULT_BROKER, repr=False)
+    result_backend: str = field(default=DEFAULT_BROKER, repr=False)
     #: Name of the master where the URLs are `sentinel://`.
     sentinel_master: str = "mymaster"
     queue: str = "embedq"
@@ -72,7 +74,7 @@ class Settings:
     #: A `.tiktoken` file with which the API decodes token ids; None: such requests are refused.
     token_table: Path | None = None
     #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
-    files: str = ""
+    files: str = field(default="", repr=False)
 
     #: `json`: one object a line, for programs that collect logs.
     log_format: str = "text"
@@ -88,11 +90,15 @@ class Settings:
     #: Threads for tasks other than `embedq.embed`.
     task_threads: int = 4
 
+    def __post_init__(self) -> None:
+        for url in (self.broker_url, self.result_backend, self.files):
+            redaction.protect(url)
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises SettingsError naming variable, value and what is allowed."""
         env = _Reader(os.environ if environ is None else environ)
-        broker = env.text("CELERY_BROKER_URL", DEFAULT_BROKER)
+        broker = env.parse("CELERY_BROKER_URL", DEFAULT_BROKER, _server)
         keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
         token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
         cache_dir = env.text("EMBEDQ_CACHE_DIR", "")
@@ -110,7 +116,7 @@ class Settings:
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             cache_bytes=env.whole("EMBEDQ_CACHE_MB", 0, least=0) * 2**20,
             broker_url=broker,
-            result_backend=env.text("CELERY_RESULT_BACKEND", broker),
+            result_backend=env.parse("CELERY_RESULT_BACKEND", broker, _server),
             sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
             queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
             transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
@@ -159,7 +165,7 @@ class _Reader:
         try:
             return parse(value)
         except ValueError as error:
-            raise SettingsError(f"{name}={value!r} {error}") from None
+            raise SettingsError(f"{name}={redaction.redact(value)!r} {error}") from None
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         """One of `allowed`, the first being the default."""
@@ -222,6 +228,23 @@ def _cosine(value: str) -> float:
 def _queue(value: str) -> str:
     if not re.fullmatch(r"[\w.-]{1,128}", value):
         raise ValueError("is not a queue name of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _server(value: str) -> str:
+    """A URL, or a list of them, whose password cannot be taken for a host or port."""
+    for part in value.split(";"):
+        try:
+            parts = urlsplit(part)
+            # A port that is none raises ValueError, quoting what may be a secret.
+            misread = parts.port is not None and "@" in parts.path
+        except ValueError:
+            misread = True
+        if misread or "@" in parts.fragment:
+            raise ValueError(
+                "is not a URL such as redis://:password@host:6379/0; in a password, "
+                "'/', '?', '#', '@', ';' and '[' are written as %2F, %3F, %23, %40, %3B and %5B"
+            )
     return value
 
 

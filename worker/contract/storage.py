@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from worker.contract.errors import EmbedqError
+from worker.contract.redaction import redact
 from worker.contract.settings import default_folder
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class Storage:
     def __init__(self, url: str) -> None:
         #: A folder or a URL; empty: the folder beside the data of `embedq up`.
         self.url = url
+        #: The same for people to see.
+        self._shown = f"EMBEDQ_FILES={redact(url)!r}"
 
     @contextmanager
     def writer(self, name: str) -> Iterator[IO[bytes]]:
@@ -125,7 +129,17 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            raise ObjectMissing(f"EMBEDQ_FILES={self.url!r} does not hold the file") from error
+            raise ObjectMissing(f"{self._shown} does not hold the file") from error
         except kinds as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StorageUnavailable(f"EMBEDQ_FILES={self.url!r}: {reason}") from error
+            raise StorageUnavailable(f"{self._shown}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why, without the error's own text: that may quote the URL or a request signed with a key."""
+    number = getattr(error, "errno", None)
+    if isinstance(number, int):
+        return os.strerror(number)
+    if isinstance(error, ImportError):
+        return "the package for this kind of URL is not installed"
+    logger.warning("The storage of files cannot be used", exc_info=error)
+    return type(error).__name__
