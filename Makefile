@@ -3,6 +3,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
+# The environment of make test-newest.
+NEWEST := .venv-newest
+# Where make test-newest finds its torch, a build without CUDA; empty: where pip finds the others.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Options for the command behind a target: make run ARGS="--port 9000", make test ARGS="-k poison".
 ARGS ?=
 # The interpreter that .venv is made with; empty: the first that is new enough.
@@ -10,10 +14,10 @@ PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench soak clients constraints clean
+.PHONY: help run test test-newest lint format bench soak clients constraints clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-12s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s%s\n", $$1, $$2 }'
 
 run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a sample job, keep serving
 	@exec $(BIN)/embedq up --demo --with-parent $(ARGS)
@@ -21,6 +25,20 @@ run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a s
 test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real processes
 	@$(BIN)/python -m tests.browser
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-newest:  ## Run the test suite with the newest release of every library but torch
+	@$(MAKE) --no-print-directory VENV=$(NEWEST) $(NEWEST)/bin/python
+	@grep '^torch==' $(CONSTRAINTS) > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	  --requirement $(NEWEST)/torch.txt
+	@$(NEWEST)/bin/python -m tests.newest > $(NEWEST)/newest.txt
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager \
+	  --constraint $(NEWEST)/torch.txt --requirement $(NEWEST)/newest.txt
+	$(NEWEST)/bin/python -m pip install --no-deps --editable .
+	@echo "Beyond the bounds in pyproject.toml:"
+	@$(NEWEST)/bin/python -m pip check || true
+	@$(NEWEST)/bin/python -m tests.browser
+	@$(NEWEST)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Style, types and the layers between modules
 	$(BIN)/ruff check .
@@ -47,8 +65,8 @@ constraints: $(VENV)/dev.stamp  ## Write the versions in .venv down as the ones 
 	  | sed 's/+cpu$$//' | tr '[:upper:]' '[:lower:]' >> $(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt $(CONSTRAINTS)
 
-clean:  ## Remove .venv and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+clean:  ## Remove .venv, .venv-newest and all caches
+	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
 	find worker api tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is older than these two files when the installation no longer fits them.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.newest import requirements, without_upper_bound
 from tests.processes import ROOT, clean_environment
 
 COMPOSE = ROOT / "docker-compose.yml"
@@ -71,6 +72,22 @@ def test_every_dependency_has_its_version_in_the_constraints() -> None:
     pins = (ROOT / ".ci" / "constraints.txt").read_text()
     pinned = {normal(line.partition("==")[0]) for line in pins.splitlines() if "==" in line}
     assert {normal(re.split(r"[^\w.-]", one)[0]) for one in wanted} <= pinned
+
+
+@pytest.mark.parametrize(
+    ("stated", "newest"),
+    [
+        ("celery~=5.7.0", "celery>=5.7.0"),
+        ("redis>=6.4,<9", "redis>=6.4"),
+        ("weights==0.1.0", "weights>=0.1.0"),
+        ("types-psutil", "types-psutil"),
+    ],
+)
+def test_the_newest_releases_are_asked_for_without_our_upper_bounds(
+    stated: str, newest: str
+) -> None:
+    assert without_upper_bound(stated) == newest
+    assert not re.search("[<~]|==", " ".join(requirements()))
 
 
 def normal(name: str) -> str:
@@ -138,7 +155,7 @@ def test_make_lists_its_targets() -> None:
     run = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for target in ("run", "test", "lint", "bench", "soak", "clean"):
+    for target in ("run", "test", "test-newest", "lint", "bench", "soak", "clean"):
         assert f"make {target} " in run.stdout
 
 
