@@ -43,7 +43,7 @@ ZCARD, ZMSCORE and ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster,
 
 Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
 does, `command` how it is called, `store` where, `message` what was fetched, `wire` a connection
-that does not block, `upkeep` and `fetcher` when it is used, `qos`, `channel`, `poller` and
+that does not block, `upkeep` and `fetcher` when it is used, `qos`, `guard`, `channel`, `poller` and
 `transport` the seams to kombu, `connection` how Celery comes to use it.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from kombu.utils.scheduling import cycle_by_name
 from worker.contract.lanes import Lane, lane_of
 from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
+from worker.transport.guard import GuardedChannel
 from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse
 from worker.transport.qos import QoS
@@ -23,15 +23,11 @@ from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
 
-#: What a message that is not one of kombu's raises when it is read.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError)
-
-
 #: Transport options beside kombu's.
 _OPTIONS = ("lease_timeout", "restore_interval", "dead_letter_key")
 
 
-class Channel(stock.Channel):
+class Channel(GuardedChannel):
     """A channel to one Redis or Valkey server."""
 
     Message = Message
@@ -145,8 +141,16 @@ class Channel(stock.Channel):
             return
         self._lease_cycle.rotate(lease.queue)
         read = self._read(lease, message)
-        if read is not None:
+        if read is None:
+            return
+        try:
             receive(read)
+        except KeyError:
+            if not self.looped:
+                raise
+            # kombu counts it as a lost connection, and each new one would get the message again.
+            logger.exception("Buried a message that its consumer cannot read")
+            self.leases.bury(lease.tag, "unreadable")
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
         """Put messages of stock workers back by kombu's routing; bury what has none."""
@@ -156,7 +160,8 @@ class Channel(stock.Channel):
             except redis.RedisError as error:
                 logger.warning("Could not restore messages of stock workers: %s", error)
                 return
-            except _UNREADABLE:
+            except Exception as error:  # noqa: BLE001 - see `_read`
+                logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
                 self.store.tell(
                     Outbox(burials=[Burial(tag, "unreadable", self.store.dead_letter_key)])
                 )
@@ -195,7 +200,7 @@ class Channel(stock.Channel):
             payload = parse(message)
             payload["properties"]["delivery_tag"] = lease.tag
             return self.Message(payload, channel=self)
-        except _UNREADABLE as error:
+        except Exception as error:  # noqa: BLE001 - it would raise the same in every worker
             logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
             self.leases.bury(lease.tag, "unreadable")
             self.tell()

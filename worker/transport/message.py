@@ -61,7 +61,7 @@ class Message(virtual.Message):
                 pass
             try:
                 return json.loads(body.decode())
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass
         return super()._decode()
 
