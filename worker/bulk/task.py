@@ -30,6 +30,9 @@ def batch(batch_id: str) -> None:
     While Redis is away it waits. Where this process dies, the message is delivered again. A batch
     that cannot be run is failed, however often that has to be tried.
     """
+    if not isinstance(batch_id, str):
+        # Nothing to fail, and it may be anybody's data.
+        raise TypeError(f"the id of a batch is a string, not {type(batch_id).__name__}")
     fault: FileFault | None = None
     tries = 0
     # Nobody sets it: the thread ends with its process.

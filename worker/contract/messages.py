@@ -47,7 +47,8 @@ def new_headers() -> dict[str, Any]:
 def submission_time(headers: Mapping[str, Any]) -> float | None:
     """When a message was submitted; None where its producer is not ours."""
     value = headers.get(SUBMITTED_AT)
-    return value if isinstance(value, float) else None
+    # What is no time at all would stay in the worker's sums for ever.
+    return value if isinstance(value, float) and 0 < value < 1e11 else None
 
 
 def owner_of(headers: Mapping[str, Any]) -> str:

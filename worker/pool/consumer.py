@@ -8,21 +8,20 @@ from types import MethodType
 from typing import Any
 
 from celery import bootsteps, signals
-from celery.exceptions import InvalidTaskError
-from celery.worker import consumer
+from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.worker import consumer, state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME
 from worker.contract.lanes import Lane
-from worker.transport import admission, lease_of, leases
+from worker.pool.failures import Failures, is_connection_lost, place_of
+from worker.transport import admission, lease_of
 
 logger = logging.getLogger(__name__)
 
-#: What a message of the wrong form raises in Celery's own code. Its consumer does not expect that
-#: and would end, and so would that of every worker which gets the message next.
-_MALFORMED = (TypeError, ValueError, KeyError, AttributeError)
+#: Characters of a reason, which may quote a header of any length.
+_LONGEST_REASON = 200
 
 
 class StockAdmission(bootsteps.StartStopStep):
@@ -49,14 +48,28 @@ class StockAdmission(bootsteps.StartStopStep):
 class Consumer(consumer.Consumer):
     """Moves messages that nobody can run to the dead letters and fails their jobs.
 
-    Celery's own acknowledges some of them, rejects others, and logs their bodies. All on the
-    loop's thread.
+    Celery's own acknowledges some of them, rejects others, logs their bodies, and ends on the rest.
+    All on the loop's thread.
     """
 
     class Blueprint(consumer.Consumer.Blueprint):
         """Celery's steps and ours."""
 
         default_steps = (*consumer.Consumer.Blueprint.default_steps, StockAdmission)
+
+    _own_failures: Failures | None = None
+
+    def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(on_task_request, *args, **kwargs)
+
+        def hand_over(request: Any) -> None:
+            # Also called by timers: an error there would leave the message leased for ever.
+            try:
+                on_task_request(request)
+            except Exception as error:  # noqa: BLE001 - whatever it is; logged there
+                self._failed_on(request.message, error)
+
+        self.on_task_request = hand_over
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery: what is called with each message of a task."""
@@ -80,12 +93,11 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
+                # A consumer's tag there would let kombu take the message for acknowledged already.
+                message.delivery_info.pop("consumer_tag", None)
                 hand_over(message)
-            except _MALFORMED as error:
-                if isinstance(error, self.connection_errors):
-                    raise
-                logger.exception("Celery failed on a message")
-                self._refuse(message, f"Celery raised {type(error).__name__}")
+            except Exception as error:  # noqa: BLE001 - whatever it is; logged there
+                self._failed_on(message, error)
 
         return on_task_received
 
@@ -95,53 +107,86 @@ class Consumer(consumer.Consumer):
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Celery: the message has the wrong form, or a content type that is not accepted."""
-        self._refuse(message, str(exc))
+        self._refuse(message, str(exc), body=body)
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Celery: the message is of no task."""
-        self._refuse(message, "the message is of no task")
+        self._refuse(message, "the message is of no task", body=body)
         signals.task_rejected.send(sender=self, message=message, exc=None)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Celery: no task of this name is registered here."""
-        reason = f"no worker here knows the task {message.headers.get('task')!r}"
-        _log_refusal(message.headers.get("id"), reason)
-        self._bury(message, reason)
-        # Celery logs these, and the texts may be meant for `embed`.
-        message.body = ""
-        message.headers |= {"argsrepr": "", "kwargsrepr": ""}
-        super().on_unknown_task("", message, exc)
+        headers = _headers_of(message)
+        name = headers.get("task")
+        reason = f"no worker here knows the task {name!r}"
+        self._refuse(message, reason, error=NotRegistered(name), body=body)
+        if self.event_dispatcher:
+            shown = f"NotRegistered({name!r})"
+            self.event_dispatcher.send("task-failed", uuid=headers.get("id"), exception=shown)
+        signals.task_unknown.send(
+            sender=self, message=message, exc=exc, name=name, id=headers.get("id")
+        )
 
-    def _refuse(self, message: Any, reason: str) -> None:
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        job_id = headers.get("id")
-        _log_refusal(job_id, reason)
-        if not self._bury(message, reason):
-            message.reject_log_error(logger, self.connection_errors)
-        if isinstance(job_id, str):
+    def _failed_on(self, message: Any, error: Exception) -> None:
+        """Refuse a message that raised; raises where it is the connection that was lost."""
+        if is_connection_lost(error):
+            raise error
+        if isinstance(error, InvalidTaskError):
+            self.on_invalid_task(None, message, error)
+            return
+        logger.error("Celery failed on a message:\n%s", place_of(error))
+        self._refuse(message, f"Celery raised {type(error).__name__}")
+
+    def _refuse(
+        self, message: Any, reason: str, *, error: Exception | None = None, body: Any = None
+    ) -> None:
+        headers = _headers_of(message)
+        job_id = headers.get("id", body.get("id") if isinstance(body, dict) else None)
+        reason = _plain(reason[:_LONGEST_REASON])
+        shown = _plain(job_id[:_LONGEST_REASON]) if isinstance(job_id, str) else None
+        logger.error("Message %s cannot be run: %s", shown, reason, extra={"job_id": shown})
+        if error is None:
             ours = headers.get("task") == TASK_NAME
             error = JobFailed("invalid_request", reason) if ours else InvalidTaskError(reason)
-            self.app.backend.mark_as_failure(job_id, error)
-
-    def _bury(self, message: Any, reason: str) -> bool:
-        """Keep a leased message for people to look at; kombu's own transport cannot."""
+        _forget(job_id, message)
         lease = lease_of(message)
-        if lease is None:
-            return False
-        leases.bury(lease.tag, reason, keys.dead_letters(self.app.conf.task_default_queue))
-        return True
+        if lease is not None:
+            self._failures.refuse(lease.tag, job_id, error, reason)
+            return
+        # kombu's own transport keeps nothing for people to look at.
+        if isinstance(job_id, str):
+            self._failures.soon(self.app.backend.mark_as_failure, job_id, error)
+        try:
+            message.reject_log_error(logger, self.connection_errors)
+        except Exception as failure:  # noqa: BLE001 - it was rejected already, for example
+            logger.error("A message was not rejected:\n%s", place_of(failure))  # noqa: TRY400
+
+    @property
+    def _failures(self) -> Failures:
+        """The pool's; one of our own beside a pool of Celery's."""
+        shared: Failures | None = getattr(self.pool, "failures", None)
+        if shared is None:
+            shared = self._own_failures = self._own_failures or Failures(self.app)
+        return shared
+
+
+def _plain(text: str) -> str:
+    """A text without lone surrogates, which no log and no server takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _headers_of(message: Any) -> dict[str, Any]:
+    return message.headers if isinstance(message.headers, dict) else {}
 
 
 def _is_leased_job(message: Any) -> bool:
     """Whether it is a job of `embed`, in protocol 2, under a lease of ours."""
-    headers = message.headers
-    return (
-        isinstance(headers, dict)
-        and headers.get("task") == TASK_NAME
-        and lease_of(message) is not None
-    )
+    return _headers_of(message).get("task") == TASK_NAME and lease_of(message) is not None
 
 
-def _log_refusal(job_id: Any, reason: str) -> None:
-    logger.error("Message %s cannot be run: %s", job_id, reason, extra={"job_id": job_id})
+def _forget(job_id: object, message: Any) -> None:
+    """Celery may have noted a request of this message before it failed."""
+    request = state.requests.get(job_id) if isinstance(job_id, str) else None
+    if request is not None and request.message is message:
+        state.task_ready(request)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from celery.concurrency.base import apply_target
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from celery.worker.request import Request
 
 from worker.contract.batches import TASK_NAME as BATCH
+from worker.contract.store import JobStore
+from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import end_unrun, overdue
+from worker.pool.requests import checked, end_unrun, overdue
+from worker.pool.suspects import Suspects
 from worker.pool.threads import DaemonThreads
 from worker.transport import lease_of, leases
 
@@ -24,28 +30,34 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 256
 #: Batches that are coordinated at once: they wait most of the time, and users' tasks need not.
 _COORDINATORS = 2
+#: A coordinator goes on where the last run was, so crashes beside it say little of it: it may come
+#: back so many times as often as other tasks.
+_COORDINATOR_PATIENCE = 10
+#: Seconds between two tries of a task whose outcome Redis did not take.
+_PAUSE = 0.5
 
 
 class OtherTask:
-    """One request in the hands of the threads. Its state belongs to the loop's thread."""
+    """One request in the hands of the threads. Its state belongs to the loop's thread.
+
+    Raises InvalidTaskError for a message of the wrong form.
+    """
 
     def __init__(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        callback: Callable[..., Any],
-        accept_callback: Callable[..., Any],
+        self, target: Callable[..., Any], args: tuple[Any, ...], callback: Callable[..., Any]
     ) -> None:
+        # Celery offers the request itself only behind its bound method.
         self.request: Request = callback.__self__  # type: ignore[attr-defined]
+        checked(self.request)
         self.target = target
         self.args = args
-        self.callback = callback
-        self.accept_callback = accept_callback
         lease = lease_of(self.request.message)
         #: Whether it may be cut off at any moment, since another run goes on where it was.
         self.resumes = args[0] == BATCH
         #: The name of its lease, or '' on the stock transport.
         self.tag = lease.tag if lease is not None else ""
+        #: Whether a worker may have died of it.
+        self.redelivered = bool(self.request.delivery_info.get("redelivered"))
         self.accepted = False
 
 
@@ -54,73 +66,129 @@ class OtherTasks:
 
     All methods belong to the loop's thread, where Celery's callbacks run, too. Leases are kept
     until the task has ended, so that a lost connection does not make it run twice.
+
+    A redelivered task is a suspect: its worker may have died of it. Suspects run one at a time, on
+    a thread of their own, and only while no suspect of `embed` is in this worker; those that come
+    meanwhile are not counted. So a crash is put down to one suspect.
     """
 
-    def __init__(self, threads: int, loop: LoopCalls) -> None:
+    def __init__(
+        self, threads: int, loop: LoopCalls, failures: Failures, store: JobStore, max_attempts: int
+    ) -> None:
         self._loop = loop
+        self._failures = failures
+        #: Counts the crashes of tasks; `embed` has its own, which leaves these to it.
+        self._suspects = Suspects(store, max_attempts)
+        self._cut_off = Suspects(store, max_attempts * _COORDINATOR_PATIENCE)
         self._threads = DaemonThreads(threads, "embedq-task", self._run)
         self._coordinators = DaemonThreads(_COORDINATORS, "embedq-batch", self._run)
+        self._isolated = DaemonThreads(1, "embedq-isolated", self._run)
+        self._waiting_suspects: deque[OtherTask] = deque()
+        #: The suspect that runs.
+        self._suspect: OtherTask | None = None
         self._open: dict[OtherTask, None] = {}
+        self._closing = threading.Event()
 
     def has_room(self) -> bool:
         """Whether another task may be fetched."""
-        return self._threads.backlog < _BACKLOG
+        return self._threads.backlog + len(self._waiting_suspects) < _BACKLOG
+
+    @property
+    def isolates(self) -> bool:
+        """Whether a suspect runs, so that a crash would be put down to it. Any thread."""
+        return self._suspect is not None
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether suspects wait for `start_suspect`."""
+        return bool(self._waiting_suspects) and self._suspect is None
+
+    def start_suspect(self) -> None:
+        """Run the next suspect; no suspect of `embed` is in this worker now."""
+        if self.has_suspects:
+            self._suspect = self._waiting_suspects.popleft()
+            self._isolated.submit(self._suspect)
 
     def submit(self, task: OtherTask) -> None:
         """Run a task on the next free thread."""
         if task.tag:
             leases.hold(task.tag)
         self._open[task] = None
-        self._threads_of(task).submit(task)
+        if task.redelivered and not task.resumes:
+            self._waiting_suspects.append(task)
+        else:
+            self._threads_of(task).submit(task)
 
     def flush(self) -> None:
         """The connection is lost; see `TaskPool.flush`."""
         for task in list(self._open):
             if task.tag or task.accepted:
                 state.task_reserved(task.request)
-            elif self._threads_of(task).withdraw(task):
+            elif self._withdraw(task):
                 del self._open[task]
 
     def withdraw(self) -> None:
         """Give back what nobody has begun."""
-        waiting = [task for task in self._open if self._threads_of(task).withdraw(task)]
+        waiting = [task for task in self._open if self._withdraw(task)]
         leases.release([task.tag for task in waiting if task.tag])
         for task in waiting:
             del self._open[task]
 
     def wait(self, seconds: float) -> bool:
         """Whether those that run, and cannot be resumed, ended within so many seconds."""
-        return self._threads.wait(seconds)
+        deadline = time.monotonic() + seconds
+        return self._threads.wait(seconds) and self._isolated.wait(
+            max(deadline - time.monotonic(), 0.0)
+        )
 
     def close(self) -> None:
         """Put back what still runs; the process is about to end."""
-        cut_off = sum(not task.resumes for task in self._open)
+        self._closing.set()
+        cut_off = [task for task in self._open if not task.resumes]
         if cut_off:
-            logger.warning("%d tasks still run; their messages are put back", cut_off)
-        for task in self._open:
+            logger.warning("%d tasks still run; their messages are put back", len(cut_off))
+        for task in cut_off:
             if task.tag:
                 leases.reject(task.tag, requeue=True)
+        # What goes on where it was is as good as never begun.
+        leases.release([task.tag for task in self._open if task.resumes and task.tag])
+        self._suspects.clear((task.request.id, task.tag) for task in cut_off if task.redelivered)
+        self._cut_off.clear(
+            (task.request.id, task.tag) for task in self._open if task.resumes and task.redelivered
+        )
         self._open.clear()
-        self._threads.close()
-        self._coordinators.close()
+        for threads in (self._threads, self._coordinators, self._isolated):
+            threads.close()
 
     def _threads_of(self, task: OtherTask) -> DaemonThreads:
         return self._coordinators if task.resumes else self._threads
 
+    def _withdraw(self, task: OtherTask) -> bool:
+        """Whether a task had not begun; it will not."""
+        if task in self._waiting_suspects:
+            self._waiting_suspects.remove(task)
+            return True
+        return self._threads_of(task).withdraw(task)
+
+    def _suspects_of(self, task: OtherTask) -> Suspects:
+        return self._cut_off if task.resumes else self._suspects
+
+    # -- on a thread of its own -------------------------------------------------------------
+
     def _run(self, task: OtherTask) -> None:
-        if overdue(task.request):
-            self._loop.call(self._revoke, task)
-            return
-        # A thread's id, so that nobody takes it for the process and ends that.
-        thread = threading.get_native_id()
         call = self._loop.call
+        if overdue(task.request):
+            call(self._revoke, task)
+            return
+        if task.redelivered:
+            crashes = self._suspects_of(task).begin(task.request.id, task.tag)
+            if crashes:
+                call(self._give_up, task, crashes)
+                return
+        # A thread's id, so that nobody takes it for the process and ends that.
+        call(self._accept, task, threading.get_native_id(), time.monotonic())
         try:
-            apply_target(
-                task.target,
-                task.args,
-                callback=lambda answer: call(self._end, task, answer),
-                accept_callback=lambda _, started: call(self._accept, task, thread, started),
-            )
+            answer = task.target(*task.args)
         except (WorkerShutdown, WorkerTerminate) as error:
             code = getattr(error, "exitcode", None) or 0
             if isinstance(error, WorkerTerminate):
@@ -128,18 +196,49 @@ class OtherTasks:
             else:
                 state.should_stop = code
             call(self._put_back, task)
-        except Exception:
-            # Not the task's own failure, which the tracer answers: its outcome was not stored.
-            logger.exception("Task %s could not be ended; it is put back", task.request.id)
-            call(self._put_back, task)
+        except BaseException as error:  # noqa: BLE001 - as a process of Celery's pool does
+            # Celery's tracer answers other failures: this one it could not store, or it lets it
+            # pass, as SystemExit, for a pool to tell.
+            if is_connection_lost(error):
+                logger.error(  # noqa: TRY400
+                    "Task %s could not be ended; it is put back:\n%s",
+                    task.request.id,
+                    place_of(error),
+                    extra={"job_id": task.request.id},
+                )
+                call(self._put_back, task)
+                self._closing.wait(_PAUSE)
+            else:
+                lost = isinstance(error, MemoryError)
+                call(self._fail, task, _worker_lost() if lost else ExceptionInfo())
+        else:
+            call(self._end, task, answer)
+
+    # -- on the loop's thread ---------------------------------------------------------------
 
     def _accept(self, task: OtherTask, thread: int, started: float) -> None:
-        task.accepted = True
-        task.accept_callback(thread, started)
+        if task in self._open:
+            task.accepted = True
+            task.request.on_accepted(thread, started)
 
     def _end(self, task: OtherTask, answer: Any) -> None:
         if self._take(task):
-            task.callback(answer)
+            try:
+                task.request.on_success(answer)
+            finally:
+                # Its outcome is stored: whatever that raised, it is not to run again.
+                leases.ack(task.tag)
+
+    def _fail(self, task: OtherTask, info: ExceptionInfo) -> None:
+        if self._take(task):
+            self._failures.soon(self._failures.fail, task.request, info, task.tag)
+
+    def _give_up(self, task: OtherTask, crashes: int) -> None:
+        if self._take(task):
+            reason = f"Worker exited prematurely {crashes} times while it ran this task."
+            self._failures.soon(
+                self._failures.give_up, task.request, task.tag, WorkerLostError(reason)
+            )
 
     def _put_back(self, task: OtherTask) -> None:
         if self._take(task):
@@ -150,8 +249,22 @@ class OtherTasks:
             end_unrun(task.request)
 
     def _take(self, task: OtherTask) -> bool:
-        """Whether the task had not ended yet; it has now."""
+        """Whether the task had not ended yet; it has now, and nobody died of it."""
+        if task is self._suspect:
+            self._suspect = None
         if task not in self._open:
             return False
         del self._open[task]
+        if task.redelivered:
+            delivery = (task.request.id, task.tag)
+            self._failures.soon(self._suspects_of(task).clear, [delivery])
         return True
+
+
+def _worker_lost() -> ExceptionInfo:
+    """The error that is handled now, as Celery tells those it does not pass on."""
+    error = ExceptionInfo().exception
+    try:
+        raise WorkerLostError(repr(error))
+    except WorkerLostError:
+        return ExceptionInfo()

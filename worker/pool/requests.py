@@ -11,7 +11,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
-from worker.contract.messages import shown_args
+from worker.contract.messages import OWNER, shown_args
 
 #: Signals that Celery's tracer sends around a task. With nobody listening it need not run.
 _TRACER_SIGNALS = (
@@ -22,6 +22,10 @@ _TRACER_SIGNALS = (
 #: As the headers of most messages have them.
 _NO_LIMITS = [None, None]
 _LISTS = (list, tuple)
+#: Headers that become parts of keys or of a stored result.
+_NAMES = ("id", "group", "parent_id", "root_id", OWNER)
+#: Seconds. NaN and infinity are out of order for a timer, and so is what a clock cannot hold.
+_LONGEST_LIMIT = 1e9
 
 
 class Where(NamedTuple):
@@ -48,9 +52,7 @@ class EmbedRequest(Request):
         else:
             self._fill(message, where, **options)
         #: Callbacks, errbacks, chain and chord of the message. Celery's own way there is slow.
-        self.embed: Mapping[str, Any] = _checked(
-            self, self._body if self._decoded else message.payload
-        )
+        self.embed: Mapping[str, Any] = checked(self)
         value = self._args[0] if self._args else self._kwargs.get("input")
         self._argsrepr = shown_args(len(value) if isinstance(value, list) else 1)
         self._kwargsrepr = "{}"
@@ -137,23 +139,68 @@ class EmbedRequest(Request):
         return info
 
 
-def _checked(request: Request, payload: Any) -> Mapping[str, Any]:
-    """What the message of a request asks for besides its call. Raises InvalidTaskError."""
-    args, kwargs, embed = payload
-    limits = request.time_limits
+def checked(request: Request) -> Mapping[str, Any]:
+    """What the message of a request asks for besides its call. Raises InvalidTaskError.
+
+    Celery takes more, and then neither runs such a task nor stores that it failed.
+    """
+    body = request.body
+    # Of protocol 1 it is decoded already.
+    args, kwargs, embed = body if isinstance(body, tuple) else request.message.payload
+    headers = request.request_dict
     if not isinstance(request.id, str):
         raise InvalidTaskError("the id is no string")
+    if any(name in headers and not _is_name(headers[name]) for name in _NAMES):
+        raise InvalidTaskError(f"a header is no text: {', '.join(_NAMES)}")
     if not (isinstance(args, _LISTS) and isinstance(kwargs, dict)):
         raise InvalidTaskError("args or kwargs have the wrong type")
-    if not (embed is None or isinstance(embed, dict)):
-        raise InvalidTaskError("callbacks and errbacks have the wrong type")
-    if limits != _NO_LIMITS and not (
+    if not (embed is None or (isinstance(embed, dict) and _has_signatures(embed))):
+        raise InvalidTaskError("callbacks, errbacks, chain or chord have the wrong type")
+    if request.time_limits != _NO_LIMITS and not _are_limits(request.time_limits):
+        raise InvalidTaskError("the time limits are no numbers of seconds")
+    return embed or {}
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it is nothing, or text that can be part of a key or of a result."""
+    if value is None:
+        return True
+    if not isinstance(value, str):
+        return False
+    # A lone surrogate has no UTF-8 form.
+    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _has_signatures(embed: Mapping[str, Any]) -> bool:
+    """Whether what is to follow a job consists of signatures as Celery writes them."""
+    for name in ("callbacks", "errbacks", "chain"):
+        links = embed.get(name)
+        if links and not (isinstance(links, _LISTS) and all(map(_is_signature, links))):
+            return False
+    chord = embed.get("chord")
+    return not chord or _is_signature(chord)
+
+
+def _is_signature(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("task"), str)
+        and isinstance(value.get("args") or [], _LISTS)
+        and isinstance(value.get("kwargs") or {}, dict)
+        and isinstance(value.get("options") or {}, dict)
+    )
+
+
+def _are_limits(limits: Any) -> bool:
+    """Whether both are nothing or seconds that a timer can count."""
+    return (
         isinstance(limits, _LISTS)
         and len(limits) == 2
-        and all(limit is None or isinstance(limit, int | float) for limit in limits)
-    ):
-        raise InvalidTaskError("the time limits are no numbers")
-    return embed or {}
+        and all(
+            limit is None or (isinstance(limit, int | float) and 0 <= limit < _LONGEST_LIMIT)
+            for limit in limits
+        )
+    )
 
 
 def heard_by_signals() -> bool:

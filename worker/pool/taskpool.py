@@ -27,6 +27,7 @@ from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
 from worker.pool.callers import Callers, Reception
+from worker.pool.failures import Failures
 from worker.pool.figures import figures, told
 from worker.pool.keeping import leases_kept
 from worker.pool.limits import TimeLimits
@@ -86,7 +87,10 @@ class TaskPool(BasePool):
         #: Model and prompt of jobs that ask for nothing in particular.
         self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
         self._loop = LoopCalls()
-        self._others = OtherTasks(settings.task_threads, self._loop)
+        self.failures = Failures(self.app)
+        self._others = OtherTasks(
+            settings.task_threads, self._loop, self.failures, store, settings.max_attempts
+        )
         conf = self.app.conf
         self._spans = JobSpans.of_environment()
         self._outcomes = Outcomes(
@@ -97,6 +101,7 @@ class TaskPool(BasePool):
             max_attempts=settings.max_attempts,
             spans=self._spans,
         )
+        self._outcomes.tracer.failures = self.failures
         cache = open_cache(settings, self._infos)
         self._engine = Engine(encoders, Reception(self._outcomes), cache)
         self._engine.counts.watch = self._spans
@@ -121,6 +126,12 @@ class TaskPool(BasePool):
         """Celery: the loop is about to turn, again after each reconnect."""
         self._hub = loop
         self._loop.attach(loop)
+        loop.on_tick.add(self._tick)
+
+    def _tick(self) -> None:
+        """The loop turns. Of suspects those of `embed` go first: each of them is soon done."""
+        if self._others.has_suspects and not any(ticket.redelivered for ticket in self._open):
+            self._others.start_suspect()
 
     def room(self, lane: Lane) -> int:
         """Tokens of a lane that may still be fetched."""
@@ -142,7 +153,7 @@ class TaskPool(BasePool):
     ) -> Ticket | None:
         """Take a request over. Never waits."""
         if args[0] != TASK_NAME:
-            self._others.submit(OtherTask(target, args, callback, accept_callback))
+            self._others.submit(OtherTask(target, args, callback))
             return None
         # Celery offers the request itself only behind its bound method.
         return self.take(callback.__self__, target, Limits(timeout, soft_timeout))

@@ -7,11 +7,15 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from celery.worker import state
+
 from worker import tasks
+from worker.contract.errors import JobFailed
 from worker.contract.jobs import EncodingFormat
 from worker.contract.results import Outcome, payload, plain
 from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
+from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.loop import LoopCalls
 from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
@@ -52,6 +56,8 @@ class Tracer:
         spans: JobSpans | None = None,
         suspects: Suspects | None = None,
     ) -> None:
+        #: Takes what cannot be ended; set by the pool. Without it, that is put back.
+        self.failures: Failures | None = None
         self._store = store
         self._suspects = suspects
         self._closing = threading.Event()
@@ -90,13 +96,17 @@ class Tracer:
             began = time.perf_counter()
             answer = self._trace(traced)
             seconds = time.perf_counter() - began
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - whatever it is; logged here
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
-            logger.exception(
-                "Job %s could not be ended; it is put back",
-                ticket.id,
+            passes = self.failures is None or is_connection_lost(error)
+            logger.error(  # noqa: TRY400 - its text may quote the message
+                "Job %s could not be ended; it is %s:\n%s",
+                *(ticket.id, "put back" if passes else "refused", place_of(error)),
                 extra={"job_id": ticket.id},
             )
+            if not passes:
+                self._loop.call(self._refuse, ticket, error)
+                return
             if self._suspects is not None and ticket.redelivered:
                 # It did not die of this job.
                 self._suspects.clear([(ticket.id, ticket.tag)])
@@ -109,6 +119,15 @@ class Tracer:
             if self._spans is not None:
                 self._spans.written([ticket], seconds, how)
             self._loop.call(self._end, ticket, answer, how)
+
+    def _refuse(self, ticket: Ticket, error: Exception) -> None:
+        """End a job that would fail the same way wherever it ran."""
+        if ticket.close() and self.failures is not None:
+            state.task_ready(ticket.request)
+            reason = f"what follows the job cannot be sent ({type(error).__name__})"
+            failure = JobFailed("invalid_request", reason)
+            self.failures.refuse(ticket.tag, ticket.id, failure, reason)
+            self._counts.ended(ended_by(failure), [ticket])
 
     def _end(self, ticket: Ticket, answer: tuple[int, Any, float], how: Ended) -> None:
         if ticket.end(answer):

@@ -1,0 +1,146 @@
+"""Failures that the pool stores itself, since neither the engine nor a task can."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from billiard.einfo import ExceptionInfo
+from celery import Celery, signals
+from celery.exceptions import Reject
+from celery.worker import state
+from celery.worker.request import Request
+from kombu.exceptions import OperationalError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError
+
+from worker.contract import keys
+from worker.pool.threads import DaemonThreads
+from worker.transport import leases
+
+logger = logging.getLogger(__name__)
+
+#: What a lost connection raises, and a server that will answer again. kombu's own list also has
+#: KeyError, which any message can cause.
+_LOST = (
+    *(ConnectionError, TimeoutError, redis.ConnectionError, redis.TimeoutError),
+    *(MasterDownError, OutOfMemoryError, ReadOnlyError),
+)
+#: What a server refuses now and will take later, as it says.
+_PASSING = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
+#: Calls of a traceback that a log shows.
+_FRAMES = 3
+
+
+class Failures:
+    """Stores failures on a thread of its own, so that no other waits for the result backend."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._key = keys.dead_letters(app.conf.task_default_queue)
+        self._threads = DaemonThreads(1, "embedq-fail", self._run)
+
+    def refuse(self, tag: str, job_id: object, error: Exception, reason: str) -> None:
+        """Fail the job of a message that nobody can run, if it has an id, then bury the message.
+
+        `tag` names its lease. In this order, since a message that is still leased is refused again
+        after a crash. Any thread.
+        """
+        leases.hold(tag)
+        self.soon(self._refuse, tag, job_id, error, reason)
+
+    def soon(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run `function(*args)` on the thread. Any thread."""
+        self._threads.submit((function, args))
+
+    def fail(self, request: Request, info: ExceptionInfo, tag: str) -> None:
+        """Fail a task as Celery's pool of processes does, then end its lease. On the thread.
+
+        SystemExit and KeyboardInterrupt become WorkerLostError there.
+        """
+        try:
+            request.on_failure(info)
+        except Exception as error:  # noqa: BLE001 - what was to follow the task has the wrong form
+            self._refuse(tag, request.id, info.exception, f"it failed ({type(error).__name__})")
+        finally:
+            leases.ack(tag)
+
+    def give_up(self, request: Request, tag: str, error: Exception) -> None:
+        """Fail a task that workers die of, then bury its message. On the thread."""
+        logger.error("Task %s: %s", request.id, error, extra={"job_id": request.id})
+        try:
+            self._tell(request, error)
+        finally:
+            state.task_ready(request)
+            if tag:
+                leases.bury(tag, str(error), self._key)
+            else:
+                request.acknowledge()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether everything was stored within so many seconds."""
+        return self._threads.wait(seconds)
+
+    def close(self) -> None:
+        self._threads.close()
+
+    def _tell(self, request: Request, error: Exception) -> None:
+        """Store a failure and announce it, as Celery does when a task exceeds its hard limit."""
+        try:
+            raise error
+        except type(error):
+            info = ExceptionInfo()
+        task = request.task
+        # As the task's own code sees it. Celery has it for itself only.
+        context = request._context  # noqa: SLF001
+        task.backend.mark_as_failure(
+            request.id, error, request=context, store_result=request.store_errors
+        )
+        task.on_failure(error, request.id, request.args, request.kwargs, info)
+        signals.task_failure.send(
+            sender=task,
+            task_id=request.id,
+            exception=error,
+            args=request.args,
+            kwargs=request.kwargs,
+            traceback=error.__traceback__,
+            einfo=info,
+        )
+        request.send_event("task-failed", exception=repr(error), traceback=info.traceback)
+
+    def _refuse(self, tag: str, job_id: object, error: Exception, reason: str) -> None:
+        if isinstance(job_id, str):
+            try:
+                self._app.backend.mark_as_failure(job_id, error)
+            except Exception as failure:  # noqa: BLE001 - the message must not come back
+                logger.error(  # noqa: TRY400
+                    "The failure of job %.100s was not stored:\n%s",
+                    job_id,
+                    place_of(failure),
+                    extra={"job_id": job_id},
+                )
+        leases.bury(tag, reason, self._key)
+
+    def _run(self, call: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        function, args = call
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - the next is another's
+            logger.error("A failure was not stored:\n%s", place_of(error))  # noqa: TRY400
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether Redis was away, so that the same can succeed later."""
+    if isinstance(error, OperationalError | Reject) and error.__cause__ is not None:
+        return is_connection_lost(error.__cause__)
+    if isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING):
+        return True
+    return isinstance(error, (*_LOST, OperationalError))
+
+
+def place_of(error: BaseException) -> str:
+    """Type and place of an error. Its text may quote a message, and so may not be logged."""
+    frames = traceback.format_tb(error.__traceback__)[-_FRAMES:]
+    return "".join(frames) + type(error).__name__
