@@ -27,11 +27,18 @@ DOCUMENTED = frozenset(
         *("redis", "redis.backoff", "redis.client", "redis.connection", "redis.exceptions"),
         *("redis.retry", "redis.sentinel"),
         *("torch", "torch.nn", "torch.nn.functional"),
+        *("sentence_transformers", "sentence_transformers.base.modules"),
+        *("sentence_transformers.sentence_transformer.modules", "huggingface_hub"),
+        *("transformers", "tokenizers", "openvino", "nncf"),
     }
 )
 #: Libraries whose imports are looked at.
 LIBRARIES = frozenset(
-    {"billiard", "celery", "gevent", "gunicorn", "kombu", "redis", "torch", "vine"}
+    {
+        *("billiard", "celery", "gevent", "gunicorn", "kombu", "redis", "torch", "vine"),
+        *("huggingface_hub", "nncf", "openvino", "sentence_transformers", "tokenizers"),
+        "transformers",
+    }
 )
 #: Private by their underscore alone: methods of namedtuples, and `os._exit`.
 PUBLIC = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
