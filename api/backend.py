@@ -74,7 +74,12 @@ class Backend:
             metrics=Metrics(store, liveness, waiting, broker),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
             quotas=Quotas(client),
-            files=FileStore(client, Storage(settings.files)),
+            files=FileStore(
+                client,
+                Storage(settings.files),
+                settings.queue,
+                max_bytes=settings.max_files_bytes or 0,
+            ),
             batches=BatchStore(client, broker, settings.queue),
         )
 

@@ -34,6 +34,7 @@ STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
     "not_ended": HTTPStatus.CONFLICT,
     "cancelled": HTTPStatus.CONFLICT,
+    "files_full": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,

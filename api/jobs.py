@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from flask import Blueprint, Response, request
 
-from api import bodies, callers, events, mounting, results
+from api import bodies, callers, events, mounting, quotas, results
 from api.answers import json_response
 from api.backend import Backend, backend
 from api.errors import Problem
@@ -85,6 +85,7 @@ def read_result(job_id: str) -> Response:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """The caller's jobs, newest first."""
+    quotas.spend_listing(backend())
     limit, status = _limit(request.args.get("limit")), _status(request.args.get("status"))
     after = request.args.get("after")
     try:

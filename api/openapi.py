@@ -26,11 +26,12 @@ from worker.contract.jobs import JobRequest, Status
 
 blueprint = Blueprint("openapi", __name__)
 
-#: What needs no key, and what takes from a key's quotas (those that have a body).
+#: What needs no key, and what takes from a key's quotas, with a body or without.
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 #: Paths of the endpoints in `trust.EXEMPT`.
 _ANY_HOST = frozenset({"/healthz", "/readyz", "/metrics"})
-_SPENDING = {(path, True) for path in ("/jobs", "/v1/embeddings", "/v1/files", "/v1/batches")}
+_LISTS = ("/jobs", "/v1/files", "/v1/batches")
+_SPENDING = {("/v1/embeddings", True), *((path, body) for path in _LISTS for body in (True, False))}
 
 _ABOUT = """Text embeddings as jobs: submit texts, wait or poll, read vectors.
 A job's id is its Celery task id; a job submitted either way can be read either way."""

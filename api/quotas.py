@@ -18,13 +18,27 @@ def spend(backend: Backend, tokens: int) -> None:
     Raises Problem with `rate_limit_exceeded`, and redis.RedisError.
     """
     key = callers.key()
-    if key is None or not (key.requests_per_minute or key.tokens_per_minute):
+    if key is not None:
+        _take(backend, key.id, tokens, key.requests_per_minute, key.tokens_per_minute)
+
+
+def spend_listing(backend: Backend) -> None:
+    """Take one request of the caller's minute for lists, as long as that for submissions.
+
+    Raises as `spend`.
+    """
+    key = callers.key()
+    if key is not None:
+        _take(backend, f"{key.id}:lists", 0, key.requests_per_minute, None)
+
+
+def _take(
+    backend: Backend, owner: str, tokens: int, requests_limit: int | None, tokens_limit: int | None
+) -> None:
+    if not (requests_limit or tokens_limit):
         return
     taken = backend.quotas.take(
-        key.id,
-        tokens,
-        requests_limit=key.requests_per_minute,
-        tokens_limit=key.tokens_per_minute,
+        owner, tokens, requests_limit=requests_limit, tokens_limit=tokens_limit
     )
     g.taken = taken
     if not taken.granted:

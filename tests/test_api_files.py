@@ -96,7 +96,14 @@ def test_a_deleted_file_is_gone_with_its_bytes(stand: ApiStand, tmp_path: Path) 
 
 def test_files_are_listed_page_by_page(stand: ApiStand) -> None:
     ids = [uploaded(stand)["id"] for _ in range(5)]
-    made = FileRecord("file-made", "out.jsonl", 1, "batch_output", expires_at=2e9)
+    made = FileRecord(
+        "file-made",
+        "out.jsonl",
+        1,
+        "batch_output",
+        created_at=stand.backend.files.now(),
+        expires_at=2e9,
+    )
     stand.backend.files.add(made)
 
     def listed(query: str) -> tuple[list[str], bool]:
@@ -186,7 +193,7 @@ def test_a_file_whose_time_has_passed_is_gone_and_the_next_upload_removes_its_by
         stand, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     )["id"]
     stand.redis.hset(keys.file(file_id), "expires", 1)
-    stand.redis.zadd(keys.FILES_EXPIRY, {file_id: 1})
+    stand.redis.zadd(keys.files_expiry("embedq"), {file_id: 1})
     assert stand.client.get(f"/v1/files/{file_id}").status_code == 404
     assert stand.client.get("/v1/files").get_json()["data"] == []
     second = uploaded(stand)["id"]
@@ -196,10 +203,10 @@ def test_a_file_whose_time_has_passed_is_gone_and_the_next_upload_removes_its_by
 
 def test_an_upload_that_was_cut_off_is_swept_away(stand: ApiStand, tmp_path: Path) -> None:
     files = stand.backend.files
-    files.reserve("file-lost")
+    files.reserve("file-lost", "", 1)
     with files.storage.writer("files/file-lost") as lost:
         lost.write(b"half")
-    stand.redis.zadd(keys.FILES_EXPIRY, {"file-lost": 1})
+    stand.redis.zadd(keys.files_expiry("embedq"), {"file-lost": 1})
     second = uploaded(stand)["id"]
     assert [path.name for path in stored(tmp_path)] == [second]
 
@@ -242,3 +249,30 @@ def test_requests_have_threads_where_files_are_in_a_bucket(
 ) -> None:
     monkeypatch.setenv("EMBEDQ_FILES", files)
     assert runpy.run_module("api.serving")["worker_class"] == kind
+
+
+def test_uploads_and_batches_past_the_bounds_are_refused_and_leave_nothing(
+    stand: ApiStand, tmp_path: Path
+) -> None:
+    room = stand.backend.files.room
+    file = uploaded(stand)["id"]
+    room.bounds = room.bounds._replace(tenant_files=1)
+    refused = upload(stand)
+    assert refused.status_code == 413
+    error = refused.get_json()["error"]
+    assert (error["code"], error["param"]) == ("files_full", "file")
+    assert "1 files" in error["message"]
+    run = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    assert stand.client.post("/v1/batches", json=run).status_code == 413
+    assert len(stored(tmp_path)) == 1
+    stand.client.delete(f"/v1/files/{file}")
+    assert uploaded(stand)["bytes"] == len(LINE)
+
+
+def test_refused_uploads_take_no_room(stand: ApiStand) -> None:
+    room = stand.backend.files.room
+    room.bounds = room.bounds._replace(tenant_bytes=1_000)
+    for _ in range(5):
+        assert upload(stand, purpose="no").status_code == 400
+    assert upload(stand, LINE * 20).status_code == 413
+    assert uploaded(stand)["bytes"] == len(LINE)

@@ -270,6 +270,20 @@ def test_requests_past_a_keys_minute_are_429_and_say_when(keyed: Keyed) -> None:
     assert keyed.caller().submit().status_code == 202
 
 
+def test_lists_have_a_minute_of_their_own(keyed: Keyed) -> None:
+    caller = keyed.caller(requests_per_minute=2)
+    for path in ("/jobs", "/v1/files"):
+        caller("GET", path)
+    refused = caller("GET", "/v1/batches")
+    assert refused.status_code == 429
+    assert refused.get_json()["error"]["code"] == "rate_limit_exceeded"
+    assert caller("GET", "/jobs?limit=0").status_code == 429
+    assert [caller.submit().status_code for _ in range(3)] == [202, 202, 429]
+    assert caller("GET", "/v1/models").status_code == 200
+    unbounded = keyed.caller(tokens_per_minute=1)
+    assert {unbounded("GET", "/jobs").status_code for _ in range(5)} == {200}
+
+
 def test_tokens_past_a_keys_minute_are_429_until_they_are_paid_for(keyed: Keyed) -> None:
     caller = keyed.caller(tokens_per_minute=100)
     # More than the whole minute's: it needs a full bucket, and leaves a debt of some minutes.

@@ -37,6 +37,9 @@ def create_batch() -> Response:
             f"the file's purpose is {source.purpose!r}, not {BATCH!r}",
             field="input_file_id",
         )
+    with files.storage_problems():
+        # Its output will be stored whatever it takes.
+        backend().files.room.check(callers.owner())
     now = time.time()
     kept = asked.output_expires_after
     batch = contract.Batch(
@@ -56,15 +59,16 @@ def create_batch() -> Response:
 @blueprint.get("")
 def list_batches() -> Response:
     """The caller's batches, newest first."""
+    quotas.spend_listing(backend())
     try:
-        found, more = backend().batches.page(
+        found, following = backend().batches.page(
             callers.owner(),
             limit=pages.limit(request, BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
             after=request.args.get("after"),
         )
     except KeyError as error:
         raise pages.unknown_after("batch") from error
-    return json_response(pages.document(found, more, Batch.of))
+    return json_response(pages.document(found, following, Batch.of))
 
 
 @blueprint.get("/<batch_id>")

@@ -14,6 +14,7 @@ from api.backend import backend
 from api.bulk import pages, uploads
 from api.bulk.schemas import DeletedFile, File
 from api.errors import Problem
+from worker.contract.file_room import FilesFull
 from worker.contract.files import BATCH, BATCH_OUTPUT, FileRecord, object_name
 from worker.contract.storage import ObjectMissing, StorageUnavailable
 
@@ -39,6 +40,7 @@ def upload_file() -> Response:
 @blueprint.get("")
 def list_files() -> Response:
     """The caller's files, newest first unless asked otherwise."""
+    quotas.spend_listing(backend())
     purpose = request.args.get("purpose")
     if purpose not in (None, BATCH, BATCH_OUTPUT):
         raise Problem(
@@ -47,7 +49,7 @@ def list_files() -> Response:
             field="purpose",
         )
     try:
-        found, more = backend().files.page(
+        found, following = backend().files.page(
             callers.owner(),
             limit=pages.limit(request, MOST_FILES_A_PAGE, MOST_FILES_A_PAGE),
             after=request.args.get("after"),
@@ -56,7 +58,7 @@ def list_files() -> Response:
         )
     except KeyError as error:
         raise pages.unknown_after("file") from error
-    return json_response(pages.document(found, more, File.of))
+    return json_response(pages.document(found, following, File.of))
 
 
 @blueprint.get("/<file_id>")
@@ -104,5 +106,7 @@ def storage_problems() -> Iterator[None]:
         yield
     except ObjectMissing as error:
         raise Problem("not_found", error.message) from error
+    except FilesFull as error:
+        raise Problem(error.code, error.message, field="file") from error
     except StorageUnavailable as error:
         raise Problem(error.code, error.message, retry_after=_STORAGE_RETRY) from error

@@ -21,14 +21,19 @@ class Listed(Protocol):
 T = TypeVar("T", bound=Listed)
 
 
-def document(found: Sequence[T], more: bool, show: Callable[[T], BaseModel]) -> dict[str, Any]:
-    """One page as the body of an answer."""
+def document(
+    found: Sequence[T], following: str | None, show: Callable[[T], BaseModel]
+) -> dict[str, Any]:
+    """One page as the body of an answer; `following` is the `after` of the next one, if any.
+
+    A page that has to stop before it found anything names that id as its last.
+    """
     return {
         "object": "list",
         "data": [show(one).model_dump() for one in found],
         "first_id": found[0].id if found else None,
-        "last_id": found[-1].id if found else None,
-        "has_more": more,
+        "last_id": found[-1].id if found else following,
+        "has_more": following is not None,
     }
 
 

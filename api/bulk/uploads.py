@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -12,11 +11,11 @@ from werkzeug.formparser import FormDataParser
 
 from api import bodies
 from api.errors import Problem
+from worker.contract.file_room import MAX_BYTES
 from worker.contract.files import (
     BATCH,
     DEFAULT_TTL,
     LEAST_TTL,
-    MAX_BYTES,
     MAX_LINES,
     MOST_TTL,
     FileRecord,
@@ -49,12 +48,17 @@ def receive(request: Request, files: FileStore, owner: str) -> FileRecord:
     if (request.content_length or 0) > MAX_BYTES + _MAX_FORM_BYTES:
         raise _too_large()
     file_id = new_id()
-    files.reserve(file_id)
-    with files.storage.writer(object_name(file_id)) as target:
-        sink = _Sink(target)
-        form, name = _parse(request, sink)
-        _check_purpose(form.get("purpose"))
-        expires = time.time() + _seconds(form)
+    files.reserve(file_id, owner, min(request.content_length or MAX_BYTES, MAX_BYTES))
+    try:
+        with files.storage.writer(object_name(file_id)) as target:
+            sink = _Sink(target)
+            form, name = _parse(request, sink)
+            _check_purpose(form.get("purpose"))
+            now = files.now()
+            expires = now + _seconds(form)
+    except BaseException:
+        files.abandon(file_id)
+        raise
     record = FileRecord(
         file_id,
         name=_CONTROL.sub("�", name)[:_LONGEST_NAME],
@@ -62,6 +66,7 @@ def receive(request: Request, files: FileStore, owner: str) -> FileRecord:
         lines=sink.lines,
         purpose=BATCH,
         owner=owner,
+        created_at=now,
         expires_at=expires,
     )
     files.add(record)

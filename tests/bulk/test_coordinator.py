@@ -142,7 +142,14 @@ def test_nothing_is_left_of_a_batch_but_itself_and_its_files(bulk: BulkStand) ->
         keys.file(one) for one in (batch.input_file_id, batch.output_file_id, batch.error_file_id)
     }
     service = {keys.workers("embedq"), keys.ledger("embedq"), keys.batch_queue("embedq")}
-    owners = {keys.files(""), keys.FILES_EXPIRY, keys.batches(""), keys.batch(batch.id)}
+    owners = {
+        keys.files("embedq", ""),
+        keys.files_expiry("embedq"),
+        keys.files_held("embedq"),
+        keys.files_used("embedq"),
+        keys.batches("embedq", ""),
+        keys.batch(batch.id),
+    }
     assert left - service <= known | owners
     assert bulk.api.ledger().get("tokens", 0) == 0
     held = sum(value for name, value in bulk.api.ledger().items() if name.startswith("stored:"))

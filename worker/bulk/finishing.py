@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -46,9 +45,10 @@ def _file(means: Means, batch: Batch, kind: str, parts: Sequence[str], lines: in
     # As hard to guess as the batch's own id.
     digest = hashlib.sha256(f"{batch.id} {kind}".encode()).hexdigest()
     file_id = f"file-{digest[:32]}"
-    means.files.reserve(file_id)
+    # Whatever it takes: the batch was accepted, so it ends with its answers.
+    means.files.reserve(file_id, batch.owner, 0, bounded=False)
     size = means.files.storage.join(parts, object_name(file_id))
-    now = time.time()
+    now = means.files.now()
     means.files.add(
         FileRecord(
             file_id,

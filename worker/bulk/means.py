@@ -50,7 +50,7 @@ class Means:
             broker=broker,
             liveness=Liveness(store.client, settings.queue),
             result_room=ResultRoom(store.client, settings),
-            files=FileStore(store.client, Storage(settings.files)),
+            files=FileStore(store.client, Storage(settings.files), settings.queue),
             batches=BatchStore(store.client, broker, settings.queue),
             token_table=TokenTable.load(table) if table else None,
         )

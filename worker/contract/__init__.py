@@ -25,6 +25,7 @@ In reading order:
 - `storage`   where files lie: a folder, or a bucket by URL
 - `listing`   pages of what an owner has
 - `files`     files of users, and what is known of them
+- `file_room` how many files and bytes may be stored
 - `result_room` how many bytes stored results may hold
 - `batch`     a batch of requests, and what of it is done
 - `batches`   batches created, claimed, listed, cancelled

@@ -67,39 +67,48 @@ class BatchStore:
         self._client = client
         #: Where messages go, or None where it is the same server.
         self._broker = broker
-        self._queue = keys.batch_queue(queue)
+        self._queue = queue
+        self._messages = keys.batch_queue(queue)
         self._claim = client.register_script(_CLAIM)
         self._update = client.register_script(_UPDATE)
 
     def create(self, batch: Batch) -> None:
         """Write a batch and send for its coordinator; in one step where one server has both."""
+        listed = keys.batches(self._queue, batch.owner)
+        fields: dict[Any, Any] = {"queue": self._queue, **fields_of(batch)}
         with self._client.pipeline() as pipe:
-            pipe.hset(keys.batch(batch.id), mapping=cast("Any", fields_of(batch)))
+            pipe.hset(keys.batch(batch.id), mapping=fields)
             pipe.expire(keys.batch(batch.id), BATCH_TTL)
-            pipe.zadd(keys.batches(batch.owner), {batch.id: batch.created_at})
-            pipe.expire(keys.batches(batch.owner), BATCH_TTL)
-            pipe.zremrangebyscore(keys.batches(batch.owner), 0, batch.created_at - BATCH_TTL)
+            pipe.zadd(listed, {batch.id: batch.created_at})
+            pipe.expire(listed, BATCH_TTL)
+            pipe.zremrangebyscore(listed, 0, batch.created_at - BATCH_TTL)
             if self._broker is None:
-                pipe.lpush(self._queue, self._message(batch.id))
+                pipe.lpush(self._messages, self._message(batch.id))
             pipe.execute()
         if self._broker is not None:
             self.send(batch.id)
 
     def send(self, batch_id: str) -> None:
         """Have a coordinator run it after those that wait already."""
-        (self._broker or self._client).lpush(self._queue, self._message(batch_id))
+        (self._broker or self._client).lpush(self._messages, self._message(batch_id))
 
     def read(self, batch_id: str) -> Batch | None:
         """A batch, or None where there is none, or none any more."""
-        raw = cast("dict[bytes, bytes]", self._client.hgetall(keys.batch(batch_id)))
-        return parse(batch_id, raw) if raw else None
+        return self._read_many([batch_id])[0]
 
-    def page(self, owner: str, *, limit: int, after: str | None) -> tuple[list[Batch], bool]:
-        """Batches of an owner, newest first, and whether there are more.
+    def page(self, owner: str, *, limit: int, after: str | None) -> tuple[list[Batch], str | None]:
+        """Batches of an owner, newest first, and the `after` of the next page; None if it is empty.
 
         Raises KeyError where `after` is not among them.
         """
-        return listing.page(self._client, keys.batches(owner), self.read, limit=limit, after=after)
+        return listing.page_of_many(
+            self._client,
+            keys.with_shared(keys.batches, self._queue, owner),
+            self._read_many,
+            limit=limit,
+            after=after,
+            wanted=lambda batch: batch.owner == owner,
+        )
 
     def cancel(self, batch_id: str) -> None:
         """Have the coordinator stop, unless the batch has ended or is about to be cancelled."""
@@ -137,6 +146,18 @@ class BatchStore:
             return moved
         return self.read(batch.id) or moved
 
+    def _read_many(self, batch_ids: Sequence[str]) -> list[Batch | None]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for batch_id in batch_ids:
+                pipe.hgetall(keys.batch(batch_id))
+            found = pipe.execute()
+        ours = self._queue.encode()
+        return [
+            # Without the name of a queue: stored by an earlier version.
+            parse(one, raw) if raw and raw.get(b"queue", ours) == ours else None
+            for one, raw in zip(batch_ids, found, strict=True)
+        ]
+
     def _write(
         self,
         batch_id: str,
@@ -153,4 +174,4 @@ class BatchStore:
         return BatchStatus(answer.decode())
 
     def _message(self, batch_id: str) -> bytes:
-        return messages.of_task(TASK_NAME, messages.new_id(), [batch_id], self._queue)
+        return messages.of_task(TASK_NAME, messages.new_id(), [batch_id], self._messages)

@@ -1,7 +1,8 @@
 """Files of users, as OpenAI's API knows them: what is known of one in Redis, its bytes in storage.
 
-A record is a hash (`keys.file`) with `owner`, `name`, `bytes`, `lines`, `purpose`, `created` and
-`expires` (seconds since the epoch). It is written once the bytes are there and removed before them.
+A record is a hash (`keys.file`) with `queue`, `owner`, `name`, `bytes`, `lines`, `purpose`,
+`created` and `expires` (seconds since the epoch). It is written once the bytes are there and
+removed before them. What the storage holds, records or not, is counted in `file_room`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import redis
 
 from worker.contract import keys, listing
+from worker.contract.clock import Clock
+from worker.contract.file_room import FileRoom
 from worker.contract.storage import Storage, StorageUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Bounds of one uploaded file, as OpenAI has them for batches.
-MAX_BYTES: Final = 200 * 10**6
+#: Lines of one uploaded file, as OpenAI bounds them for batches.
 MAX_LINES: Final = 50_000
 #: Seconds that a file is kept unless its owner says otherwise, and the least and most of that.
 DEFAULT_TTL: Final = 30 * 24 * 3600
@@ -49,10 +51,6 @@ class FileRecord:
     created_at: float = field(default_factory=time.time)
     expires_at: float = 0.0
 
-    @property
-    def expired(self) -> bool:
-        return time.time() >= self.expires_at
-
 
 def new_id() -> str:
     """An id of 128 random bits from the system's generator: nobody can guess another's."""
@@ -65,22 +63,45 @@ def object_name(file_id: str) -> str:
 
 
 class FileStore:
-    """Files on one Redis database and one storage. Safe to share between threads.
+    """Files of one deployment: on one Redis database, under its queue's name, and one storage.
 
-    Raises redis.RedisError and StorageUnavailable.
+    Safe to share between threads. Raises redis.RedisError and StorageUnavailable.
     """
 
-    def __init__(self, client: redis.Redis, storage: Storage) -> None:
+    def __init__(
+        self, client: redis.Redis, storage: Storage, queue: str, *, max_bytes: int = 0
+    ) -> None:
+        """`max_bytes`: of all files; 0: the default."""
         self.storage = storage
+        self.room = FileRoom(client, queue, max_bytes)
         self._client = client
+        self._queue = queue
+        self._clock = Clock(client)
+        self._expiry = keys.files_expiry(queue)
+        #: Where earlier versions of all deployments listed files.
+        self._shared_expiry = keys.files_expiry(keys.SHARED_QUEUE)
+        #: Files of other deployments that a sweep has passed, by listing.
+        self._passed: dict[str, int] = {}
 
-    def reserve(self, file_id: str) -> None:
-        """Bytes are about to be written; they are swept away where no record follows them."""
-        self._client.zadd(keys.FILES_EXPIRY, {file_id: time.time() + _UPLOAD_TTL})
+    def now(self) -> float:
+        """The time by which files expire, in seconds since the epoch."""
+        return self._clock.now()
+
+    def reserve(self, file_id: str, owner: str, size: int, *, bounded: bool = True) -> None:
+        """Up to `size` bytes are about to be written; without a record they are swept away.
+
+        Raises FilesFull if they are too many, unless `bounded` is False.
+        """
+        self.room.hold(file_id, owner, size, self.now() + _UPLOAD_TTL, bounded=bounded)
+
+    def abandon(self, file_id: str) -> None:
+        """No record will follow: the next sweep removes what was written."""
+        self._client.zadd(self._expiry, {file_id: 0})
 
     def add(self, record: FileRecord) -> None:
         """The bytes are there: from now on the file is. May be repeated."""
         fields: dict[Any, Any] = {
+            "queue": self._queue,
             "owner": record.owner,
             "name": record.name,
             "bytes": record.bytes,
@@ -89,19 +110,15 @@ class FileStore:
             "created": record.created_at,
             "expires": record.expires_at,
         }
+        self.room.hold(record.id, record.owner, record.bytes, record.expires_at, bounded=False)
         with self._client.pipeline() as pipe:
             pipe.hset(keys.file(record.id), mapping=fields)
-            pipe.zadd(keys.files(record.owner), {record.id: record.created_at})
-            pipe.zadd(keys.FILES_EXPIRY, {record.id: record.expires_at})
+            pipe.zadd(keys.files(self._queue, record.owner), {record.id: record.created_at})
             pipe.execute()
 
     def read(self, file_id: str) -> FileRecord | None:
         """A file, or None where there is none, or none any more."""
-        fields = cast("dict[bytes, bytes]", self._client.hgetall(keys.file(file_id)))
-        if not fields:
-            return None
-        record = _record(file_id, fields)
-        return None if record.expired else record
+        return self._read_many([file_id])[0]
 
     def page(
         self,
@@ -111,19 +128,18 @@ class FileStore:
         after: str | None = None,
         purpose: str | None = None,
         newest_first: bool = True,
-    ) -> tuple[list[FileRecord], bool]:
-        """Files of an owner, and whether there are more. Raises KeyError for an unknown `after`."""
+    ) -> tuple[list[FileRecord], str | None]:
+        """Files of an owner, and the `after` of the next page; None if it is empty.
 
-        def wanted(file_id: str) -> FileRecord | None:
-            record = self.read(file_id)
-            return record if record is not None and purpose in (None, record.purpose) else None
-
-        return listing.page(
+        Raises KeyError for an unknown `after`.
+        """
+        return listing.page_of_many(
             self._client,
-            keys.files(owner),
-            wanted,
+            keys.with_shared(keys.files, self._queue, owner),
+            self._read_many,
             limit=limit,
             after=after,
+            wanted=lambda record: purpose in (None, record.purpose),
             newest_first=newest_first,
         )
 
@@ -131,32 +147,66 @@ class FileStore:
         """Remove a file: it is gone at once, its bytes soon. May be repeated."""
         with self._client.pipeline() as pipe:
             pipe.delete(keys.file(file_id))
-            pipe.zrem(keys.files(owner), file_id)
+            for listed in keys.with_shared(keys.files, self._queue, owner):
+                pipe.zrem(listed, file_id)
+            if self._shared_expiry != self._expiry:
+                pipe.zrem(self._shared_expiry, file_id)
             # Its bytes are due: where removing them fails now, the next sweep does it.
-            pipe.zadd(keys.FILES_EXPIRY, {file_id: 0})
+            pipe.zadd(self._expiry, {file_id: 0})
             pipe.execute()
-        self._remove_bytes(file_id)
+        self.storage.remove(object_name(file_id))
+        self.room.release(file_id)
 
     def sweep(self) -> None:
         """Remove some files whose time has passed, and uploads that never ended."""
+        try:
+            for expiry in dict.fromkeys((self._expiry, self._shared_expiry)):
+                self._sweep(expiry)
+        except StorageUnavailable as error:
+            logger.warning("Files were not removed: %s", error.message)
+        self.room.repair()
+
+    def _sweep(self, expiry: str) -> None:
+        """The next due ids of one listing; those of other deployments stay, and are passed over."""
+        passed = self._passed.get(expiry, 0)
         due = cast(
             "list[bytes]",
             self._client.zrange(
-                keys.FILES_EXPIRY, "-inf", time.time(), byscore=True, offset=0, num=_SWEPT
+                expiry, "-inf", self.now(), byscore=True, offset=passed, num=_SWEPT
             ),
         )
         for raw in due:
             file_id = raw.decode()
-            owner = cast("bytes | None", self._client.hget(keys.file(file_id), "owner"))
-            try:
+            if self._is_ours(file_id, expiry):
+                owner = cast("bytes | None", self._client.hget(keys.file(file_id), "owner"))
                 self.delete(file_id, (owner or b"").decode())
-            except StorageUnavailable as error:
-                logger.warning("File %s was not removed: %s", file_id, error.message)
-                return
+            else:
+                passed += 1
+        self._passed[expiry] = passed if len(due) == _SWEPT else 0
 
-    def _remove_bytes(self, file_id: str) -> None:
-        self.storage.remove(object_name(file_id))
-        self._client.zrem(keys.FILES_EXPIRY, file_id)
+    def _is_ours(self, file_id: str, expiry: str) -> bool:
+        """Whether the bytes of a listed file belong into this storage.
+
+        Earlier versions did not store whose a file is: there, the bytes themselves decide.
+        """
+        if expiry != self._shared_expiry or self.room.holds(file_id):
+            return True
+        queue = cast("bytes | None", self._client.hget(keys.file(file_id), "queue"))
+        if queue is None:
+            return self.storage.exists(object_name(file_id))
+        return queue.decode() == self._queue
+
+    def _read_many(self, file_ids: Sequence[str]) -> list[FileRecord | None]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for file_id in file_ids:
+                pipe.hgetall(keys.file(file_id))
+            found = pipe.execute()
+        now, ours = self.now(), self._queue.encode()
+        records = [
+            _record(one, raw) if raw and raw.get(b"queue", ours) == ours else None
+            for one, raw in zip(file_ids, found, strict=True)
+        ]
+        return [one if one is not None and one.expires_at > now else None for one in records]
 
 
 def _record(file_id: str, fields: Mapping[bytes, bytes]) -> FileRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 #: Channel of notices: `{"ended": [id, …]}` or `{"progress": {id: [done, total]}}`, JSON.
 #: One message a batch, so that every API process can listen to all of them.
 EVENTS = "embedq:events"
@@ -80,8 +82,23 @@ def dead_letters(queue: str) -> str:
     return f"embedq:dead-letters:{queue}"
 
 
-#: Sorted set: ids of files by the time at which they are removed, those half uploaded included.
-FILES_EXPIRY = "embedq:files-expiry"
+def files_expiry(queue: str) -> str:
+    """Sorted set: ids of files by the time at which they are removed, those half uploaded too."""
+    return f"{queue}:files-expiry"
+
+
+def files_held(queue: str) -> str:
+    """Hash: `bytes:owner` of each file whose bytes are, or may be, in the deployment's storage."""
+    return f"{queue}:files-held"
+
+
+def files_used(queue: str) -> str:
+    """Hash: the sums of `files_held`: `files`, `bytes`, and of owner O `files:O`, `bytes:O`."""
+    return f"{queue}:files-used"
+
+
+#: The queue whose keys all deployments shared in earlier versions.
+SHARED_QUEUE = "embedq"
 
 
 def file(file_id: str) -> str:
@@ -89,9 +106,9 @@ def file(file_id: str) -> str:
     return f"embedq:file:{file_id}"
 
 
-def files(owner: str) -> str:
+def files(queue: str, owner: str) -> str:
     """Sorted set: ids of an owner's files by their time of upload."""
-    return f"embedq:files:{owner}"
+    return f"{queue}:files:{owner}"
 
 
 def batch(batch_id: str) -> str:
@@ -99,9 +116,14 @@ def batch(batch_id: str) -> str:
     return f"embedq:batch:{batch_id}"
 
 
-def batches(owner: str) -> str:
+def batches(queue: str, owner: str) -> str:
     """Sorted set: ids of an owner's batches by their time of creation."""
-    return f"embedq:batches:{owner}"
+    return f"{queue}:batches:{owner}"
+
+
+def with_shared(listing: Callable[[str, str], str], queue: str, owner: str) -> list[str]:
+    """A listing of an owner, and the one that deployments shared in earlier versions."""
+    return list(dict.fromkeys((listing(queue, owner), listing(SHARED_QUEUE, owner))))
 
 
 def batch_queue(queue: str) -> str:

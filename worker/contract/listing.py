@@ -7,89 +7,84 @@ from typing import TypeVar, cast
 
 import redis
 
-#: Ids read in one round trip.
+#: Most ids of one round trip.
 _STEP = 100
-#: Things that one page with a condition reads at most.
-_SCANNED = 2_000
+#: Records that one page reads at most, whatever is listed: so many for a small page, and for a
+#: large one as many as it may have, up to the second bound.
+_LEAST_READ, _MOST_READ = 200, 1_000
 T = TypeVar("T")
-
-
-def page(
-    client: redis.Redis,
-    listing: str,
-    read: Callable[[str], T | None],
-    *,
-    limit: int,
-    after: str | None,
-    newest_first: bool = True,
-) -> tuple[list[T], bool]:
-    """Up to `limit` things after the one with the id `after`, and whether there are more.
-
-    `read` gives the thing of an id, or None where it is not to be shown. Raises KeyError where
-    `after` is not in the listing.
-    """
-    found: list[T] = []
-    for thing_id in _ids(client, listing, after, newest_first=newest_first):
-        thing = read(thing_id)
-        if thing is None:
-            continue
-        if len(found) == limit:
-            return found, True
-        found.append(thing)
-    return found, False
 
 
 def page_of_many(
     client: redis.Redis,
-    listing: str,
+    listing: str | Sequence[str],
     read_many: Callable[[Sequence[str]], Sequence[T | None]],
     *,
     limit: int,
     after: str | None,
     wanted: Callable[[T], bool],
+    newest_first: bool = True,
 ) -> tuple[list[T], str | None]:
-    """Up to `limit` things, newest first, and the `after` of the next page; None if that is empty.
+    """Up to `limit` things after the one with the id `after`, and the `after` of the next page.
 
+    None where there are no more. `listing` may be several sorted sets, the newest first.
     `read_many` gives the things of ids in one round trip, None for one that is gone. A page may
-    hold fewer than `limit` wanted ones, even none, and still have a next one. Raises KeyError where
-    `after` is not in the listing.
+    hold fewer than `limit` wanted ones, even none, and still have a next one, since it reads no
+    more than a fixed number of records. Raises KeyError where `after` is in no listing.
     """
-    start = _start(client, listing, after, newest_first=True)
+    listings = [listing] if isinstance(listing, str) else list(listing)
+    if not newest_first:
+        listings.reverse()
     found: list[T] = []
     last = after
-    for offset in range(start, start + _SCANNED, limit):
-        raw = cast("list[bytes]", client.zrevrange(listing, offset, offset + limit - 1))
-        ids = [one.decode() for one in raw]
+    left = min(max(limit + 1, _LEAST_READ), _MOST_READ)
+    for some in _ids(client, listings, after, limit + 1, newest_first=newest_first):
+        ids = some[:left]
         for thing_id, thing in zip(ids, read_many(ids), strict=True):
             if thing is not None and wanted(thing):
                 if len(found) == limit:
                     return found, last
                 found.append(thing)
             last = thing_id
-        if len(ids) < limit:
-            return found, None
-    return found, last
+        left -= len(ids)
+        if not left:
+            return found, last
+    return found, None
 
 
 def _ids(
-    client: redis.Redis, listing: str, after: str | None, *, newest_first: bool
-) -> Iterator[str]:
-    start = _start(client, listing, after, newest_first=newest_first)
-    while True:
-        raw = client.zrange(listing, start, start + _STEP - 1, desc=newest_first)
-        ids = cast("list[bytes]", raw)
-        yield from (one.decode() for one in ids)
-        if len(ids) < _STEP:
-            return
-        start += _STEP
+    client: redis.Redis,
+    listings: Sequence[str],
+    after: str | None,
+    step: int,
+    *,
+    newest_first: bool,
+) -> Iterator[list[str]]:
+    """The ids after `after`: first `step` of them, then twice as many, up to _STEP at once."""
+    first, start = _start(client, listings, after, newest_first=newest_first)
+    for listing in listings[first:]:
+        while True:
+            step = min(step, _STEP)
+            raw = client.zrange(listing, start, start + step - 1, desc=newest_first)
+            ids = [one.decode() for one in cast("list[bytes]", raw)]
+            if ids:
+                yield ids
+            if len(ids) < step:
+                break
+            start += step
+            step *= 2
+        start = 0
 
 
-def _start(client: redis.Redis, listing: str, after: str | None, *, newest_first: bool) -> int:
-    """The rank of the first one after `after`. Raises KeyError."""
+def _start(
+    client: redis.Redis, listings: Sequence[str], after: str | None, *, newest_first: bool
+) -> tuple[int, int]:
+    """The listing that holds `after`, and the rank behind it. Raises KeyError."""
     if after is None:
-        return 0
+        return 0, 0
     rank_of = client.zrevrank if newest_first else client.zrank
-    rank = cast("int | None", rank_of(listing, after))
-    if rank is None:
-        raise KeyError(after)
-    return rank + 1
+    for at, listing in enumerate(listings):
+        rank = cast("int | None", rank_of(listing, after))
+        if rank is not None:
+            return at, rank + 1
+    raise KeyError(after)

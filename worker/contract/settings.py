@@ -75,6 +75,8 @@ class Settings:
     token_table: Path | None = None
     #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
     files: str = field(default="", repr=False)
+    #: Bytes of all stored files, a fifth of it for one tenant; None: 50 GB.
+    max_files_bytes: int | None = None
 
     #: `json`: one object a line, for programs that collect logs.
     log_format: str = "text"
@@ -103,6 +105,7 @@ class Settings:
         token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
         cache_dir = env.text("EMBEDQ_CACHE_DIR", "")
         tuned = env.text("EMBEDQ_TUNED", "")
+        max_files_mb = env.whole_or_none("EMBEDQ_MAX_FILES_MB", least=1)
         max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
         return cls(
             models=env.parse("EMBEDQ_MODEL", "", _models),
@@ -128,6 +131,7 @@ class Settings:
             trusted_hosts=env.parse("EMBEDQ_TRUSTED_HOSTS", "", parse_hosts),
             token_table=Path(token_table) if token_table else None,
             files=env.parse("EMBEDQ_FILES", "", _place),
+            max_files_bytes=None if max_files_mb is None else max_files_mb * 2**20,
             log_format=env.choice("EMBEDQ_LOG_FORMAT", LOG_FORMATS),
             lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
             max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),

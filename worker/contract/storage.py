@@ -86,6 +86,11 @@ class Storage:
                     shutil.copyfileobj(source, target, CHUNK)
             return target.tell()
 
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+        with self._errors():
+            return bool(self._filesystem.exists(self._path(name)))
+
     def remove(self, name: str) -> None:
         """Remove an object, or a folder with all in it; one that is gone already is no error."""
         with self._errors():
