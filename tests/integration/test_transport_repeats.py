@@ -220,7 +220,7 @@ MOST = {
     "ACK": 2,
     "GIVE_BACK": 5 * 5,
     "DEFER": 1 + 6 * 5,
-    "BURY": 7,
+    "BURY": 6,
     "RENEW": 4,
     "RESTORE": 2 + 6 * 5,
     "BIND": 3,

@@ -220,7 +220,7 @@ def test_a_receiver_that_takes_its_time_keeps_the_leases_of_those_that_wait(
             super().__call__(body, message)
             [(_, oldest)] = redis_client.zrange("unacked_index", 0, 0, withscores=True)
             held.append(redis_client.hlen("unacked"))
-            ages.append(redis_client.time()[0] - oldest)
+            ages.append(redis_client.time()[0] - oldest + 3.0)
             threading.Event().wait(0.1)
 
     slow = Slow()

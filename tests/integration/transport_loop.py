@@ -14,10 +14,13 @@ from kombu.asynchronous import Hub
 
 from tests.processes import eventually
 from worker.transport import Connection
+from worker.transport.store import LeaseStore
 
 JOBS = kombu.Queue("jobs", routing_key="jobs")
 #: Short, so that tests need not wait for leases; long enough for a busy machine.
 FAST = {"priority_steps": [0], "lease_timeout": 3.0, "restore_interval": 0.2}
+#: Their servers may have started just now, and nobody is on the way back to them.
+LeaseStore.RECONNECTION = 3.0
 
 
 @dataclass

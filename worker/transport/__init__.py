@@ -29,6 +29,8 @@ For the pool, from any thread unless said otherwise:
   left, where no loop turns any more.
 - a script with `HDEL` on `unacked_key` and `ZREM` on `index_key`, then `leases.forget(tags)`, end
   leases together with their results; a later `message.ack()` does nothing.
+- `leases.purged = f`  set once; `f(ids)` is called with the ids of up to 500 tasks before a purge
+  by this process (`celery purge`) removes their messages. If it raises, they return to their queue.
 - `leases.stats()`  counters for `inspect stats` and metrics.
 
 Transport options beside kombu's: `lease_timeout` (12 s) for leases that an event loop renews;

@@ -15,10 +15,10 @@ from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
 from worker.transport.guard import GuardedChannel
 from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
-from worker.transport.message import Message, parse
+from worker.transport.message import Message, parse, task_ids
 from worker.transport.qos import QoS
 from worker.transport.scripts import BIND, REBIND
-from worker.transport.store import Demand, LeaseStore, Source, open_store
+from worker.transport.store import TAGS_A_CALL, Demand, LeaseStore, Source, open_store
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,31 @@ class Channel(GuardedChannel):
         if not self.closed:
             self.fetcher.close()
         super().close()
+
+    def _purge(self, queue: str) -> int:
+        """Remove what waits now. Jobs are told of before their messages are gone for good."""
+        purged = self.leases.purged
+        if purged is None:
+            return int(super()._purge(queue))
+        store, sources, removed = self.store, self._lists([queue]), 0
+        waiting = self._size(queue)
+        while removed < waiting:
+            count = min(waiting - removed, TAGS_A_CALL)
+            fetch = store.fetch(
+                sources, renewed=True, count=count, tokens_bytes=admission.max_bytes
+            )
+            _, rows = store.read_fetch(fetch, store.run(fetch.command), self.owner)
+            if not rows:
+                break
+            tags = [lease.tag for lease, _ in rows]
+            try:
+                purged(task_ids(message for _, message in rows))
+            except BaseException:
+                store.tell(Outbox(returns=tags))
+                raise
+            store.tell(Outbox(acks=tags))
+            removed += len(rows)
+        return removed
 
     @property
     def active_queues(self) -> list[str]:

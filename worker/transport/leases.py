@@ -109,6 +109,9 @@ class Leases:
         #: Called, from whatever thread, when an outbox that was empty holds something; the
         #: transport sets it to wake its event loop.
         self.wake: Callable[[], None] | None = None
+        #: Called, in the purging thread, with ids of tasks before a purge removes their messages;
+        #: set by the application. If it raises, the messages return to their queue.
+        self.purged: Callable[[Sequence[str]], None] | None = None
 
     # What the pool uses.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -10,6 +12,8 @@ from kombu.transport import virtual
 from kombu.utils.json import loads
 
 from worker.contract.jobs import TASK_NAME
+
+logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
 #: What kombu's encoder writes in place of a value that JSON does not know.
@@ -79,6 +83,20 @@ def parse(message: bytes) -> Any:
     except ValueError:
         # Python's decoder also takes NaN and lone surrogates.
         return json.loads(message)
+
+
+def task_ids(messages: Iterable[bytes]) -> list[str]:
+    """Ids of those that are messages of tasks; others are passed over."""
+    found = []
+    for message in messages:
+        try:
+            task_id = parse(message)["headers"]["id"]
+        except Exception as error:  # noqa: BLE001 - whatever it raises, it has no id
+            logger.debug("A message without a task's id: %s", type(error).__name__)
+            continue
+        if isinstance(task_id, str):
+            found.append(task_id)
+    return found
 
 
 def _plain_body(payload: Any) -> bytes | None:

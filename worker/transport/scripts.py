@@ -81,31 +81,23 @@ end
 -- The last refusal of a message by its list.
 local refusal
 
--- Moves a leased message by the command; where its list refuses it, it stays leased for a while.
-local function move(tag, ...)
-  local error = refused(...)
-  if error then
-    refusal = error.err
-    redis.call('ZADD', KEYS[2], after(REFUSED), tag)
-    return 0
-  end
-  redis.call('ZREM', KEYS[2], tag)
-  redis.call('HDEL', KEYS[1], tag)
-  return 1
-end
-
 local function put_back(tag, marked, prefix, separator)
   redis.call('ZREM', KEYS[2], '')
   local value = redis.call('HGET', KEYS[1], tag)
   local message, queue
   if value then message, queue = unwrap(value) end
-  if not message then
-    redis.call('ZREM', KEYS[2], tag)
-    redis.call('HDEL', KEYS[1], tag)
-    return 0
+  if message then
+    if marked then message = insert_mark(insert_mark(message, 'delivery_info'), 'headers') end
+    local error = refused('RPUSH', list_of(tag, queue, prefix, separator), message)
+    if error then
+      refusal = error.err
+      redis.call('ZADD', KEYS[2], after(REFUSED), tag)
+      return 0
+    end
   end
-  if marked then message = insert_mark(insert_mark(message, 'delivery_info'), 'headers') end
-  return move(tag, 'RPUSH', list_of(tag, queue, prefix, separator), message)
+  redis.call('ZREM', KEYS[2], tag)
+  redis.call('HDEL', KEYS[1], tag)
+  return message and 1 or 0
 end
 """
 )
@@ -260,8 +252,8 @@ end
 )
 
 #: Moves a leased message to a list for people to look at.
-#: KEYS unacked, index, dead letters. ARGV tag, reason. Answer: the list's refusal, if any.
-#: Repeat: no effect. Cost: 7 commands.
+#: KEYS unacked, index, dead letters. ARGV tag, reason. Answer: none.
+#: Repeat: no effect. Cost: 6 commands.
 BURY = Script(
     _RETURN
     + """
@@ -269,13 +261,12 @@ redis.call('ZREM', KEYS[2], '')
 local value = redis.call('HGET', KEYS[1], ARGV[1])
 if value then
   local message, queue = unwrap(value)
-  move(ARGV[1], 'LPUSH', KEYS[3], cjson.encode({
+  redis.call('LPUSH', KEYS[3], cjson.encode({
     tag = ARGV[1], reason = ARGV[2], queue = queue or '', buried_at = after(0),
     message = message or value}))
-else
-  redis.call('ZREM', KEYS[2], ARGV[1])
 end
-return refusal
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
 """
 )
 

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import redis
 
@@ -23,8 +23,6 @@ TAGS_A_CALL = 500
 RESTORE_LIMIT = 500
 RESTORE_BYTES = 8 * 1024 * 1024
 RESTORE_SCAN = 2000
-#: Seconds in which workers connect again to a server that restarted, and renew their leases.
-RECONNECTION = 10.0
 #: Bytes of a message that are envelope, not text.
 MESSAGE_OVERHEAD = 600
 #: Least bytes that a message counts for.
@@ -117,6 +115,9 @@ class LeaseStore:
     once, but for the server's run id, which the event loop's thread writes.
     """
 
+    #: Seconds in which workers connect again to a server that restarted, and renew their leases.
+    RECONNECTION: ClassVar[float] = 10.0
+
     unacked_key: str
     index_key: str
     dead_letter_key: str
@@ -206,8 +207,8 @@ class LeaseStore:
         """
         known, self._server = self._server, server
         if known and known != server:
-            return RECONNECTION
-        return 0.0 if known else max(RECONNECTION - uptime, 0.0)
+            return self.RECONNECTION
+        return 0.0 if known else max(self.RECONNECTION - uptime, 0.0)
 
     def tell(self, outbox: Outbox) -> None:
         """Send everything in `outbox` and wait until the server has it."""

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from worker.transport.leases import Lease, Leases
 from worker.transport.scripts import REFUSED
-from worker.transport.store import FIRST, RECONNECTION, Cursor, Demand, LeaseStore, Restored
+from worker.transport.store import FIRST, Cursor, Demand, LeaseStore, Restored
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Upkeep:
         self._renew_at = 0.0
         self._renewing = 0
         self._restoring = False
-        self._restore_at = time.monotonic() + RECONNECTION
+        self._restore_at = time.monotonic() + self._consumer.store.RECONNECTION
         wire.send(("INFO", "server"), self._known, lambda: None, wait=0)
 
     def run(self, wire: Wire) -> None:
