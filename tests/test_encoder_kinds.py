@@ -145,6 +145,15 @@ def test_colberts_own_metadata_tell_the_kind() -> None:
     assert detected(files).kind == "multi_vector"
 
 
+def test_a_copy_of_a_model_that_lacks_its_modules_is_not_taken_for_an_encoder() -> None:
+    files: dict[str, Any] = {"config.json": {"architectures": ["BertModel"]}}
+    assert detected(files | {"1_Pooling/config.json": {"pooling_mode": "cls"}}).kind is None
+    stated = {"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}
+    assert detected(files | stated).kind == "sparse"
+    dense = {"config_sentence_transformers.json": {"prompts": {}}}
+    assert detected(files | dense).kind == "dense"
+
+
 def bare(folder: Path, model: type[Any]) -> Path:
     """A checkpoint of transformers alone."""
     return tiny_models.checkpoint(folder / "bare", model)

@@ -1,7 +1,7 @@
 """The kind of a model, read from the files of its checkpoint before any weight is loaded.
 
 sentence-transformers opens a checkpoint of any kind as a dense model: it drops the modules and
-heads of the other kinds and takes the mean of the tokens. Such vectors look sound and mean nothing.
+heads of the other kinds and takes the mean of the tokens. Such vectors look sound and are useless.
 A comparison with the library does not show it, as the library converts in the same way.
 """
 
@@ -43,7 +43,7 @@ _BY_TASK: dict[str, Kind] = {
     "any-to-any": "rerank",
 }
 #: The head of a transformers checkpoint, at the end of its architecture's name. Those that are None
-#: serve several purposes; a name with none of these is an encoder, as in BertModel and BertForCL.
+#: serve several purposes; other names are encoders, such as BertModel and BertForCL.
 _BY_HEAD: dict[str, Kind | None] = {
     "ForMaskedLM": "sparse",
     "ForRetrieval": "multi_vector",
@@ -70,7 +70,7 @@ _DESCRIPTIONS: dict[Kind | None, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DetectedKind:
-    """The kind of a model, None if its files do not tell, and what in them says so."""
+    """The kind of a model, None if it is unknown, and the entry in its files that states it."""
 
     kind: Kind | None
     evidence: str
@@ -80,15 +80,13 @@ class DetectedKind:
 
 def kind_of(read: Read) -> DetectedKind:
     """The kind of the checkpoint whose files `read` gives."""
-    modules = read("modules.json")
-    if modules is None:
-        return _of_architecture(read)
     settings = read("config_sentence_transformers.json") or {}
     stated = settings.get("model_type", "SentenceTransformer")
     if stated != "SentenceTransformer":
         evidence = f"config_sentence_transformers.json has the model_type {stated!r}"
         return DetectedKind(_BY_MODEL_TYPE.get(stated), evidence)
-    return _of_modules(modules, read)
+    modules = read("modules.json")
+    return _of_architecture(read) if modules is None else _of_modules(modules, read)
 
 
 def objection(detected: DetectedKind) -> str | None:
@@ -121,9 +119,12 @@ def _of_modules(modules: list[dict[str, str]], read: Read) -> DetectedKind:
 
 def _of_architecture(read: Read) -> DetectedKind:
     """The kind of a checkpoint of transformers; one without a head is taken for a dense model."""
+    if read("1_Pooling/config.json") is not None:
+        # The copy of a model is not whole: without modules.json the library takes the mean.
+        return DetectedKind(None, "1_Pooling is there, and modules.json, which names it, is not")
     config = read("config.json")
     if config is None:
-        return DetectedKind("dense", "there is no config.json: what is missing, the library tells")
+        return DetectedKind("dense", "there is no config.json; the library names the missing files")
     for name in config.get("architectures") or ():
         evidence = f"config.json has the architecture {name} and there is no modules.json"
         if _LATE_INTERACTION.search(name):

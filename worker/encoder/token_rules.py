@@ -55,7 +55,7 @@ def token_rules(model: SentenceTransformer) -> tuple[TokenRules, RustTokenizer]:
     rules = TokenRules(
         limit=_limit(model),
         truncation_side=tokenizer.truncation_side,
-        # A chat template adds its own, and the library does not tell its prompts from its texts.
+        # A chat template adds its own, and pooling covers its prompts.
         add_special_tokens=not is_chat,
         pool_prompt=is_chat
         or all(part.include_prompt for part in model if isinstance(part, Pooling)),
