@@ -92,6 +92,7 @@ def test_every_name_on_the_page_exists_as_stated(of: str, name: str) -> None:
     assert is_there, f"{of} has no {plain(name)} any more"
     if "(" not in name:
         return
+    assert hasattr(owner, plain(name)), "state no parameters of what only instances have"
     wanted = [part.lstrip("*") for part in re.findall(r"[*\w…]+", name.partition("(")[2])]
     given = list(inspect.signature(getattr(owner, plain(name))).parameters)
     given = given[1:] if given[:1] == ["self"] else given
