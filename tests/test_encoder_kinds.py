@@ -17,11 +17,13 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SparseEncode
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from tests import tiny_models
+from tests.processes import Process
 from worker.cli import main
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelSpec
 from worker.encoder import kinds, library, load
 from worker.encoder.reference import Reference
+from worker.pool.taskpool import EX_CONFIG
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
@@ -231,6 +233,14 @@ def test_the_command_line_names_the_kind(command: str, tmp_path: Path) -> None:
     assert "(kind rerank)" in result.output
 
 
+def test_a_worker_does_not_start_with_a_reranker(
+    worker_process: Callable[..., Process], tmp_path: Path
+) -> None:
+    worker = worker_process(ready=None, env={"EMBEDQ_MODEL": str(rerank(tmp_path))})
+    assert worker.wait(60) == EX_CONFIG
+    assert "(kind rerank)" in worker.log()
+
+
 def test_an_encoder_without_modules_gives_means_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +293,16 @@ def test_the_kind_of_a_model_in_the_cache_is_known_without_the_hub(
 
 def test_a_dense_model_in_the_cache_needs_no_hub(tmp_path: Path, hub: Path) -> None:
     in_hub_cache(tiny_models.bert(tmp_path), hub)
+    assert load(ModelSpec("mine", "some/one"), device="cpu").info.dimensions == tiny_models.HIDDEN
+
+
+def test_an_encoder_in_the_cache_that_is_known_to_have_no_modules_needs_no_hub(
+    tmp_path: Path, hub: Path
+) -> None:
+    in_hub_cache(bare(tmp_path, BertModel), hub)
+    absent = hub / "models--some--one" / ".no_exist" / ("0" * 40) / "modules.json"
+    absent.parent.mkdir(parents=True)
+    absent.touch()
     assert load(ModelSpec("mine", "some/one"), device="cpu").info.dimensions == tiny_models.HIDDEN
 
 
