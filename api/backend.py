@@ -14,11 +14,12 @@ from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
 from worker.contract.batches import BatchStore
+from worker.contract.clock import Clock
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
 from worker.contract.openai.token_table import TokenTable
 from worker.contract.quota import Quotas
-from worker.contract.result_room import ResultRoom
+from worker.contract.room import Room
 from worker.contract.settings import Settings
 from worker.contract.storage import Storage
 from worker.contract.store import JobStore
@@ -39,12 +40,11 @@ class Backend:
 
     settings: Settings
     store: JobStore
-    #: Where messages go, or None where records and messages are on one server.
-    broker: redis.Redis | None
     #: For readiness: less patient than the others.
     probe: redis.Redis
     liveness: Liveness
-    result_room: ResultRoom
+    room: Room
+    clock: Clock
     waiting: Waiting
     revocations: Revocations
     metrics: Metrics
@@ -59,21 +59,21 @@ class Backend:
         client = _connect(settings, settings.result_backend, _ANSWER_TIMEOUT)
         one_server = server.same_server(settings.broker_url, settings.result_backend)
         broker = None if one_server else _connect(settings, settings.broker_url, _ANSWER_TIMEOUT)
-        store = JobStore(client, settings.queue, result_ttl=settings.result_ttl)
+        store = JobStore(client, settings.queue, result_ttl=settings.result_ttl, broker=broker)
         liveness = Liveness(client, settings.queue)
         waiting = Waiting(client)
         return cls(
             settings=settings,
             store=store,
-            broker=broker,
             probe=_connect(settings, settings.result_backend, _PROBE_TIMEOUT),
             liveness=liveness,
-            result_room=ResultRoom(client, settings),
+            room=Room(client, settings),
+            clock=Clock(client),
             waiting=waiting,
             revocations=Revocations(settings),
-            metrics=Metrics(store, liveness, waiting, broker),
+            metrics=Metrics(store, liveness, waiting),
             token_table=TokenTable.load(settings.token_table) if settings.token_table else None,
-            quotas=Quotas(client),
+            quotas=Quotas(client, settings.queue),
             files=FileStore(
                 client,
                 Storage(settings.files),
@@ -90,7 +90,7 @@ class Backend:
         """
         self.waiting.close()
         self.revocations.close()
-        for client in (self.store.client, self.probe, self.broker):
+        for client in (self.store.client, self.probe, self.store.broker):
             if client is not None:
                 client.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 
 import redis
@@ -29,7 +28,6 @@ class Metrics:
     """Counts of this process; what Redis knows is read when somebody asks.
 
     Where `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
-    `broker` is the server of the queue where that is another than the store's.
     """
 
     def __init__(
@@ -37,7 +35,6 @@ class Metrics:
         store: JobStore,
         liveness: Liveness,
         waiting: Waiting,
-        broker: redis.Redis | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -72,7 +69,7 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
-        self._state = _State(store, liveness, waiting, broker)
+        self._state = _State(store, liveness, waiting)
         self._registry.register(self._state)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -117,12 +114,10 @@ class _State(Collector):
         store: JobStore,
         liveness: Liveness,
         waiting: Waiting,
-        broker: redis.Redis | None = None,
     ) -> None:
         self._store = store
         self._liveness = liveness
         self._waiting = waiting
-        self._broker = broker
 
     def describe(self) -> Iterator[Metric]:
         """None by name: registering must not ask Redis."""
@@ -132,9 +127,9 @@ class _State(Collector):
         waiting = self._waiting.count()
         yield _gauge("waiting_clients", "Clients of this process that wait for a job.", waiting)
         try:
-            presences = self._liveness.presences()
+            heartbeats, now = self._liveness.heartbeats()
             queued = self._store.queued_tokens()
-            depth = self._store.depth(self._broker)
+            depth = self._store.depth()
         except redis.RedisError:
             yield _gauge("redis_up", "Whether Redis answers.", 0)
             return
@@ -143,11 +138,11 @@ class _State(Collector):
         yield _lanes(depth)
         yield _gauge("taken_jobs", "Messages that workers hold, of all queues.", depth.taken)
         yield _gauge("dead_letters", "Messages that no worker can run.", depth.dead_letters)
-        workers = live_workers(presences, time.time())
+        workers = live_workers(heartbeats, now)
         yield _gauge("workers", "Workers with a loaded model that make progress.", workers.count)
         rate = workers.tokens_per_second
         yield _gauge("tokens_per_second", "Rate of all workers while they are busy.", rate)
-        yield from worker_figures.families(presences)
+        yield from worker_figures.families(heartbeats)
 
 
 def _lanes(depth: Depth) -> GaugeMetricFamily:

@@ -24,7 +24,7 @@ def health() -> Response:
 def readiness() -> Response:
     """Redis answers, and a worker with a loaded model has shown progress lately."""
     services = backend()
-    for client in (services.probe, services.broker):
+    for client in (services.probe, services.store.broker):
         if client is not None:
             _ping(client)
     workers = services.liveness.read(services.probe)

@@ -82,7 +82,7 @@ def read_status() -> Response:
 def _status(backend: Backend) -> ServiceStatus:
     settings, client = backend.settings, backend.store.client
     now, samples = pulse.read(client, settings.queue)
-    with (backend.broker or client).pipeline(transaction=False) as pipe:
+    with (backend.store.broker or client).pipeline(transaction=False) as pipe:
         for name in lists_of(settings.queue):
             pipe.llen(name)
         pipe.hlen(keys.LEASED)

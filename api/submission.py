@@ -6,9 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-import redis
-
-from api import quotas
+from api import callers, quotas
 from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
@@ -16,8 +14,8 @@ from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
 from api.waits import NONE, Patience, Read, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
-from worker.contract.lanes import Lane, list_of
-from worker.contract.store import Acceptance, JobRecord, NewJob, Once
+from worker.contract.lanes import Lane
+from worker.contract.store import Acceptance, Bounds, JobRecord, NewJob, Once
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +33,13 @@ class Submitted:
 
     `meta` is its stored outcome where the caller waited for it, `retry_after` when it may have
     ended, in whole seconds, as far as can be told. `replayed`: an earlier submission made it.
-    `left`: a shared job has ended, and this caller shares it no more.
+    `caller` names who shares a shared job; `left`: it has ended, and this caller has left it.
     """
 
     record: JobRecord
     meta: bytes | None
     replayed: bool
+    caller: str
     left: bool
     retry_after: int
 
@@ -53,7 +52,7 @@ def submit(
     owner: str,
     idempotency_key: str | None = None,
     shared: bool = False,
-    expires: float | None = None,
+    deadline: float | None = None,
     lane: Lane | None = None,
     patience: Patience = NONE,
 ) -> Submitted:
@@ -61,7 +60,8 @@ def submit(
 
     With `shared` it joins an equal job of the same owner that has not ended; whoever submits so
     calls `JobStore.leave` in the end, unless it was `left`. Another's success need not be kept
-    long once it was waited for. Past `expires`, seconds since the epoch, it does not run.
+    long once it was waited for. Past `deadline`, seconds since the epoch by Redis' clock, it does
+    not start.
     `lane` None stands for interactive where the caller waits, else normal; an owner's jobs beyond
     its share of a lane wait in the next one.
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full`,
@@ -77,7 +77,7 @@ def submit(
     job = NewJob(
         messages.new_id(),
         total=len(texts),
-        tokens=estimates.tokens(texts, jobs.most_tokens(options, model)),
+        tokens=estimates.of_job(texts, options, model),
         result_bytes=estimates.result_bytes(
             len(texts), options.dimensions or model.dimensions, base64=base64
         ),
@@ -90,7 +90,7 @@ def submit(
         *(job.id, texts, options, backend.settings.queue),
         lane=job.lane,
         owner=owner,
-        expires=expires,
+        deadline=deadline,
     )
     once = Once(
         key=idempotency_key,
@@ -98,8 +98,9 @@ def submit(
         shared=shared,
     )
     with backend.waiting.watch(job.id) as watch:
-        acceptance = _accept(backend, job, message, once, LANE_SHARE * model.batch_tokens)
-        _check(backend, acceptance, job, workers.tokens_per_second)
+        bounds = _bounds(backend, LANE_SHARE * model.batch_tokens)
+        acceptance = backend.store.submit(job, message, bounds, once=once)
+        _check(backend, acceptance, job, bounds, workers.tokens_per_second)
         replayed = acceptance.verdict == "replayed"
         if replayed:
             backend.metrics.joined()
@@ -109,17 +110,18 @@ def submit(
             backend.metrics.accepted(len(texts))
             logger.info("Job %s accepted", job.id, extra={"job_id": job.id})
             record, meta = await_accepted(
-                backend, _record(job), watch, patience, _reader(backend, owner, shared=shared)
+                *(backend, _record(job, acceptance), watch, patience),
+                _reader(backend, job, shared=shared),
             )
             left = shared and record.status.ended
     retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
-    return Submitted(record, meta, replayed, left, retry_after)
+    return Submitted(record, meta, replayed, job.call, left, retry_after)
 
 
-def _reader(backend: Backend, owner: str, *, shared: bool) -> Read:
+def _reader(backend: Backend, job: NewJob, *, shared: bool) -> Read:
     """Reads a job for the one who waits for it, and does in the same step what follows its end."""
     if shared:
-        return lambda job_id: backend.store.read_and_leave(job_id, owner)
+        return lambda job_id: backend.store.read_and_leave(job_id, job.owner, job.call)
     return lambda job_id: backend.store.read_and_release(job_id, KEPT_AFTER_ANSWER)
 
 
@@ -127,27 +129,17 @@ def _lane(patience: Patience) -> Lane:
     return Lane.INTERACTIVE if patience.seconds else Lane.NORMAL
 
 
-def _accept(
-    backend: Backend, job: NewJob, message: bytes, once: Once, lane_share: int
-) -> Acceptance:
-    """One script where record and message share a server; else the record first."""
-    broker = backend.broker
-    acceptance = backend.store.accept(
-        job,
-        message if broker is None else None,
-        max_tokens=backend.settings.max_queued_tokens,
-        max_result_bytes=backend.result_room.bytes(),
-        max_owner_tokens=quotas.queued_tokens_bound(),
+def _bounds(backend: Backend, lane_share: int) -> Bounds:
+    key = callers.key()
+    room = backend.room
+    return Bounds(
+        tokens=backend.settings.max_queued_tokens,
+        bytes=room.messages(),
+        owner_tokens=quotas.queued_tokens_bound(),
+        owner_bytes=room.messages_of((key.max_queued_mb or 0) * 2**20) if key is not None else 0,
+        result_bytes=room.results(),
         lane_share=lane_share,
-        once=once,
     )
-    if broker is not None and acceptance.verdict == "accepted":
-        try:
-            broker.lpush(list_of(backend.settings.queue, acceptance.lane.step), message)
-        except redis.RedisError:
-            backend.store.withdraw(job.id)
-            raise
-    return acceptance
 
 
 def _replay(backend: Backend, job_id: str, patience: Patience) -> tuple[JobRecord, bytes | None]:
@@ -156,49 +148,61 @@ def _replay(backend: Backend, job_id: str, patience: Patience) -> tuple[JobRecor
     return record, backend.store.raw_outcome(job_id) if wanted else None
 
 
-def _record(job: NewJob) -> JobRecord:
+def _record(job: NewJob, acceptance: Acceptance) -> JobRecord:
     """What can be read of a job right after it was accepted."""
     return JobRecord(
         job.id,
         Status.QUEUED,
         owner=job.owner,
-        created_at=job.created,
+        created_at=acceptance.created_at,
         model=job.model,
         total=job.total,
     )
 
 
-def _check(backend: Backend, acceptance: Acceptance, job: NewJob, tokens_per_second: float) -> None:
-    if acceptance.verdict in ("accepted", "replayed"):
+def _check(
+    backend: Backend, acceptance: Acceptance, job: NewJob, bounds: Bounds, tokens_per_second: float
+) -> None:
+    """Raise the Problem that a verdict stands for."""
+    verdict, level = acceptance.verdict, acceptance.level
+    if verdict in ("accepted", "replayed"):
         return
-    if acceptance.verdict == "conflict":
+    if verdict == "conflict":
         raise Problem(
             "idempotency_conflict",
             "this Idempotency-Key came with another body before",
             field="Idempotency-Key",
         )
-    if acceptance.verdict == "full":
-        backend.metrics.refused("queue_full")
-        surplus = acceptance.level + job.tokens - backend.settings.max_queued_tokens
-        raise Problem(
+    code, reason, surplus = {
+        "full": (
             "queue_full",
-            f"about {acceptance.level:,} tokens wait already",
-            retry_after=seconds_to_encode(surplus, tokens_per_second),
-        )
-    if acceptance.verdict == "owner_full":
-        backend.metrics.refused("quota_exceeded")
-        bound = quotas.queued_tokens_bound()
-        raise Problem(
+            f"about {level:,} tokens wait already",
+            level + job.tokens - bounds.tokens,
+        ),
+        "bytes_full": (
+            "queue_full",
+            f"{level:,} bytes of messages wait already; {bounds.bytes:,} are allowed",
+            None,
+        ),
+        "owner_full": (
             "quota_exceeded",
-            f"this API key has about {acceptance.level:,} tokens waiting; {bound:,} are allowed",
-            retry_after=seconds_to_encode(acceptance.level + job.tokens - bound, tokens_per_second),
-        )
-    backend.metrics.refused("results_full")
-    raise Problem(
-        "results_full",
-        f"stored results hold about {acceptance.level:,} bytes already",
-        retry_after=STORE_RETRY,
-    )
+            f"this API key has about {level:,} tokens waiting; {bounds.owner_tokens:,} are allowed",
+            level + job.tokens - bounds.owner_tokens,
+        ),
+        "owner_bytes_full": (
+            "quota_exceeded",
+            f"this API key has {level:,} bytes waiting; {bounds.owner_bytes:,} are allowed",
+            None,
+        ),
+        "results_full": (
+            "results_full",
+            f"stored results hold about {level:,} bytes already",
+            None,
+        ),
+    }[verdict]
+    backend.metrics.refused(code)
+    retry = STORE_RETRY if surplus is None else seconds_to_encode(surplus, tokens_per_second)
+    raise Problem(code, reason, retry_after=retry)
 
 
 def _check_key(key: str | None) -> None:

@@ -24,7 +24,7 @@ from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import Lane, lists_of
 from worker.contract.liveness import Liveness
-from worker.contract.store import JobStore, NewJob
+from worker.contract.store import Bounds, JobStore, NewJob
 
 _QUEUE = "embedq"
 #: Texts of a job beside the caller's, and jobs that wait at any time.
@@ -93,7 +93,7 @@ def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
             message = messages.envelope(
                 job.id, part, DEFAULT_OPTIONS, _QUEUE, lane=lane, owner=job.owner
             )
-            store.accept(job, message, lane_share=LANE_SHARE * model.batch_tokens)
+            store.submit(job, message, Bounds(lane_share=LANE_SHARE * model.batch_tokens))
 
     with ThreadPoolExecutor(1) as executor:
         submitting = executor.submit(submit)

@@ -157,7 +157,7 @@ def _fill(
         job_id = messages.new_id()
         if store is not None:
             job = NewJob(job_id, 1, estimates.tokens([text]), estimates.result_bytes(1))
-            store.accept(job, None)
+            store.submit(job, None)
         pipe.lpush(_BACKLOG, messages.envelope(job_id, [text], DEFAULT_OPTIONS, queue))
         if len(pipe) == 500:
             pipe.execute()

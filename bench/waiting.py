@@ -33,7 +33,7 @@ from tests.processes import START_TIMEOUT_S, Api, answers, eventually, start_api
 from worker.contract import messages
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome, payload, success_meta
-from worker.contract.store import Ending, JobStore, NewJob
+from worker.contract.store import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 WAIT_S = 60
@@ -138,7 +138,7 @@ def _busy(processes: Stage, api: Api) -> Iterator[Total]:
 async def measure(place: Place, clients: int, requests: int, table: Table) -> None:
     ids = [messages.new_id() for _ in range(clients)]
     for job_id in ids:
-        place.store.accept(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
+        place.store.submit(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
     paths = {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{ids[0]}"}
     for name, path in paths.items():
         table.add(name, "nobody", *await _times(place, path, requests))
@@ -148,7 +148,7 @@ async def measure(place: Place, clients: int, requests: int, table: Table) -> No
     assert not any(task.done() for task in waiting), "somebody was answered before the job ended"
 
     began = time.perf_counter()
-    place.store.finish([_ending(job_id) for job_id in ids])
+    place.store.complete([_ending(job_id) for job_id in ids])
     statuses = [orjson.loads(body)["status"] for body in await asyncio.gather(*waiting)]
     seconds = time.perf_counter() - began
     assert statuses == ["succeeded"] * clients, statuses
@@ -160,7 +160,7 @@ async def measure(place: Place, clients: int, requests: int, table: Table) -> No
 
 async def measure_busy(place: Place, requests: int, table: Table) -> None:
     job_id = messages.new_id()
-    place.store.accept(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
+    place.store.submit(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
     with place.busy() as total:
         for name, path in {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{job_id}"}.items():
             table.add(name, f"{BUSY} that are busy", *await _times(place, path, requests))
@@ -193,10 +193,10 @@ async def _times(place: Place, path: str, requests: int) -> tuple[float, float, 
     return percentile(taken, 50), percentile(taken, 99), max(taken)
 
 
-def _ending(job_id: str) -> Ending:
+def _ending(job_id: str) -> Completion:
     vectors = np.full((1, 384), 0.05, dtype=np.float32)
     result = payload(Outcome("all-MiniLM-L6-v2", vectors, prompt_tokens=8), "base64")
-    return Ending(
+    return Completion(
         job_id, Status.SUCCEEDED, meta=success_meta(job_id, result, {}), prompt_tokens=8, texts=1
     )
 

@@ -28,7 +28,7 @@ from worker.contract.lanes import lists_of
 from worker.contract.models import ModelInfo
 from worker.contract.results import Outcome, payload, success_meta
 from worker.contract.settings import Settings
-from worker.contract.store import Ending, JobStore
+from worker.contract.store import Completion, JobStore
 from worker.presence import Presence
 
 MODEL = ModelInfo(
@@ -113,9 +113,9 @@ class ApiStand:
         """End a job as the worker's bulk finish does."""
         outcome = Outcome(MODEL.name, vectors, tokens, errors, token_counts=token_counts)
         meta = success_meta(job_id, payload(outcome, encoding_format), {})
-        self.store.finish(
+        self.store.complete(
             [
-                Ending(
+                Completion(
                     job_id,
                     Status.SUCCEEDED,
                     meta=meta,
@@ -129,19 +129,22 @@ class ApiStand:
     def fail(self, job_id: str, code: str, message: str) -> None:
         """End a job without vectors."""
         meta = failure_meta(job_id, JobFailed(code, message))
-        self.store.finish([Ending(job_id, Status.FAILED, meta=meta, code=code, message=message)])
+        self.store.complete(
+            [Completion(job_id, Status.FAILED, meta=meta, code=code, message=message)]
+        )
 
     def expire(self, job_id: str) -> None:
         """End a job as Celery does in a worker that finds its time over."""
         error = {"exc_type": "TaskRevokedError", "exc_message": ["expired"]}
-        meta = {"status": "REVOKED", "result": error, "task_id": job_id}
-        self.redis.set(keys.result(job_id), orjson.dumps(meta))
-        self.store.finish([Ending(job_id, Status.CANCELLED)])
+        meta = orjson.dumps({"status": "REVOKED", "result": error, "task_id": job_id})
+        self.store.complete([Completion(job_id, Status.CANCELLED, meta=meta)])
 
     def ledger(self) -> Mapping[str, int]:
-        """What the queue's ledger holds."""
+        """The counters of the queue."""
         raw: Any = self.redis.hgetall(keys.ledger(self.settings.queue))
-        return {name.decode(): int(value) for name, value in raw.items()}
+        counters = {name.decode(): int(value) for name, value in raw.items()}
+        counters.pop("kept_from", None)
+        return counters
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_every_step_is_told_as_it_happens(api: ApiStand) -> None:
             return reader.submit(read).result(10)
 
         assert step() == ("progress", {"status": "queued", "done": 0, "total": 2})
-        api.store.progress([(job_id, time.time(), 1, 2)])
+        api.store.progress([(job_id, time.time(), 1, 2, 0)])
         assert step() == ("progress", {"status": "running", "done": 1, "total": 2})
         api.succeed(job_id, VECTORS)
         assert step() == ("progress", {"status": "succeeded", "done": 2, "total": 2})

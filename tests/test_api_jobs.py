@@ -253,8 +253,8 @@ def test_two_servers_for_messages_and_results_get_one_part_each(redis_url: str) 
         job_id = api.submitted()
         assert api.redis.exists(keys.job(job_id))
         assert not api.messages()
-        assert api.backend.broker is not None
-        assert api.backend.broker.llen(api.settings.queue) == 1
+        assert api.backend.store.broker is not None
+        assert api.backend.store.broker.llen(api.settings.queue) == 1
 
 
 def test_a_job_whose_message_cannot_be_sent_was_never_there(redis_url: str) -> None:
@@ -263,7 +263,7 @@ def test_a_job_whose_message_cannot_be_sent_was_never_there(redis_url: str) -> N
         response = api.submit(headers={"Idempotency-Key": "k"})
         assert problem(response)["code"] == "redis_unavailable"
         assert api.client.get("/jobs").get_json()["data"] == []
-        assert api.ledger() == {"tokens": 0, "expected": 0}
+        assert not any(api.ledger().values())
 
 
 FOREIGN = [

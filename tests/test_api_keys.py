@@ -295,7 +295,7 @@ def test_tokens_past_a_keys_minute_are_429_until_they_are_paid_for(keyed: Keyed)
 
 
 def test_a_shared_minute_is_exact_under_many_threads(redis_url: str, keyed: Keyed) -> None:
-    quotas = Quotas(keyed.api.redis)
+    quotas = Quotas(keyed.api.redis, keyed.api.settings.queue)
     with ThreadPoolExecutor(8) as pool:
         taken = list(
             pool.map(

@@ -58,12 +58,12 @@ def test_full_results_refuse_until_they_expire(redis_url: str) -> None:
         api.succeed(job_id, np.zeros((100, 4), dtype=np.float32))
         refused(api.submit(), "results_full")
         ledger = keys.ledger(api.settings.queue)
-        stored = next(name for name in api.ledger() if name.startswith("stored:"))
-        size: Any = api.redis.hget(ledger, stored)
+        kept = next(name for name in api.ledger() if name.startswith("kept:"))
+        size: Any = api.redis.hget(ledger, kept)
         # As if it had been stored a while ago.
-        past = int(stored.partition(":")[2]) - 3
-        api.redis.hdel(ledger, stored)
-        api.redis.hset(ledger, f"stored:{past}", size)
+        past = int(kept.partition(":")[2]) - 3
+        api.redis.hdel(ledger, kept)
+        api.redis.hset(ledger, mapping={f"kept:{past}": size, "kept_from": past})
         assert api.submit().status_code == 202
 
 
@@ -72,13 +72,13 @@ def test_results_may_hold_half_of_the_memory_that_the_server_may(
 ) -> None:
     server = valkey_server("--maxmemory", "200mb", "--maxmemory-policy", "noeviction")
     with api_stand(server.url) as api:
-        assert api.backend.result_room.bytes() == 100 * 2**20
+        assert api.backend.room.results() == 100 * 2**20
         api.redis.hset(keys.ledger(api.settings.queue), "expected", 100 * 2**20)
         refused(api.submit(), "results_full")
 
 
 def test_a_server_without_a_bound_bounds_no_results(api: ApiStand) -> None:
-    assert api.backend.result_room.bytes() == 0
+    assert api.backend.room.results() == 0
 
 
 def test_without_a_live_worker_jobs_are_refused(redis_url: str) -> None:

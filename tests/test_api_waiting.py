@@ -96,7 +96,7 @@ def test_who_waits_asks_redis_nothing_meanwhile(
     eventually(lambda: _reads(api) >= 20)
     before = _reads(api)
     # Steps of other jobs, and of these, are no reason to look.
-    api.store.progress([(job_id, time.time(), 0, 1) for job_id in [*ids, "other"]])
+    api.store.progress([(job_id, time.time(), 0, 1, 0) for job_id in [*ids, "other"]])
     other = api.submitted()
     api.succeed(other, VECTOR)
     api.succeed(ids[0], VECTOR)

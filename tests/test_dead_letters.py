@@ -13,7 +13,7 @@ from worker.cli import main
 from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.messages import envelope
-from worker.contract.store import Ending, JobStore, NewJob
+from worker.contract.store import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 SECRET = "a text that nobody should see in a list"
@@ -32,11 +32,11 @@ def embedq(redis_url: str, monkeypatch: pytest.MonkeyPatch):
 def bury(client: redis.Redis, job_id: str, text: str = SECRET) -> str:
     """A poisoned job as the worker leaves it; returns its message."""
     store = JobStore(client, QUEUE, result_ttl=60)
-    store.accept(NewJob(job_id, total=1, tokens=3, result_bytes=10), None)
-    failed = Ending(
+    store.submit(NewJob(job_id, total=1, tokens=3, result_bytes=10), None)
+    failed = Completion(
         job_id, Status.FAILED, meta=b'{"status": "FAILURE"}', code="poisoned", message="it killed"
     )
-    store.finish([failed])
+    store.complete([failed])
     client.set(keys.attempts(job_id), 1)
     client.sadd(keys.crashes(job_id), "one", "two")
     message = envelope(job_id, [text], DEFAULT_OPTIONS, QUEUE).decode()
@@ -75,7 +75,7 @@ def test_a_requeued_job_ends_and_the_ledger_counts_it_once(embedq, redis_client)
     bury(redis_client, "one")
     embedq("requeue", "one")
     store = JobStore(redis_client, QUEUE, result_ttl=60)
-    store.finish([Ending("one", Status.SUCCEEDED, meta=b'{"status": "SUCCESS"}', texts=1)])
+    store.complete([Completion("one", Status.SUCCEEDED, meta=b'{"status": "SUCCESS"}', texts=1)])
     record = store.read("one")
     assert record is not None
     assert record.status is Status.SUCCEEDED

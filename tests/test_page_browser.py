@@ -348,7 +348,7 @@ def test_names_that_others_make_up_stay_text(
     stand.worker(replace(MODEL, name=HOSTILE))
     raw: Any = stand.redis.hget(keys.workers(stand.settings.queue), "w1@here")
     stand.redis.hset(keys.workers(stand.settings.queue), HOSTILE, raw)
-    stand.store.finish([])
+    stand.store.complete([])
     job_id = stand.submitted(["text"])
     stand.fail(job_id, HOSTILE, HOSTILE)
     tab = open_tab(url)

@@ -8,30 +8,30 @@ from typing import Any
 import pytest
 
 from worker.contract.jobs import Status
-from worker.contract.store import Ending
-from worker.pool import outcomes
+from worker.contract.store import Completion
+from worker.pool import outcomes, result_writer
 from worker.pool.tickets import Limits, Ticket
 
 
 def chunks_of(sizes: list[int]) -> list[list[int]]:
     """Sizes of the results in each chunk."""
     ticket: Any = None
-    endings = [(ticket, Ending("id", Status.SUCCEEDED, meta=b"x" * size)) for size in sizes]
-    return [[len(ending.meta) for _, ending in chunk] for chunk in outcomes._chunks(endings)]
+    endings = [(ticket, Completion("id", Status.SUCCEEDED, meta=b"x" * size)) for size in sizes]
+    return [[len(ending.meta) for _, ending in chunk] for chunk in result_writer.chunks_of(endings)]
 
 
 def test_jobs_end_together_up_to_a_number() -> None:
-    most = outcomes._JOBS_A_SCRIPT
+    most = result_writer._JOBS_A_SCRIPT
     assert [len(chunk) for chunk in chunks_of([10] * (2 * most + 1))] == [most, most, 1]
 
 
 def test_large_results_are_written_apart() -> None:
-    third = outcomes._BYTES_A_SCRIPT // 3
+    third = result_writer._BYTES_A_SCRIPT // 3
     assert chunks_of([third] * 7) == [[third] * 3, [third] * 3, [third]]
 
 
 def test_a_result_larger_than_a_script_may_write_is_written_alone() -> None:
-    huge = outcomes._BYTES_A_SCRIPT + 1
+    huge = result_writer._BYTES_A_SCRIPT + 1
     assert chunks_of([5, huge, 5]) == [[5], [huge], [5]]
 
 

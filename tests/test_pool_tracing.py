@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from worker import tasks
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome
-from worker.contract.store import Ending, JobStore
+from worker.contract.store import Completion, JobStore, NewJob
 from worker.pool.counts import JobCounts
 from worker.pool.loop import LoopCalls
+from worker.pool.result_writer import ResultWriter
 from worker.pool.suspects import Suspects
 from worker.pool.tracing import Tracer
 from worker.transport import AMQP
@@ -31,6 +33,7 @@ class Ticket:
     def __init__(self, target: Callable[..., Any], *, redelivered: bool = False) -> None:
         self.id = "job"
         self.tag = ""
+        self.lease: Any = None
         self.args = ("embedq.embed", "job")
         self.target = target
         self.redelivered = redelivered
@@ -41,6 +44,9 @@ class Ticket:
     def end(self, answer: Any) -> bool:
         self.heard.append(answer)
         return self.open
+
+    def discard(self) -> None:
+        self.heard.append("discarded")
 
     def put_back(self) -> None:
         self.heard.append("put back")
@@ -61,9 +67,13 @@ def counts() -> JobCounts:
     return JobCounts()
 
 
+def writer(store: JobStore) -> ResultWriter:
+    return ResultWriter(store, "embedq", atomic=True, observe=lambda *_: None)
+
+
 @pytest.fixture
 def tracer(store: JobStore, loop: LoopCalls, counts: JobCounts) -> Iterator[Tracer]:
-    tracer = Tracer(store, loop, counts)
+    tracer = Tracer(store, loop, counts, writer(store))
     yield tracer
     tracer.close(5)
 
@@ -134,7 +144,7 @@ def test_a_job_put_back_for_want_of_room_is_no_suspect(
     store: JobStore, loop: LoopCalls, redis_client: redis.Redis
 ) -> None:
     suspects = Suspects(store, max_attempts=1)
-    tracer = Tracer(store, loop, JobCounts(), suspects=suspects)
+    tracer = Tracer(store, loop, JobCounts(), writer(store), suspects=suspects)
 
     def target(*_: Any) -> None:
         raise OSError("nowhere to store it")
@@ -148,16 +158,49 @@ def test_a_job_put_back_for_want_of_room_is_no_suspect(
     tracer.close(5)
 
 
-def test_a_redelivered_job_that_has_ended_is_not_run_again(
-    tracer: Tracer, loop: LoopCalls, store: JobStore
+@pytest.mark.parametrize("redelivered", [True, False])
+def test_a_job_that_has_ended_is_not_run_again(
+    tracer: Tracer, loop: LoopCalls, store: JobStore, redelivered: bool
 ) -> None:
     def target(name: str, job_id: str) -> None:
         raise AssertionError("its links would be sent twice")
 
-    store.finish([Ending("job", Status.FAILED, meta=b'{"status": "FAILURE", "result": {}}')])
-    ticket: Any = Ticket(target, redelivered=True)
+    store.complete([Completion("job", Status.FAILED, meta=b'{"status": "FAILURE", "result": {}}')])
+    ticket: Any = Ticket(target, redelivered=redelivered)
     tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == (0, "", 0.0)
+    assert heard(ticket, loop) == "discarded"
+
+
+def test_a_job_whose_lease_another_worker_has_is_not_run_again(
+    tracer: Tracer, loop: LoopCalls, redis_client: redis.Redis
+) -> None:
+    def target(name: str, job_id: str) -> None:
+        raise AssertionError("its links would be sent twice")
+
+    ticket: Any = Ticket(target)
+    ticket.tag = "mine"
+    ticket.lease = SimpleNamespace(
+        tag="mine", unacked_key="unacked", store=SimpleNamespace(client=redis_client)
+    )
+    redis_client.hset("unacked", "theirs", "the message")
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == "discarded"
+
+
+def test_a_job_whose_outcome_redis_refuses_for_good_fails_alone(
+    tracer: Tracer, loop: LoopCalls, store: JobStore
+) -> None:
+    def target(name: str, job_id: str) -> None:
+        raise redis.ResponseError("WRONGTYPE Operation against a key")
+
+    store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
+    ticket: Any = Ticket(target)
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == "discarded"
+    record = store.read("job")
+    assert record is not None
+    assert (record.status, record.code) == (Status.FAILED, "internal_error")
+    assert "WRONGTYPE" in str(record.message)
 
 
 def test_an_outcome_is_counted_for_a_job_that_was_open(

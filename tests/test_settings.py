@@ -34,6 +34,7 @@ VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_MAX_QUEUED_TOKENS", "5", "max_queued_tokens", 5),
     ("EMBEDQ_MAX_JOB_BYTES", "1 MiB", "max_job_bytes", 2**20),
     ("EMBEDQ_MAX_RESULT_MB", "3", "max_result_bytes", 3 * 2**20),
+    ("EMBEDQ_MAX_QUEUED_MB", "3", "max_queued_bytes", 3 * 2**20),
     ("EMBEDQ_RESULT_TTL", "60", "result_ttl", 60),
     ("EMBEDQ_API_KEYS_FILE", "/etc/keys", "api_keys_file", Path("/etc/keys")),
     ("EMBEDQ_TRUSTED_HOSTS", "A.b., [::1]", "trusted_hosts", ("a.b", "::1")),

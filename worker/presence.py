@@ -9,15 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import cast
 
 import orjson
 import redis
 
 from worker.contract import keys
+from worker.contract.clock import Clock
 from worker.contract.figures import Figures
+from worker.contract.liveness import Liveness
 from worker.contract.models import ModelInfo
 from worker.contract.pulse import Pulse
+from worker.contract.scripts import HEARTBEAT
 from worker.contract.store import JobStore
 from worker.engine import Engine
 
@@ -29,12 +31,6 @@ _INTERVAL = 2.0
 _FORGOTTEN_AFTER = 600.0
 #: Exit status of a worker whose device hangs; its supervisor starts another.
 EX_HUNG = 75
-#: KEYS workers. ARGV node, what it says. A full server refuses a script only before its first
-#: write, and a worker that it lets say nothing would be taken for dead.
-_TELL = """
-redis.call('HDEL', KEYS[1], '')
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-"""
 
 
 class Presence:
@@ -44,9 +40,9 @@ class Presence:
     whose device hangs falls silent here although its process answers. A forward pass that takes
     longer than `forward_seconds` ends the process; its jobs come back by lease.
 
-    Its record is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
-    (seconds since the epoch of the last progress), `pid`, `hostname`, `models` (each a
-    `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
+    Its heartbeat is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
+    (seconds since the epoch of the last progress, by Redis' clock), `pid`, `hostname`, `models`
+    (each a `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
     `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and
     `figures`, what the callable given returns on this thread: see `contract.figures`.
     """
@@ -61,24 +57,36 @@ class Presence:
         node: str,
         forward_seconds: float,
         figures: Callable[[], Figures] = dict,
+        clock: Clock | None = None,
+        cancelled: Callable[[str], object] = lambda _: None,
+        blocked: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`cancelled` is called on this thread with ids of jobs that are not to run any more.
+
+        While `blocked` is true there is no heartbeat: no job can be completed.
+        """
         self._engine = engine
         self._store = store
         self._client = store.client
-        self._tell = self._client.register_script(_TELL)
+        self._heartbeat = self._client.register_script(HEARTBEAT)
         self._key = keys.workers(queue)
         self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
         self._node = node or f"embedq@{socket.gethostname()}"
         self._pulse = Pulse(self._client, queue, self._node)
         self._forward_seconds = forward_seconds
         self._figures = figures
+        self._clock = clock or Clock(self._client)
+        self._cancelled = cancelled
+        self._cancelled_until = 0.0
+        self._blocked = blocked
+        self._queue = queue
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="embedq-presence", daemon=True)
 
     def start(self) -> None:
         """Write once, so that the worker is seen as soon as it is ready, then go on."""
-        self._write()
         self._forget_the_dead()
+        self._write()
         self._thread.start()
 
     def stop(self) -> None:
@@ -115,8 +123,8 @@ class Presence:
     def _write(self) -> None:
         engine, figures = self._engine, self._figures()
         silent = time.monotonic() - engine.beat
+        # The script adds `at`.
         presence = {
-            "at": time.time() - silent,
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "models": self._models,
@@ -132,25 +140,41 @@ class Presence:
             "figures": figures,
         }
         try:
-            self._tell(keys=[self._key], args=[self._node, orjson.dumps(presence)])
+            members = orjson.dumps(presence)[1:]
+            if not self._blocked():
+                self._heartbeat(keys=[self._key], args=[self._node, silent, members])
             self._pulse.write(
                 engine,
                 now=time.monotonic(),
                 queued_tokens=self._store.queued_tokens(),
                 job_counts=figures.get("job_seconds", {}).get("counts", ()),
             )
-            if not engine.waiting_tokens:
-                self._store.reconcile()
+            self._clock.measure()
+            self._drop_cancelled()
+            self._store.sweep()
         except redis.RedisError as error:
-            logger.warning("The worker's presence was not written: %s", type(error).__name__)
+            logger.warning("The worker's heartbeat was not written: %s", type(error).__name__)
+
+    def _drop_cancelled(self) -> None:
+        """Learn of jobs that were cancelled while this worker, or its connection, was away."""
+        for job_id, time_ in self._store.cancelled_since(self._cancelled_until):
+            self._cancelled_until = max(self._cancelled_until, time_)
+            self._cancelled(job_id)
 
     def _forget_the_dead(self) -> None:
-        """Remove what workers said that have been silent for long: nobody else will."""
+        """Remove heartbeats of workers that have been silent for long, and what is none."""
         try:
-            said = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
-            before = time.time() - _FORGOTTEN_AFTER
-            dead = [node for node, value in said.items() if orjson.loads(value)["at"] < before]
+            found, now = Liveness(self._client, self._queue).heartbeats()
+            dead = [node for node, raw in found.items() if _beat(raw) < now - _FORGOTTEN_AFTER]
             if dead:
                 self._client.hdel(self._key, *dead)
         except redis.RedisError as error:
-            logger.warning("Records of dead workers were not removed: %s", type(error).__name__)
+            logger.warning("Heartbeats of dead workers stay: %s", type(error).__name__)
+
+
+def _beat(raw: bytes) -> float:
+    """The time of a heartbeat, 0 if it is none: a live worker writes its own again."""
+    try:
+        return float(orjson.loads(raw)["at"])
+    except (ValueError, TypeError, KeyError):
+        return 0.0

@@ -49,20 +49,13 @@ class EmbedTask(Task):
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         whole = (kwargs or {}).get("long") == "mean"
-        recorded = records.open_record(self.app, task_id, texts, whole=whole)
+        recorded = records.submit(self.app, task_id, texts, whole=whole)
         try:
             return super().apply_async(args, kwargs, task_id, **options)
         except Exception:
             if recorded:
                 records.withdraw(self.app, task_id)
             raise
-
-    def after_return(
-        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
-    ) -> None:
-        """Close the record of a job that ended by way of Celery's own tracer."""
-        if not self.request.is_eager:
-            records.close_record(self.app, task_id, status, retval)
 
 
 @app.task(bind=True, base=EmbedTask, name=TASK_NAME, throws=(JobFailed,))

@@ -8,7 +8,6 @@ waits for any more is cancelled, and expires by itself where this process is kil
 from __future__ import annotations
 
 import logging
-import time
 from http import HTTPStatus
 
 import redis
@@ -76,7 +75,7 @@ def _submit(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submi
             call.options,
             owner=callers.owner(),
             shared=True,
-            expires=time.time() + patience.left,
+            deadline=backend.clock.now() + patience.left,
             patience=patience,
         )
     except Problem as problem:
@@ -99,7 +98,7 @@ def _leave(backend: Backend, job: Submitted) -> None:
         # This process ends, and its clients try again elsewhere: the job waits for them.
         return
     try:
-        if backend.store.leave(job.record.id, callers.owner()):
+        if backend.store.leave(job.record.id, callers.owner(), job.caller):
             backend.store.cancel(job.record.id)
             backend.revocations.send(job.record.id)
     except redis.RedisError as error:

@@ -63,11 +63,11 @@ def is_right(embeddings: Any, expected: NDArray[np.float32]) -> bool:
     return vectors.shape == expected.shape and np.allclose(vectors, expected, atol=1e-5)
 
 
-def unasked(client: redis.Redis, ids: Mapping[str, Set[str]]) -> int:
+def unasked(client: redis.Redis, queue: str, ids: Mapping[str, Set[str]]) -> int:
     """Jobs on the listings of owners that none of their callers was told of."""
     count = 0
     for owner, known in ids.items():
-        listed = cast("list[bytes]", client.zrange(keys.jobs(owner), 0, -1))
+        listed = cast("list[bytes]", client.zrange(keys.jobs(queue, owner), 0, -1))
         count += len({job_id.decode() for job_id in listed} - known)
     return count
 

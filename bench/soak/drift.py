@@ -81,7 +81,7 @@ def _send(client: redis.Redis, jobs: int) -> None:
         job_id = messages.new_id()
         message = messages.envelope(job_id, ["text"], DEFAULT_OPTIONS, QUEUE)
         if at % 10 == 0:
-            store.accept(NewJob(job_id, 1, estimates.tokens(["text"]), 100), message)
+            store.submit(NewJob(job_id, 1, estimates.tokens(["text"]), 100), message)
             continue
         pipe.lpush(QUEUE, message)
         if len(pipe) == 500:

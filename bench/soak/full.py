@@ -28,7 +28,7 @@ from bench.soak.load import Load, RestCaller
 from bench.soak.stage import QUEUE, Stage
 from bench.soak.watch import Auditor, MemoryGauge
 from tests.processes import eventually
-from worker.contract.endings import RESERVE
+from worker.contract.completions import RESERVE
 
 #: Of a vector, as many models have them.
 DIMENSIONS = 384
@@ -139,7 +139,7 @@ class _Run:
         with self._stage.client() as client:
             wait_for_empty(client, QUEUE)
             left = leftovers(client, QUEUE)
-            twice = max(unasked(client, self._accepted.ids) - self._accepted.unknown, 0)
+            twice = max(unasked(client, QUEUE, self._accepted.ids) - self._accepted.unknown, 0)
         accepted, counts = self._accepted, self._auditor.counts + self._accepted.answered
         report = {
             "seconds": round(time.monotonic() - began),

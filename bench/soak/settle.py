@@ -26,7 +26,7 @@ def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, An
         counts = outcomes(client, accepted.jobs, expected) + accepted.answered
         wait_for_empty(client, QUEUE)
         left = leftovers(client, QUEUE)
-        twice = max(unasked(client, accepted.ids) - accepted.unknown, 0)
+        twice = max(unasked(client, QUEUE, accepted.ids) - accepted.unknown, 0)
     right = counts.pop("right", 0)
     report = {
         "accepted": accepted.total,

@@ -134,9 +134,8 @@ def bulk_stand(redis_url: str, folder: Path, **settings: Any) -> Iterator[BulkSt
         means = Means(
             settings=api.settings,
             store=api.store,
-            broker=None,
             liveness=backend.liveness,
-            result_room=backend.result_room,
+            room=backend.room,
             files=backend.files,
             batches=backend.batches,
             token_table=None,

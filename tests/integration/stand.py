@@ -23,7 +23,7 @@ from worker.contract import estimates, messages, records
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import Lane, lists_of
 from worker.contract.results import Matrix, matrix
-from worker.contract.store import NewJob
+from worker.contract.store import Bounds, NewJob
 from worker.tasks import embed
 
 #: In every text, so that a text which turns up where it should not is found.
@@ -200,7 +200,7 @@ class Stand:
         message = messages.envelope(
             *(job_id, given, DEFAULT_OPTIONS, "embedq"), lane=lane, owner=owner
         )
-        store.accept(job, message, lane_share=share)
+        store.submit(job, message, Bounds(lane_share=share))
         return self.app.AsyncResult(job_id)
 
     def inspect(self, what: str, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from celery import Celery
 
 from tests.processes import Process, Processes, ValkeyServer, eventually, start_worker
 from worker.contract import keys, messages
-from worker.contract.endings import RESERVE
+from worker.contract.completions import RESERVE
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import lists_of
 from worker.contract.store import JobStore, NewJob
@@ -71,7 +71,7 @@ def test_a_server_full_of_jobs_is_worked_off_within_its_bound(
         def submit(_: int) -> None:
             job_id = messages.new_id()
             message = messages.envelope(job_id, ["text"], DEFAULT_OPTIONS, "embedq")
-            store.accept(NewJob(job_id, 1, tokens=3, result_bytes=1), message)
+            store.submit(NewJob(job_id, 1, tokens=3, result_bytes=1), message)
             jobs.add(job_id)
 
         fill(submit)

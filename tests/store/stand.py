@@ -19,7 +19,7 @@ from worker.contract.results import (
     payload,
     success_meta,
 )
-from worker.contract.store import Ending, JobStore, NewJob
+from worker.contract.store import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 RESULT_TTL = 600
@@ -33,33 +33,30 @@ def result_of(texts: int = 2) -> dict[str, Any]:
     return payload(Outcome("tiny", np.ones((texts, 3), dtype=np.float32), 7), "base64")
 
 
-def success(job_id: str = "one", *, tag: str = "", texts: int = 2) -> Ending:
+def success(job_id: str = "one", *, tag: str = "", texts: int = 2) -> Completion:
     meta = success_meta(job_id, result_of(texts), {})
-    return Ending(
+    return Completion(
         job_id,
         Status.SUCCEEDED,
         tag=tag,
         meta=meta,
         prompt_tokens=7,
         texts=texts,
+        model="tiny",
         started=time.time(),
     )
 
 
-def failure(job_id: str = "one") -> Ending:
+def failure(job_id: str = "one") -> Completion:
     error = JobFailed("invalid_text", "input[0]: a int is not a string")
     meta = failure_meta(job_id, error)
-    return Ending(job_id, Status.FAILED, meta=meta, code=error.code, message=error.message)
+    return Completion(job_id, Status.FAILED, meta=meta, code=error.code, message=error.message)
 
 
 def ledger(client: redis.Redis) -> dict[str, int]:
-    """What the queue holds, its results of all minutes as one."""
-    found = {"tokens": 0, "expected": 0, "stored": 0}
-    for name, value in client.hgetall(keys.ledger(QUEUE)).items():
-        kind = name.decode().split(":")[0]
-        if kind in found:
-            found[kind] += int(value)
-    return found
+    """What the queue holds: tokens, bytes of expected results, bytes of stored results."""
+    held = client.hmget(keys.ledger(QUEUE), "tokens", "expected", "kept")
+    return dict(zip(("tokens", "expected", "stored"), (int(one or 0) for one in held), strict=True))
 
 
 def shares(client: redis.Redis) -> dict[str, int]:
@@ -95,7 +92,7 @@ def heard(client: redis.Redis, *channels: str) -> Iterator[Callable[[], list[byt
 
 #: Ways to end a job, the status that they give it, and whether they end one that waits.
 WAYS: dict[str, tuple[Callable[[JobStore], object], Status]] = {
-    "success": (lambda jobs: jobs.finish([success()]), Status.SUCCEEDED),
-    "failure": (lambda jobs: jobs.finish([failure()]), Status.FAILED),
+    "success": (lambda jobs: jobs.complete([success()]), Status.SUCCEEDED),
+    "failure": (lambda jobs: jobs.complete([failure()]), Status.FAILED),
     "cancel": (lambda jobs: jobs.cancel("one"), Status.CANCELLED),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import orjson
 import pytest
@@ -24,7 +25,7 @@ from worker.contract.jobs import Status
 from worker.contract.results import (
     plain,
 )
-from worker.contract.store import JobStore
+from worker.contract.store import JobStore, LeaseKeys
 
 #: Celery's own way of storing a result.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depreca
 def test_a_finished_job_has_a_result_that_expires(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
-    jobs.finish([success()])
+    jobs.submit(new_job(), b"m")
+    jobs.complete([success()])
     record = jobs.read("one")
     assert record is not None
     assert (record.status, record.done, record.total) == (Status.SUCCEEDED, 2, 2)
@@ -51,8 +52,8 @@ def test_a_finished_job_has_a_result_that_expires(
 
 
 def test_a_failed_job_says_why(jobs: JobStore) -> None:
-    jobs.accept(new_job(), b"m")
-    jobs.finish([failure()])
+    jobs.submit(new_job(), b"m")
+    jobs.complete([failure()])
     record = jobs.read("one")
     assert record is not None
     assert (record.status, record.code) == (Status.FAILED, "invalid_text")
@@ -62,8 +63,8 @@ def test_a_failed_job_says_why(jobs: JobStore) -> None:
 def test_a_job_whose_result_nobody_wants_ends_by_its_record(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
-    jobs.finish([success()._replace(meta=b"")])
+    jobs.submit(new_job(), b"m")
+    jobs.complete([success()._replace(meta=b"")])
     record = jobs.read("one")
     assert record is not None
     assert record.status is Status.SUCCEEDED
@@ -77,7 +78,7 @@ def test_a_job_whose_result_nobody_wants_ends_by_its_record(
 def test_the_first_outcome_stands_whatever_comes_after(
     jobs: JobStore, redis_client: redis.Redis, order: tuple[str, ...]
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     with heard(redis_client, keys.EVENTS, keys.result("one")) as so_far:
         for way in order:
             WAYS[way][0](jobs)
@@ -97,7 +98,7 @@ def test_the_first_outcome_stands_whatever_comes_after(
 def test_a_state_that_is_no_outcome_is_overwritten(
     jobs: JobStore, celery_app: Celery, state: str, way: str
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     value = ValueError("again") if state == states.RETRY else {"pid": 1}
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
@@ -112,10 +113,10 @@ def test_a_state_that_is_no_outcome_is_overwritten(
 def test_an_outcome_that_celery_stored_is_not_overwritten(
     jobs: JobStore, celery_app: Celery, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
     stored = jobs.raw_outcome("one")
-    jobs.finish([failure()])
+    jobs.complete([failure()])
     assert not jobs.cancel("one")
     assert jobs.raw_outcome("one") == stored
     record = jobs.read("one")
@@ -130,10 +131,10 @@ def test_many_jobs_end_in_one_call_with_one_notice(
 ) -> None:
     ids = [f"{number}" for number in range(50)]
     for job_id in ids:
-        jobs.accept(new_job(job_id), b"m")
+        jobs.submit(new_job(job_id), b"m")
     jobs.cancel("7")
     with heard(redis_client, keys.EVENTS) as so_far:
-        jobs.finish([success(job_id) for job_id in ids])
+        jobs.complete([success(job_id) for job_id in ids])
         (notice,) = so_far()
     assert orjson.loads(notice) == {"ended": [job_id for job_id in ids if job_id != "7"]}
 
@@ -144,16 +145,18 @@ def test_leases_end_with_their_jobs_and_others_stay(
     for tag in ("mine", "late", "other"):
         redis_client.hset("leased", tag, "message")
         redis_client.zadd("index", {tag: 1})
-    jobs.accept(new_job("one"), b"m")
-    jobs.accept(new_job("two"), b"m")
+    jobs.submit(new_job("one"), b"m")
+    jobs.submit(new_job("two"), b"m")
     jobs.cancel("two")
-    jobs.finish([success("one", tag="mine"), success("two", tag="late")], ("leased", "index"))
+    jobs.complete(
+        [success("one", tag="mine"), success("two", tag="late")], LeaseKeys("leased", "index")
+    )
     assert redis_client.hkeys("leased") == [b"other"]
     assert redis_client.zrange("index", 0, -1) == [b"other"]
 
 
 def test_a_job_that_never_had_a_record_can_end(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.finish([success("stranger")])
+    jobs.complete([success("stranger")])
     record = jobs.read("stranger")
     assert record is not None
     assert (record.status, record.total, record.model) == (Status.SUCCEEDED, 2, "tiny")
@@ -161,15 +164,17 @@ def test_a_job_that_never_had_a_record_can_end(jobs: JobStore, redis_client: red
 
 
 def test_progress_shows_and_is_told(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.accept(new_job("one", total=300), b"m")
-    jobs.accept(new_job("two", total=9), b"m")
+    jobs.submit(new_job("one", total=300), b"m")
+    jobs.submit(new_job("two", total=9), b"m")
+    began = time.time() - 5.0
     with heard(redis_client, keys.EVENTS) as so_far:
-        jobs.progress([("one", 12.5, 128, 300), ("two", 13.0, 1, 9)])
+        jobs.progress([("one", began, 128, 300, 0), ("two", began, 1, 9, 0)])
         (notice,) = so_far()
     assert orjson.loads(notice) == {"progress": {"one": [128, 300], "two": [1, 9]}}
     record = jobs.read("one")
     assert record is not None
-    assert (record.status, record.started_at) == (Status.RUNNING, 12.5)
+    assert record.status is Status.RUNNING
+    assert record.started_at == pytest.approx(began, abs=1.0)
     assert (record.done, record.total) == (128, 300)
     assert jobs.queued_tokens() == 200, "it is still to be done"
 
@@ -178,10 +183,10 @@ def test_progress_shows_and_is_told(jobs: JobStore, redis_client: redis.Redis) -
 def test_progress_that_comes_late_does_not_revive_a_job(
     jobs: JobStore, redis_client: redis.Redis, way: str
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     WAYS[way][0](jobs)
     with heard(redis_client, keys.EVENTS) as so_far:
-        jobs.progress([("one", 12.5, 1, 2)])
+        jobs.progress([("one", time.time(), 1, 2, 0)])
         assert so_far() == []
     record = jobs.read("one")
     assert record is not None
@@ -193,20 +198,20 @@ def test_progress_that_comes_late_does_not_revive_a_job(
 def test_progress_of_a_job_that_celery_ended_is_not_told(
     jobs: JobStore, celery_app: Celery, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
     with heard(redis_client, keys.EVENTS) as so_far:
-        jobs.progress([("one", 12.5, 1, 2)])
+        jobs.progress([("one", time.time(), 1, 2, 0)])
         assert so_far() == []
 
 
 def test_progress_of_a_job_that_ended_without_a_result_is_not_told(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
-    jobs.finish([success()._replace(meta=b"")])
+    jobs.submit(new_job(), b"m")
+    jobs.complete([success()._replace(meta=b"")])
     with heard(redis_client, keys.EVENTS) as so_far:
-        jobs.progress([("one", 12.5, 1, 2)])
+        jobs.progress([("one", time.time(), 1, 2, 0)])
         assert so_far() == []
     record = jobs.read("one")
     assert record is not None
@@ -216,11 +221,11 @@ def test_progress_of_a_job_that_ended_without_a_result_is_not_told(
 def test_progress_of_a_job_without_a_record_makes_one_that_its_end_closes(
     jobs: JobStore,
 ) -> None:
-    jobs.progress([("stranger", 12.5, 1, 2)])
+    jobs.progress([("stranger", time.time(), 1, 2, 0)])
     record = jobs.read("stranger")
     assert record is not None
     assert (record.status, record.done, record.total) == (Status.RUNNING, 1, 2)
-    jobs.finish([success("stranger")])
+    jobs.complete([success("stranger")])
     record = jobs.read("stranger")
     assert record is not None
     assert record.status is Status.SUCCEEDED

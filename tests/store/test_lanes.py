@@ -7,7 +7,7 @@ import redis
 
 from tests.store.stand import QUEUE, new_job, shares, success
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
-from worker.contract.store import JobStore
+from worker.contract.store import Bounds, JobStore
 
 
 def lengths(client: redis.Redis) -> list[int]:
@@ -20,14 +20,14 @@ def accept(
 ) -> Lane:
     """The lane in which a job waits, where an owner may have 250 tokens in each."""
     job = new_job(job_id, owner=owner, lane=lane, tokens=tokens)
-    acceptance = jobs.accept(job, b"{}", lane_share=250)
+    acceptance = jobs.submit(job, b"{}", Bounds(lane_share=250))
     assert acceptance.verdict == "accepted"
     return acceptance.lane
 
 
 @pytest.mark.parametrize("lane", Lane)
 def test_a_job_waits_in_its_lane(jobs: JobStore, redis_client: redis.Redis, lane: Lane) -> None:
-    assert jobs.accept(new_job(lane=lane), b"{}").lane is lane
+    assert jobs.submit(new_job(lane=lane), b"{}").lane is lane
     assert lengths(redis_client)[lane] == sum(lengths(redis_client)) == 1
     assert jobs.depth().queued == 1
 
@@ -79,19 +79,22 @@ def test_a_share_is_free_again_when_its_jobs_have_ended(
     for number in range(3):
         accept(jobs, f"{number}", Lane.NORMAL)
     assert accept(jobs, "beyond", Lane.NORMAL) is Lane.BULK
-    jobs.finish([success("0"), success("1")])
+    jobs.complete([success("0"), success("1")])
     jobs.cancel("2")
     assert shares(redis_client) == {"2:me": 100}
     assert accept(jobs, "again", Lane.NORMAL) is Lane.NORMAL
 
 
-def test_a_purged_queue_leaves_no_shares(jobs: JobStore, redis_client: redis.Redis) -> None:
+def test_a_purged_queue_leaves_no_shares(
+    jobs: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.contract.store._SEEN_WITHIN", 0)
     accept(jobs, "one", Lane.BULK)
-    jobs.reconcile()
+    jobs.sweep()
     assert shares(redis_client) == {"2:me": 100}
     redis_client.delete(*lists_of(QUEUE))
-    jobs.reconcile()
+    jobs.sweep()
     assert shares(redis_client) == {}
     # Its end, which comes all the same, leaves nothing either.
-    jobs.finish([success("one")])
+    jobs.complete([success("one")])
     assert shares(redis_client) == {}

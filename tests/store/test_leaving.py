@@ -20,11 +20,11 @@ from tests.store.stand import (
 )
 from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import Ending, JobStore
+from worker.contract.store import Completion, JobStore
 
 
 def test_cancelling_tells_who_waits(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     assert jobs.cancel("one")
     assert not jobs.cancel("one")
     record = jobs.read("one")
@@ -35,7 +35,7 @@ def test_cancelling_tells_who_waits(jobs: JobStore, redis_client: redis.Redis) -
 
 
 def test_a_withdrawn_job_was_never_there(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.accept(new_job(owner="me"), None)
+    jobs.submit(new_job(owner="me"), None)
     jobs.withdraw("one")
     jobs.withdraw("one")
     assert jobs.read("one") is None
@@ -46,8 +46,8 @@ def test_a_withdrawn_job_was_never_there(jobs: JobStore, redis_client: redis.Red
 def test_a_released_job_leaves_early_and_its_bytes_with_it(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.accept(new_job(), b"m")
-    jobs.finish([success(), success("other")])
+    jobs.submit(new_job(), b"m")
+    jobs.complete([success(), success("other")])
     jobs.release("one", 60)
     jobs.release("one", 60)
     assert ledger(redis_client)["stored"] == len(success("other").meta)
@@ -58,7 +58,7 @@ def test_a_released_job_leaves_early_and_its_bytes_with_it(
 
 
 def test_a_job_that_runs_is_not_released(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     jobs.release("one", 60)
     assert redis_client.ttl(keys.job("one")) > 60
     assert jobs.queued_tokens() == 100
@@ -68,10 +68,10 @@ def test_a_success_that_was_read_by_who_waited_is_not_kept_long(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     for name in ("one", "other"):
-        jobs.accept(new_job(name), b"m")
+        jobs.submit(new_job(name), b"m")
         jobs.read_and_release(name, 60)
         assert redis_client.ttl(keys.job(name)) > 60
-    jobs.finish([success("one"), failure("other")])
+    jobs.complete([success("one"), failure("other")])
     for name in ("one", "other"):
         found = jobs.read_with_outcome(name)
         assert jobs.read_and_release(name, 60) == found
@@ -87,13 +87,13 @@ def test_the_ledger_returns_to_nothing_whatever_becomes_of_jobs_and_however_ofte
     dice = random.Random(seed)
     ids = [f"{number}" for number in range(30)]
     steps: list[Callable[[str], object]] = [
-        lambda job_id: jobs.finish([success(job_id)]),
-        lambda job_id: jobs.finish([failure(job_id)]),
-        lambda job_id: jobs.finish([Ending(job_id, Status.CANCELLED)]),
+        lambda job_id: jobs.complete([success(job_id)]),
+        lambda job_id: jobs.complete([failure(job_id)]),
+        lambda job_id: jobs.complete([Completion(job_id, Status.CANCELLED)]),
         jobs.cancel,
         jobs.withdraw,
-        lambda job_id: jobs.accept(new_job(job_id, tokens=dice.randint(1, 99)), b"m"),
-        lambda job_id: jobs.progress([(job_id, time.time(), 1, 2)]),
+        lambda job_id: jobs.submit(new_job(job_id, tokens=dice.randint(1, 99)), b"m"),
+        lambda job_id: jobs.progress([(job_id, time.time(), 1, 2, dice.randint(0, 99))]),
         lambda job_id: jobs.release(job_id, 60),
     ]
     for _ in range(400):
@@ -111,13 +111,13 @@ def test_ending_and_cancelling_at_once_leave_one_outcome(
 ) -> None:
     ids = [f"{number}" for number in range(100)]
     for job_id in ids:
-        jobs.accept(new_job(job_id), b"m")
+        jobs.submit(new_job(job_id), b"m")
     together = threading.Barrier(2)
 
     def finish() -> None:
         together.wait(5)
         for job_id in ids:
-            jobs.finish([success(job_id)])
+            jobs.complete([success(job_id)])
 
     def cancel() -> list[str]:
         together.wait(5)

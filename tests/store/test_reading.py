@@ -48,7 +48,7 @@ ENDED_BY_CELERY = [
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize(("state", "value", "status", "code"), ENDED_BY_CELERY)
-def test_a_job_that_celery_itself_ended_reads_like_any_other(
+def test_a_job_that_a_worker_of_an_older_version_ended_reads_like_any_other(
     jobs: JobStore,
     celery_app: Celery,
     recorded: bool,
@@ -59,9 +59,12 @@ def test_a_job_that_celery_itself_ended_reads_like_any_other(
 ) -> None:
     before = time.time()
     if recorded:
-        jobs.accept(new_job(), b"m")
+        jobs.submit(new_job(), b"m")
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
+    if not recorded and status is not Status.SUCCEEDED:
+        assert record is None, "nothing tells that it is a job of ours"
+        return
     assert record is not None
     assert (record.status, record.code) == (status, code)
     assert record.finished_at is not None
@@ -70,6 +73,28 @@ def test_a_job_that_celery_itself_ended_reads_like_any_other(
     if status is Status.SUCCEEDED:
         assert (record.done, record.total, record.prompt_tokens) == (3, 3, 7)
     assert jobs.read_with_outcome("one") == (record, jobs.raw_outcome("one"))
+
+
+def test_a_task_of_another_program_is_no_job(jobs: JobStore, celery_app: Celery) -> None:
+    for state in (states.SUCCESS, states.FAILURE, states.STARTED, states.RETRY):
+        celery_app.backend.store_result(state, {"theirs": 1}, state)
+        assert jobs.read(state) is None
+        assert jobs.read_with_outcome(state) == (None, None)
+
+
+def test_a_job_of_another_deployment_is_not_shown(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    theirs = store.JobStore(redis_client, "theirs", result_ttl=60)
+    theirs.submit(new_job("one"), b"m")
+    theirs.submit(new_job("two"), b"m")
+    theirs.complete([success("two")])
+    for job_id in ("one", "two"):
+        assert theirs.read(job_id) is not None
+        assert jobs.read(job_id) is None
+        assert jobs.read_with_outcome(job_id) == (None, None)
+    assert jobs.page("", limit=10) == ([], None)
+    assert len(theirs.page("", limit=10)[0]) == 2
 
 
 def test_floats_that_celery_stored_count_like_a_blob(jobs: JobStore, celery_app: Celery) -> None:
@@ -82,8 +107,8 @@ def test_floats_that_celery_stored_count_like_a_blob(jobs: JobStore, celery_app:
 
 def test_jobs_are_listed_newest_first_page_by_page(jobs: JobStore) -> None:
     for number in range(7):
-        jobs.accept(new_job(f"{number}", owner="me", created=1000.0 + number), None)
-    jobs.accept(new_job("theirs", owner="you"), None)
+        jobs.submit(new_job(f"{number}", owner="me"), None)
+    jobs.submit(new_job("theirs", owner="you"), None)
     pages, after = [], None
     while True:
         found, after = jobs.page("me", limit=3, after=after)
@@ -95,7 +120,7 @@ def test_jobs_are_listed_newest_first_page_by_page(jobs: JobStore) -> None:
 
 def test_a_page_that_holds_the_last_job_has_no_next(jobs: JobStore) -> None:
     for number in range(4):
-        jobs.accept(new_job(f"{number}", created=1000.0 + number), None)
+        jobs.submit(new_job(f"{number}"), None)
     assert jobs.page("", limit=4)[1] is None
     assert jobs.page("", limit=2)[1] == "2"
     assert jobs.page("", limit=2, after="2")[1] is None
@@ -108,8 +133,8 @@ def test_jobs_of_one_status_are_listed_alone_and_expired_ones_not_at_all(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     for number in range(10):
-        jobs.accept(new_job(f"{number}", created=1000.0 + number), None)
-    jobs.finish([success(job_id) for job_id in "258"])
+        jobs.submit(new_job(f"{number}"), None)
+    jobs.complete([success(job_id) for job_id in "258"])
     redis_client.delete(keys.job("5"), keys.result("5"))
     found, after = jobs.page("", limit=1, status=Status.SUCCEEDED)
     assert [record.id for record in found] == ["8"]
@@ -125,14 +150,14 @@ def test_a_listing_keeps_the_newest_jobs(
 ) -> None:
     monkeypatch.setattr(store, "LISTED_JOBS", 3)
     for number in range(5):
-        jobs.accept(new_job(f"{number}", created=1000.0 + number), None)
+        jobs.submit(new_job(f"{number}"), None)
     assert [record.id for record in jobs.page("", limit=10)[0]] == ["4", "3", "2"]
 
 
 def test_a_revoked_outcome_is_the_one_that_celery_would_store(
     jobs: JobStore, celery_app: Celery
 ) -> None:
-    jobs.accept(new_job(), b"m")
+    jobs.submit(new_job(), b"m")
     jobs.cancel("one")
     celery_app.backend.mark_as_revoked("two", "revoked")
     ours, theirs = jobs.outcome("one"), jobs.outcome("two")

@@ -15,10 +15,10 @@ from worker.bulk.windows import Pack
 from worker.contract import estimates, keys, messages
 from worker.contract.batch import Batch
 from worker.contract.jobs import Status
-from worker.contract.lanes import Lane, list_of
+from worker.contract.lanes import Lane
 from worker.contract.liveness import Workers
 from worker.contract.record import JobRecord
-from worker.contract.submissions import EACH_ITS_OWN, NewJob, Once
+from worker.contract.submissions import Bounds, NewJob, Once
 
 #: Seconds of the workers' time, and batches of each of them, that may be under way at once.
 _SECONDS_AHEAD = 2.0
@@ -86,24 +86,19 @@ class Dispatch:
         message = messages.envelope(
             job.id, texts, pack.options, queue, lane=job.lane, owner=self._owner
         )
-        broker = self._means.broker
-        # On two servers a record may be there whose message was never sent.
-        once = EACH_ITS_OWN if broker is not None else _once(pack, texts)
-        acceptance = self._means.store.accept(
-            job,
-            message if broker is None else None,
-            max_tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_BOUNDS),
-            max_result_bytes=int(self._means.result_room.bytes() * _SHARE_OF_BOUNDS),
-            once=once,
+        once = _once(pack, texts)
+        bounds = Bounds(
+            tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_BOUNDS),
+            bytes=int(self._means.room.messages() * _SHARE_OF_BOUNDS),
+            result_bytes=int(self._means.room.results() * _SHARE_OF_BOUNDS),
         )
+        acceptance = self._means.store.submit(job, message, bounds, once=once)
         if acceptance.verdict == "conflict":
             return self.send(replace(pack, before=job.id))
         if acceptance.verdict not in ("accepted", "replayed"):
             return False
         if acceptance.verdict == "replayed":
             self._unsure.add(acceptance.job_id)
-        elif broker is not None:
-            broker.lpush(list_of(queue, acceptance.lane.step), message)
         self._under_way[acceptance.job_id] = pack
         self._keys[acceptance.job_id] = once.key or ""
         return True
@@ -130,10 +125,10 @@ class Dispatch:
 
     def release(self, job_ids: Sequence[str]) -> None:
         """Their answers are written: Redis need not hold them any more."""
-        client = self._means.store.client
+        client, queue = self._means.store.client, self._means.settings.queue
         for job_id in job_ids:
             self._means.store.release(job_id, 0)
-            client.delete(keys.idempotency(self._holder, self._keys.pop(job_id, "")))
+            client.delete(keys.idempotency(queue, self._holder, self._keys.pop(job_id, "")))
 
     def _look(self, job_id: str) -> Ended | None:
         """A job with its outcome where it has ended, or is not there any more."""

@@ -30,7 +30,7 @@ def finish(means: Means, claim: Claim, batch: Batch, status: BatchStatus) -> Bat
 
 def clean_up(means: Means, batch: Batch) -> None:
     """Remove what only the running batch needed, and files whose time has passed."""
-    means.store.client.delete(keys.jobs(batch.id))
+    means.store.client.delete(keys.jobs(means.settings.queue, batch.id))
     try:
         means.files.storage.remove(batch.folder)
         means.files.sweep()

@@ -137,7 +137,7 @@ class Processing:
             return None
         entry.texts, entry.encoding_format = call.texts, call.encoding_format
         options = call.options.model_copy(update={"token_counts": True})
-        tokens = estimates.tokens(call.texts, jobs.most_tokens(options, model))
+        tokens = estimates.of_job(call.texts, options, model)
         return Want(entry, options, model, tokens)
 
     def _has_to_wait(self) -> bool:

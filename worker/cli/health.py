@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import time
 from collections.abc import Mapping
-from typing import cast
+from contextlib import suppress
 
 import click
 import redis
 
-from worker.contract import keys
+from worker.contract.liveness import Liveness
 from worker.contract.server import connect
 from worker.contract.settings import Settings
 
@@ -30,11 +29,11 @@ def command() -> None:
     """
     settings = Settings.from_env()
     try:
-        with connect(settings.broker_url, sentinel_master=settings.sentinel_master) as client:
-            values = cast("dict[bytes, bytes]", client.hgetall(keys.workers(settings.queue)))
+        with connect(settings.result_backend, sentinel_master=settings.sentinel_master) as client:
+            heartbeats, now = Liveness(client, settings.queue).heartbeats()
     except redis.RedisError as error:
         raise click.ClickException(f"Redis does not answer: {type(error).__name__}") from error
-    silence = shortest_silence(values, socket.gethostname(), time.time())
+    silence = shortest_silence(heartbeats, socket.gethostname(), now)
     if silence is None:
         click.echo("no worker on this machine", err=True)
     else:
@@ -42,8 +41,12 @@ def command() -> None:
     sys.exit(0 if silence is not None and silence <= SILENCE_S else 1)
 
 
-def shortest_silence(values: Mapping[bytes, bytes], hostname: str, now: float) -> float | None:
+def shortest_silence(heartbeats: Mapping[bytes, bytes], hostname: str, now: float) -> float | None:
     """Seconds since a worker of `hostname` last made progress; None where it has none. Pure."""
-    presences = [json.loads(value) for value in values.values()]
-    times = [presence["at"] for presence in presences if presence["hostname"] == hostname]
+    times = []
+    for raw in heartbeats.values():
+        with suppress(ValueError, TypeError, KeyError):
+            heartbeat = json.loads(raw)
+            if heartbeat["hostname"] == hostname:
+                times.append(float(heartbeat["at"]))
     return now - max(times) if times else None

@@ -66,6 +66,7 @@ def command(ctx: click.Context, path: Path) -> None:
 @click.option("--requests-per-minute", type=click.IntRange(1), help="Submissions.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), help="Tokens of texts submitted.")
 @click.option("--max-queued-tokens", type=click.IntRange(1), help="Tokens waiting at a time.")
+@click.option("--max-queued-mb", type=click.IntRange(1), help="MiB of messages waiting at a time.")
 @click.pass_obj
 def add(file: KeyFile, /, **fields: Any) -> None:
     """Make a key and print it. It cannot be shown again."""
@@ -103,6 +104,7 @@ def _line(key: ApiKey) -> str:
         "requests/min": key.requests_per_minute,
         "tokens/min": key.tokens_per_minute,
         "queued tokens": key.max_queued_tokens,
+        "queued MiB": key.max_queued_mb,
     }
     rights = [f"{value:,} {name}" for name, value in limits.items() if value is not None]
     state = key.state(time.time())

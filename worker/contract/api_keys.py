@@ -52,6 +52,8 @@ class ApiKey(BaseModel):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_queued_tokens: Limit | None = None
+    #: MiB of waiting messages; None: a share of what the queue may hold.
+    max_queued_mb: Limit | None = None
 
     def state(self, now: float) -> Literal["valid", "expired", "revoked"]:
         """Whether it opens anything at a time, in seconds since the epoch."""

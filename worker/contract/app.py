@@ -6,9 +6,22 @@ from typing import Any
 
 from celery import Celery
 
-from worker.contract import keys, logs
+from worker.contract import keys, logs, server
 from worker.contract.lanes import PRIORITY_STEPS
 from worker.contract.settings import Settings
+
+
+class Application(Celery):
+    """Celery, with our result backend for results on Redis."""
+
+    @property
+    def backend_cls(self) -> str | None:
+        """By name: it is loaded when the first result is stored or read.
+
+        Not by the setting alone: Celery prefers CELERY_RESULT_BACKEND of the environment to that.
+        """
+        url = self.conf.result_backend or ""
+        return f"worker.backend:open_backend+{url}" if server.is_redis(url) else None
 
 
 def make_app(settings: Settings) -> Celery:
@@ -19,7 +32,7 @@ def make_app(settings: Settings) -> Celery:
         if settings.transport == "embedq"
         else "worker.transport.connection:StockAMQP"
     )
-    app = Celery("embedq", amqp=amqp, include=["worker.tasks", "worker.bulk.task"])
+    app = Application("embedq", amqp=amqp, include=["worker.tasks", "worker.bulk.task"])
     if settings.log_format == "json":
         logs.use_json_in_worker()
     app.conf.update(configuration(settings))

@@ -6,7 +6,6 @@ Hosts' clocks can differ by minutes, so no deadline and no sign of life may depe
 from __future__ import annotations
 
 import time
-from typing import cast
 
 import redis
 
@@ -43,7 +42,7 @@ class Clock:
     def measure(self) -> None:
         """Ask Redis for its time, in one round trip. Raises redis.RedisError."""
         sent = time.monotonic()
-        seconds, micros = cast("tuple[int, int]", self._client.time())
+        seconds, micros = self._client.time()
         received = time.monotonic()
         self._measured = seconds + micros / 1e6 - (sent + received) / 2, received
 

@@ -16,7 +16,10 @@ import redis
 
 from worker.contract import keys, scripts
 from worker.contract.store import RECORD_TTL
+from worker.contract.submissions import new_call
 
+#: Seconds that a call is remembered, so that a repeat of it changes nothing.
+_REMEMBERED = 60
 #: Entries read at a time.
 _PAGE = 100
 
@@ -70,14 +73,14 @@ class DeadLetters:
         """Queue a message again, its outcome and its crashes forgotten. False if it is gone."""
         answer = self._requeue(
             keys=[
-                self._key,
-                letter.queue or self._queue,
-                keys.job(letter.id),
-                keys.result(letter.id),
-                keys.attempts(letter.id),
-                keys.crashes(letter.id),
+                *(self._key, letter.queue or self._queue, keys.job(letter.id)),
+                *(keys.result(letter.id), keys.attempts(letter.id), keys.crashes(letter.id)),
+                *(keys.call(self._queue, new_call()), keys.open_jobs(self._queue)),
             ],
-            args=[letter.raw, letter.message.encode("utf-8", "surrogateescape"), RECORD_TTL],
+            args=[
+                *(letter.raw, letter.message.encode("utf-8", "surrogateescape")),
+                *(RECORD_TTL, _REMEMBERED, letter.id),
+            ],
         )
         return bool(answer)
 

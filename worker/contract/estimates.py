@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-#: About four characters make a token, two special ones come on top.
+from worker.contract.jobs import MOST_WINDOWS, JobOptions, prompt_text
+from worker.contract.models import ModelInfo
+
+#: About four characters make a token; two special ones come on top. In dense scripts, whose
+#: characters take more bytes of UTF-8, a character makes about one.
 _CHARACTERS_A_TOKEN = 4
+_TOKENS_AN_EXTRA_BYTE = 3 / 8
 _SPECIAL_TOKENS = 2
 #: Tokens past which most models cut, and the size of a vector, where the model is not known.
 USUAL_LIMIT = 512
@@ -16,19 +21,45 @@ _FLOAT_BYTES = 11.0
 _BASE64_BYTES = 5.34
 
 
-def tokens_of(text: Any, limit: int = USUAL_LIMIT) -> int:
-    """Tokens that a text may have, at most `limit`; 0 for what is no text."""
-    if not isinstance(text, str):
-        return 0
-    return min(len(text) // _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, limit)
+def of_job(texts: Iterable[Any], options: JobOptions, info: ModelInfo) -> int:
+    """Tokens that a model may read of a job's texts, prompts included."""
+    prompt = prompt_text(options, info)
+    before = _content(prompt) if prompt else 0
+    windows = MOST_WINDOWS if options.long == "mean" else 1
+    return tokens(texts, info.max_tokens, prompt=before, windows=windows)
 
 
-def tokens(texts: Iterable[Any], limit: int = USUAL_LIMIT) -> int:
-    """Tokens that some texts may have together."""
+def tokens(
+    texts: Iterable[Any], limit: int = USUAL_LIMIT, *, prompt: int = 0, windows: int = 1
+) -> int:
+    """Tokens that a model may read of some texts together; see `tokens_of`."""
     count = 0
     for text in texts:
-        count += tokens_of(text, limit)
+        count += tokens_of(text, limit, prompt=prompt, windows=windows)
     return count
+
+
+def tokens_of(text: Any, limit: int = USUAL_LIMIT, *, prompt: int = 0, windows: int = 1) -> int:
+    """Tokens that a model may read of a text; 0 for what is no text.
+
+    `limit` is the model's longest input, `prompt` the tokens put before each, and `windows` the
+    most inputs that one text is read in.
+    """
+    if not isinstance(text, str):
+        return 0
+    count = _content(text) + _SPECIAL_TOKENS
+    if prompt:
+        inputs = min(-(-count // max(limit - prompt, 1)), windows)
+        count += inputs * prompt
+    return min(count, limit * windows)
+
+
+def _content(text: str) -> int:
+    count = len(text) // _CHARACTERS_A_TOKEN
+    if text.isascii():
+        return count
+    extra = len(text.encode(errors="surrogatepass")) - len(text)
+    return count + int(extra * _TOKENS_AN_EXTRA_BYTE)
 
 
 def result_bytes(texts: int, dimensions: int = _USUAL_DIMENSIONS, *, base64: bool = False) -> int:

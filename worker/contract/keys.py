@@ -1,4 +1,8 @@
-"""Every Redis key and channel of embedq, spelled once; Celery's and kombu's keep their names."""
+"""Every Redis key and channel of embedq, spelled once; Celery's and kombu's keep their names.
+
+Keys of a deployment hold the name of its queue, so several deployments can share a server. Keys
+that hold an id need none: nobody can guess another's.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,6 @@ EVENTS = "embedq:events"
 
 #: Hash of one job, see `store`.
 JOB_PREFIX = "embedq:job:"
-
-#: Sorted sets of jobs, by owner.
-JOBS_PREFIX = "embedq:jobs:"
 
 #: Celery's own prefix of a stored result, which is also its channel.
 RESULT_PREFIX = "celery-task-meta-"
@@ -28,19 +29,46 @@ def result(job_id: str) -> str:
     return RESULT_PREFIX + job_id
 
 
-def jobs(owner: str) -> str:
+def jobs(queue: str, owner: str) -> str:
     """Sorted set: ids of an owner's jobs by their time of acceptance."""
-    return JOBS_PREFIX + owner
+    return f"{queue}:jobs:{owner}"
 
 
-def idempotency(owner: str, key: str) -> str:
+def open_jobs(queue: str) -> str:
+    """Sorted set: ids of accepted jobs that have not ended.
+
+    By the time from which their message must be somewhere on the server.
+    """
+    return f"{queue}:open"
+
+
+def cancelled(queue: str) -> str:
+    """Sorted set: ids of cancelled jobs whose messages may still wait, by their cancellation."""
+    return f"{queue}:cancelled"
+
+
+def outbox(queue: str) -> str:
+    """Hash: messages that the broker, a server of its own, does not have yet; by id.
+
+    A value is the time of acceptance, the list that the message belongs on, and the message, each
+    on a line.
+    """
+    return f"{queue}:outbox"
+
+
+def idempotency(queue: str, owner: str, key: str) -> str:
     """Hash: the job that an Idempotency-Key of an owner stands for."""
-    return f"embedq:idempotency:{owner}:{key}"
+    return f"{queue}:idempotency:{owner}:{key}"
 
 
-def shared(owner: str, fingerprint: str) -> str:
+def shared(queue: str, owner: str, fingerprint: str) -> str:
     """Hash: the job under way that equal submissions of an owner join."""
-    return f"embedq:shared:{owner}:{fingerprint}"
+    return f"{queue}:shared:{owner}:{fingerprint}"
+
+
+def call(queue: str, token: str) -> str:
+    """String: the answer to a call that a client may repeat, for some seconds."""
+    return f"{queue}:call:{token}"
 
 
 def crashes(job_id: str) -> str:
@@ -54,18 +82,13 @@ def attempts(job_id: str) -> str:
 
 
 def ledger(queue: str) -> str:
-    """Hash: what a queue holds.
-
-    `tokens` accepted and not ended, estimated at acceptance; `expected` bytes of their results;
-    `stored:M` bytes of the results of minute M; `share:L:O` tokens of owner O in lane L, where
-    owners are told apart.
-    """
+    """Hash: the counters of a queue, see `lua/common.lua`."""
     return f"embedq:ledger:{queue}"
 
 
-def quota(owner: str) -> str:
+def quota(queue: str, owner: str) -> str:
     """Hash: what is left of the minute of an owner, see `quota`."""
-    return f"embedq:quota:{owner}"
+    return f"{queue}:quota:{owner}"
 
 
 def workers(queue: str) -> str:

@@ -59,18 +59,22 @@ class Liveness:
 
     def read(self, client: redis.Redis | None = None) -> Workers:
         """The live workers as of now. Raises redis.RedisError."""
-        return live_workers(self.presences(client), time.time())
+        return live_workers(*self.heartbeats(client))
 
-    def presences(self, client: redis.Redis | None = None) -> Mapping[bytes, bytes]:
-        """What workers say of themselves, JSON by node name, those that fell silent included.
+    def heartbeats(self, client: redis.Redis | None = None) -> tuple[Mapping[bytes, bytes], float]:
+        """The heartbeats of all workers, JSON by node name, and Redis' time.
 
-        Raises redis.RedisError.
+        Silent workers are included. Raises redis.RedisError.
         """
-        return cast("dict[bytes, bytes]", (client or self._client).hgetall(self._key))
+        with (client or self._client).pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._key)
+            pipe.time()
+            found, (seconds, micros) = pipe.execute()
+        return cast("dict[bytes, bytes]", found), seconds + micros / 1e6
 
 
 def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
-    """Who lives, from JSON by node name; `now` in seconds since the epoch. Pure."""
+    """The live workers, from JSON by node name; `now` in seconds since the epoch. Pure."""
     count, rate = 0, 0.0
     models: dict[str, ModelInfo] = {}
     for node, raw in sorted(presences.items()):
@@ -79,10 +83,10 @@ def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
             served = [_model_info(values) for values in presence["models"]]
             lives = now - presence["at"] <= SILENCE
             speed = float(presence["tokens_per_second"] or 0)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             # One worker of another version must not take the API down.
             reason = type(error).__name__
-            logger.warning("What worker %r says of itself is not understood: %s", node, reason)
+            logger.warning("The heartbeat of worker %r is not understood: %s", node, reason)
             continue
         if lives:
             count += 1

@@ -12,7 +12,6 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -23,6 +22,9 @@ from worker.contract.lanes import Lane
 
 #: Header of our own: when the job was submitted, in seconds since the epoch.
 SUBMITTED_AT = "embedq_submitted_at"
+#: Header of our own: when a worker should not start the job any more, in seconds since the epoch by
+#: Redis' clock. Celery's own `expires` goes by the clocks of hosts.
+DEADLINE = "embedq_deadline"
 #: Header of our own: whose job it is, the id of an API key; missing where there are no keys.
 OWNER = "embedq_owner"
 
@@ -51,6 +53,12 @@ def submission_time(headers: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, float) and 0 < value < 1e11 else None
 
 
+def deadline_of(headers: Mapping[str, Any]) -> float | None:
+    """When a message should not be started any more, by Redis' clock; None: whenever."""
+    value = headers.get(DEADLINE)
+    return value if isinstance(value, float) else None
+
+
 def owner_of(headers: Mapping[str, Any]) -> str:
     """Whose a message is; "" where nobody is named."""
     value = headers.get(OWNER)
@@ -65,17 +73,19 @@ def envelope(
     *,
     lane: Lane = Lane.NORMAL,
     owner: str = "",
-    expires: float | None = None,
+    deadline: float | None = None,
 ) -> bytes:
     """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`.
 
     It belongs on the list of `lane`. `owner` is whose it is, the id of an API key or "". Past
-    `expires`, seconds since the epoch, no worker starts it.
+    `deadline`, seconds since the epoch by Redis' clock, no worker starts it.
     """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     shown = shown_args(len(texts))
     call = [list(texts)], kwargs
-    return _message(TASK_NAME, job_id, call, shown, queue, lane=lane, owner=owner, expires=expires)
+    return _message(
+        TASK_NAME, job_id, call, shown, queue, lane=lane, owner=owner, deadline=deadline
+    )
 
 
 def of_task(task: str, task_id: str, args: Sequence[Any], queue: str) -> bytes:
@@ -92,7 +102,7 @@ def _message(
     *,
     lane: Lane = Lane.NORMAL,
     owner: str = "",
-    expires: float | None = None,
+    deadline: float | None = None,
     ignore_result: bool = False,
 ) -> bytes:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -102,7 +112,7 @@ def _message(
         "id": task_id,
         "shadow": None,
         "eta": None,
-        "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
+        "expires": None,
         "group": None,
         "group_index": None,
         "retries": 0,
@@ -120,6 +130,8 @@ def _message(
     }
     if owner:
         headers[OWNER] = owner
+    if deadline is not None:
+        headers[DEADLINE] = deadline
     message = {
         "body": _dumps([*call, embed]).decode(),
         "content-encoding": "utf-8",

@@ -54,7 +54,10 @@ def parse(job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord:
 
 
 def with_outcome(record: JobRecord, outcome: Mapping[str, Any]) -> JobRecord:
-    """The same record with what its outcome, in Celery's format, says of it."""
+    """The same record with what its outcome, in Celery's format, says of it.
+
+    For records that workers of older versions left open.
+    """
     status = Status.of_celery(outcome["status"])
     if not status.ended:
         return replace(record, status=status)

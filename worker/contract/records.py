@@ -1,4 +1,4 @@
-"""Records of jobs that go through Celery itself: direct callers, links, other pools."""
+"""The job store beside a Celery application, and jobs that Celery itself sends."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
-from celery import Celery, states
+from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
-from worker.contract.jobs import MOST_WINDOWS, Status
-from worker.contract.results import failure_of, summary_of
-from worker.contract.store import Ending, JobStore, NewJob
+from worker.contract.jobs import MOST_WINDOWS
+from worker.contract.store import JobStore, NewJob
 
 logger = logging.getLogger(__name__)
 
 _stores: weakref.WeakKeyDictionary[Celery, JobStore] = weakref.WeakKeyDictionary()
-_REDIS_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
 
 
 def store_of(app: Celery) -> JobStore | None:
@@ -28,21 +26,32 @@ def store_of(app: Celery) -> JobStore | None:
     if store is None:
         conf = app.conf
         url = conf.result_backend or ""
-        if url.split("://")[0].removeprefix("redis+") not in _REDIS_SCHEMES:
+        if not server.is_redis(url):
             return None
         options = conf.result_backend_transport_options or {}
         client = server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
         expires = conf.result_expires
         ttl = expires if isinstance(expires, int | float) else expires.total_seconds()
-        store = _stores[app] = JobStore(client, conf.task_default_queue, result_ttl=int(ttl))
+        store = _stores[app] = JobStore(
+            client, conf.task_default_queue, result_ttl=int(ttl), broker=_broker_of(conf)
+        )
     return store
 
 
-def open_record(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = False) -> bool:
-    """Write `queued` before the message is sent. Returns whether there is a record now.
+def _broker_of(conf: Any) -> redis.Redis | None:
+    """The server of the messages, None if it is that of the results or no Redis."""
+    url = conf.broker_url or ""
+    if not server.is_redis(url) or server.same_server(url, conf.result_backend):
+        return None
+    options = conf.broker_transport_options or {}
+    return server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
+
+
+def submit(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = False) -> bool:
+    """Submit a job whose message Celery sends next. Returns whether there is a record now.
 
     `whole`: texts past the model's limit are read to their end, and cost as much. Raises kombu's
-    OperationalError where Redis cannot be reached, as sending would.
+    OperationalError if Redis cannot be reached, as sending would.
     """
     store = store_of(app)
     if store is None:
@@ -50,11 +59,11 @@ def open_record(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool =
     job = NewJob(
         job_id,
         total=len(texts),
-        tokens=estimates.tokens(texts, estimates.USUAL_LIMIT * (MOST_WINDOWS if whole else 1)),
+        tokens=estimates.tokens(texts, windows=MOST_WINDOWS if whole else 1),
         result_bytes=estimates.result_bytes(len(texts)),
     )
     try:
-        store.accept(job, None)
+        store.submit(job, None)
     except redis.RedisError as error:
         raise OperationalError(str(error)) from error
     return True
@@ -69,28 +78,3 @@ def withdraw(app: Celery, job_id: str) -> None:
         store.withdraw(job_id)
     except redis.RedisError:
         logger.warning("The record of job %s, which was not sent, could not be removed", job_id)
-
-
-def close_record(app: Celery, job_id: str, state: str, value: Any) -> None:
-    """End the record of a job whose outcome Celery has stored. `value` is its result or exception.
-
-    Where that fails, the record is read with the outcome, which is there already.
-    """
-    store = store_of(app)
-    if store is None:
-        return
-    try:
-        store.finish([_ending(job_id, state, value)])
-    except redis.RedisError as error:
-        logger.warning("The record of job %s was not closed: %s", job_id, type(error).__name__)
-
-
-def _ending(job_id: str, state: str, value: Any) -> Ending:
-    if state == states.SUCCESS and (summary := summary_of(value)) is not None:
-        tokens = summary.prompt_tokens or 0
-        return Ending(job_id, Status.SUCCEEDED, texts=summary.texts, prompt_tokens=tokens)
-    if state == states.FAILURE:
-        stored = {"exc_type": type(value).__name__, "exc_message": getattr(value, "args", ())}
-        failure = failure_of(stored)
-        return Ending(job_id, Status.FAILED, code=failure.code, message=failure.message)
-    return Ending(job_id, Status.of_celery(state))

@@ -11,8 +11,14 @@ from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
 #: Seconds. A server that does not answer for that long counts as gone.
 SOCKET_TIMEOUT = 30.0
+
+
+def is_redis(url: str) -> bool:
+    """Whether a URL that Celery takes names a Redis server."""
+    return url.split("://")[0].removeprefix("redis+") in _SCHEMES
 
 
 def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:

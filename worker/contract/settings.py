@@ -62,6 +62,8 @@ class Settings:
 
     #: Tokens waiting in the queue past which the API answers 503.
     max_queued_tokens: int = 10_000_000
+    #: Bytes of waiting messages past which the API answers 503; None: from the server's memory.
+    max_queued_bytes: int | None = None
     #: Bytes of one request body, after inflation.
     max_job_bytes: int = 8 * 2**20
     #: Bytes that stored results may hold; None: from the server's `maxmemory`.
@@ -107,6 +109,7 @@ class Settings:
         tuned = env.text("EMBEDQ_TUNED", "")
         max_files_mb = env.whole_or_none("EMBEDQ_MAX_FILES_MB", least=1)
         max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
+        max_queued_mb = env.whole_or_none("EMBEDQ_MAX_QUEUED_MB", least=1)
         return cls(
             models=env.parse("EMBEDQ_MODEL", "", _models),
             device=env.parse("EMBEDQ_DEVICE", "auto", _device),
@@ -124,6 +127,7 @@ class Settings:
             queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
             transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
             max_queued_tokens=env.whole("EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1),
+            max_queued_bytes=None if max_queued_mb is None else max_queued_mb * 2**20,
             max_job_bytes=env.parse("EMBEDQ_MAX_JOB_BYTES", str(cls.max_job_bytes), _size),
             max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),

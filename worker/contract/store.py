@@ -1,13 +1,17 @@
-"""The record of a job in Redis: accepted, read, cancelled, listed.
+"""Jobs in Redis: submitted, read, completed, listed.
 
 A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
-epoch), `owner`, `model`, `total` and `done` texts, `tokens` and `bytes` (estimates that the ledger
-holds for it), `stored` (bytes of its result in the ledger), `prompt_tokens`, `code` and `message`.
-The outcome itself is Celery's result key; where the two differ, the outcome is right.
+epoch by Redis' clock), `owner`, `queue`, `lane`, `model`, `total` and `done` texts; `tokens`,
+`bytes`, `size` and `share`, its parts in the counters; `stored` and `kept_until`, those of its
+result; `prompt_tokens`, `code` and `message`; `call`, the call that submitted it, and `by`, the
+delivery or call that ended it; `callers` and `caller:…`, who shares it. The outcome itself is
+Celery's result key. Both are written by one script, in `submit` and in `complete`, and by nothing
+else.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -16,24 +20,54 @@ import orjson
 import redis
 
 from worker.contract import keys, listing, scripts
-from worker.contract.endings import Ending, Endings
+from worker.contract.completions import Completion, Completions, LeaseKeys
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 from worker.contract.round_trips import Command, RoundTrips
-from worker.contract.submissions import EACH_ITS_OWN, Acceptance, NewJob, Once
+from worker.contract.submissions import (
+    EACH_ITS_OWN,
+    UNBOUNDED,
+    Acceptance,
+    Bounds,
+    NewJob,
+    Once,
+    new_call,
+)
 
-__all__ = ["Acceptance", "Depth", "Ending", "JobRecord", "JobStore", "NewJob", "Once"]
+__all__ = [
+    "Acceptance",
+    "Bounds",
+    "Completion",
+    "Depth",
+    "JobRecord",
+    "JobStore",
+    "LeaseKeys",
+    "NewJob",
+    "Once",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that a job may wait or run before its record is given up.
 RECORD_TTL = 7 * 24 * 3600
 #: Newest jobs of an owner that a listing reaches.
 LISTED_JOBS = 100_000
+#: Seconds that a caller of its own has to send the message of a job that it has submitted.
+_SENT_LATER = 600
+#: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
+_KEPT_FOR_REPEAT = 10
+#: Seconds after which a message in the outbox is sent by a worker: whoever put it there is gone.
+_RESEND_AFTER = 5.0
+#: Seconds in which an open job must have been seen; jobs, and messages, of one step of a sweep.
+_SEEN_WITHIN = 5
+_SWEPT = 1000
+_RESENT = 100
 
 
 class Depth(NamedTuple):
-    """Messages: in each lane of the queue, in the hands of workers (of any queue), buried."""
+    """Messages: in each lane of the queue, leased by workers (of any queue), dead letters."""
 
     lanes: Mapping[Lane, int]
     taken: int
@@ -46,116 +80,127 @@ class Depth(NamedTuple):
 
 
 class JobStore:
-    """Records of jobs on one Redis database. Safe to share between threads."""
+    """Jobs of one queue on one Redis database. Safe to share between threads.
 
-    def __init__(self, client: redis.Redis, queue: str, *, result_ttl: int) -> None:
+    Every method raises redis.RedisError.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        queue: str,
+        *,
+        result_ttl: int,
+        broker: redis.Redis | None = None,
+    ) -> None:
+        """`broker`: the server that has the messages, None if it is the same one."""
         self.client = client
+        self.broker = broker
         self._queue = queue
-        self._result_ttl = result_ttl
         self._ledger = keys.ledger(queue)
+        self._open = keys.open_jobs(queue)
+        self._outbox = keys.outbox(queue)
         #: For what many callers ask for at once.
         self._trips = RoundTrips(client)
-        self._accept = self._trips.script(scripts.ACCEPT)
-        self._endings = Endings(client, self._ledger, result_ttl)
-        self._reconcile = client.register_script(scripts.RECONCILE)
+        self._submit = self._trips.script(scripts.SUBMIT)
+        self._completions = Completions(client, queue, result_ttl)
+        self._result_ttl = result_ttl
         self._progress = client.register_script(scripts.PROGRESS)
-        self._cancel = client.register_script(scripts.CANCEL)
+        self._note = client.register_script(scripts.NOTE)
         self._withdraw = client.register_script(scripts.WITHDRAW)
+        self._sweep = client.register_script(scripts.SWEEP)
         self._release = self._trips.script(scripts.RELEASE)
         self._leave = self._trips.script(scripts.LEAVE)
-        self._collect = self._trips.script(scripts.COLLECT)
 
-    def accept(
+    # -- submit -----------------------------------------------------------------------------
+
+    def submit(
         self,
         job: NewJob,
         message: bytes | None,
+        bounds: Bounds = UNBOUNDED,
         *,
-        max_tokens: int = 0,
-        max_result_bytes: int = 0,
-        max_owner_tokens: int = 0,
-        lane_share: int = 0,
         once: Once = EACH_ITS_OWN,
+        later: float = _SENT_LATER,
     ) -> Acceptance:
-        """Write the record and queue the message in one step, or say why not.
+        """Accept a job, or say why not. The only way by which a job is accepted.
 
-        With `message` None only the record is written, for a caller who sends the message next.
-        `lane_share` are the tokens that one owner may have waiting in a lane; what is beyond goes
-        to the next one. A bound of 0 is no bound. Raises redis.RedisError.
+        Record and message are written in one step. If the broker is another server, the message
+        is in the outbox until the broker has it, so that a worker or a repeated submission sends it
+        if this process dies. With `message` None the caller sends it within `later` seconds, and
+        calls `withdraw` if it cannot.
         """
-        command = self._accept(
-            [
-                keys.job(job.id),
-                keys.jobs(job.owner),
-                self._ledger,
-                once.key_of(job.owner),
-                *(list_of(self._queue, lane.step) for lane in Lane),
-            ],
-            [
-                job.id,
-                job.created,
-                job.owner,
-                job.model,
-                job.total,
-                job.tokens,
-                job.result_bytes,
-                max_tokens,
-                max_result_bytes,
-                RECORD_TTL,
-                LISTED_JOBS,
-                once.fingerprint,
-                once.seconds,
-                self._result_ttl,
-                message or b"",
-                int(once.shared),
-                job.lane.value,
-                lane_share,
-                max_owner_tokens,
-            ],
+        command = self._submission(job, message, bounds, once, later)
+        verdict, earlier, *rest = self._trips.call(command)[0]
+        if verdict == b"lost":
+            # The message of an earlier, equal job was purged.
+            self.cancel(earlier.decode())
+            verdict, earlier, *rest = self._trips.call(command)[0]
+        level, lane, created, unsent = rest
+        acceptance = Acceptance(
+            verdict.decode(),
+            earlier.decode(),
+            int(level),
+            Lane(lane),
+            float(created) if created else None,
         )
-        verdict, job_id, level, *lane = self._trips.call(command)[0]
-        return Acceptance(verdict.decode(), job_id.decode(), int(level), *map(Lane, lane))
+        if unsent:
+            self._resend(acceptance.job_id, unsent)
+        elif self.broker is not None and message and acceptance.verdict == "accepted":
+            self._send(job.id, list_of(self._queue, acceptance.lane.step), message)
+        return acceptance
 
     def withdraw(self, job_id: str) -> None:
         """Forget a job whose message could not be sent."""
         owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
-        self._withdraw(keys=[keys.job(job_id), keys.jobs(owner), self._ledger], args=[job_id])
+        given = [keys.job(job_id), keys.jobs(self._queue, owner), self._ledger]
+        self._withdraw(keys=[*given, self._open, self._outbox], args=[job_id])
 
-    def release(self, job_id: str, seconds: int) -> None:
-        """Keep an ended job for `seconds` at most: its caller has the result."""
-        self._trips.call(self._release_command(job_id, seconds))
+    # -- complete ---------------------------------------------------------------------------
 
-    def leave(self, job_id: str, owner: str) -> bool:
-        """One of those who share a job goes. The last one takes its result along, if it has ended.
+    def complete(
+        self,
+        completions: Sequence[Completion],
+        lease_keys: LeaseKeys | None = None,
+        *,
+        waiting: bool = False,
+    ) -> set[int]:
+        """Complete jobs; see `Completions.complete`. The only way by which a job ends."""
+        return self._completions.complete(completions, lease_keys, waiting=waiting)
 
-        Returns whether it has not ended and nobody shares it any more.
+    def cancel(self, *job_ids: str) -> bool:
+        """Complete jobs as cancelled, unless they have ended. Returns whether one had not."""
+        call = new_call()
+        ends = [
+            Completion(job_id, Status.CANCELLED, tag=call, meta=revoked_meta(job_id))
+            for job_id in job_ids
+        ]
+        return len(self.complete(ends, waiting=True)) < len(ends)
+
+    def cancelled_since(self, when: float) -> list[tuple[str, float]]:
+        """Jobs cancelled after a time of Redis' clock whose messages may still wait."""
+        key, after = keys.cancelled(self._queue), cast("Any", f"({when!r}")
+        found = self.client.zrange(key, after, cast("Any", "+inf"), byscore=True, withscores=True)
+        return [(raw.decode(), score) for raw, score in cast("list[tuple[bytes, float]]", found)]
+
+    def progress(self, jobs: Sequence[tuple[str, float, int, int, int]]) -> None:
+        """Note how far running jobs are; ended ones stay as they are.
+
+        Of each: id, time of its first batch by the host's clock, texts done and total, and its
+        tokens as far as they are known, else 0.
         """
-        command = self._leave(self._keys_to_leave(job_id, owner), [job_id])
-        return bool(self._trips.call(command)[0])
+        arguments: list[Any] = [self._queue, RECORD_TTL]
+        now = time.time()
+        for job_id, started, *rest in jobs:
+            arguments += (job_id, max(now - started, 0.0), *rest)
+        self._progress(keys=[self._ledger], args=arguments)
 
-    def read_and_leave(self, job_id: str, owner: str) -> tuple[JobRecord | None, bytes | None]:
-        """The record of a shared job and its stored outcome; `leave` is done where it has ended."""
-        command = self._collect(self._keys_to_leave(job_id, owner), [job_id])
-        flat, raw = self._trips.call(command)[0]
-        return _with_outcome(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), raw)
+    def note(self, job_id: str, meta: bytes) -> None:
+        """Store a state that is no outcome, in Celery's format, unless the job has ended."""
+        given = [keys.job(job_id), keys.result(job_id)]
+        self._note(keys=given, args=[meta, self._result_ttl])
 
-    def queued_tokens(self) -> int:
-        """Tokens accepted and not ended, estimated at acceptance."""
-        held = cast("bytes | None", self.client.hget(self._ledger, "tokens"))
-        # Below zero once jobs end that `reconcile` had forgotten.
-        return max(int(held or 0), 0)
-
-    def depth(self, broker: redis.Redis | None = None) -> Depth:
-        """What lies in the queue; `broker` where that is on another server. Raises RedisError."""
-        with (broker or self.client).pipeline(transaction=False) as pipe:
-            for step in PRIORITY_STEPS:
-                pipe.llen(list_of(self._queue, step))
-            pipe.hlen(keys.LEASED)
-            pipe.llen(keys.dead_letters(self._queue))
-            *lengths, taken, dead_letters = pipe.execute()
-        lanes = dict.fromkeys(Lane, 0)
-        for step, length in zip(PRIORITY_STEPS, lengths, strict=True):
-            lanes[lane_of(step)] += length
-        return Depth(lanes, taken, dead_letters)
+    # -- read -------------------------------------------------------------------------------
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record of a job, or None where nobody submitted it or its time has passed."""
@@ -164,16 +209,16 @@ class JobStore:
     def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
         """The record of a job and its stored outcome as JSON text, in one round trip."""
         fields, raw = self._trips.call(*_reading(job_id))
-        return _with_outcome(job_id, fields, raw)
+        return self._with_outcome(job_id, fields, raw)
 
     def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
         """The same; a success is kept for `seconds` at most then, as by `release`."""
         release = self._release_command(job_id, seconds, successes=True)
         fields, raw, _ = self._trips.call(*_reading(job_id), release)
-        return _with_outcome(job_id, fields, raw)
+        return self._with_outcome(job_id, fields, raw)
 
     def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """Records in the order of `job_ids`, in one round trip where none has to be repaired."""
+        """Records in the order of `job_ids`, in one round trip where none is of an old version."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(keys.job(job_id))
@@ -184,28 +229,6 @@ class JobStore:
             for job_id, fields, has_result in zip(job_ids, answers[::2], answers[1::2], strict=True)
         ]
 
-    def finish(self, endings: Sequence[Ending], lease_keys: Sequence[str] = ("", "")) -> None:
-        """End jobs, each once, and the leases they had; see `Endings.end`."""
-        self._endings.end(endings, lease_keys)
-
-    def reconcile(self) -> None:
-        """Put the ledger right where nothing waits and nothing runs. Raises redis.RedisError.
-
-        A job between its record and its message may be missing from the ledger afterwards, which
-        ends with the next time.
-        """
-        self._reconcile(keys=[self._ledger, keys.LEASED, *lists_of(self._queue)])
-
-    def progress(self, jobs: Sequence[tuple[str, float, int, int]]) -> None:
-        """Tell of running jobs: id, time started, texts done and total; ended ones stay so.
-
-        Raises redis.RedisError.
-        """
-        arguments: list[Any] = [RECORD_TTL, keys.EVENTS, keys.RESULT_PREFIX]
-        for job in jobs:
-            arguments += job
-        self._progress(args=arguments)
-
     def outcome(self, job_id: str) -> dict[str, Any] | None:
         """The stored outcome in Celery's format, or None while there is none."""
         raw = self.raw_outcome(job_id)
@@ -214,14 +237,6 @@ class JobStore:
     def raw_outcome(self, job_id: str) -> bytes | None:
         """The stored outcome as JSON text, or None while there is none."""
         return cast("bytes | None", self.client.get(keys.result(job_id)))
-
-    def cancel(self, job_id: str) -> bool:
-        """End a job as cancelled unless it has ended. Returns whether it was this call."""
-        answer = self._cancel(
-            keys=[keys.job(job_id), keys.result(job_id), self._ledger],
-            args=[job_id, time.time(), revoked_meta(job_id), self._result_ttl, keys.EVENTS],
-        )
-        return bool(answer)
 
     def page(
         self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
@@ -233,45 +248,199 @@ class JobStore:
         """
         return listing.page_of_many(
             self.client,
-            keys.jobs(owner),
+            keys.jobs(self._queue, owner),
             self.read_many,
             limit=limit,
             after=after,
             wanted=lambda record: status in (None, record.status),
         )
 
+    # -- release ----------------------------------------------------------------------------
+
+    def release(self, job_id: str, seconds: int) -> None:
+        """Keep an ended job for `seconds` at most: its caller has the result."""
+        self._trips.call(self._release_command(job_id, seconds))
+
+    def leave(self, job_id: str, owner: str, caller: str) -> bool:
+        """One caller leaves a shared job; the last one takes the result of an ended job along.
+
+        Returns whether it has not ended and no caller is left.
+        """
+        return bool(self._trips.call(self._leave_command(job_id, owner, caller))[0])
+
+    def read_and_leave(
+        self, job_id: str, owner: str, caller: str
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """The record of a shared job and its outcome; if it has ended, the caller leaves it."""
+        command = self._leave_command(job_id, owner, caller, collect=True)
+        flat, raw = self._trips.call(command)[0]
+        return self._with_outcome(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), raw)
+
+    # -- the queue --------------------------------------------------------------------------
+
+    def queued_tokens(self) -> int:
+        """Tokens accepted and not ended, estimated at acceptance."""
+        held = cast("bytes | None", self.client.hget(self._ledger, "tokens"))
+        return max(int(held or 0), 0)
+
+    def depth(self) -> Depth:
+        """How many messages are in the queue, leased, and dead letters."""
+        with (self.broker or self.client).pipeline(transaction=False) as pipe:
+            for step in PRIORITY_STEPS:
+                pipe.llen(list_of(self._queue, step))
+            pipe.hlen(keys.LEASED)
+            pipe.llen(keys.dead_letters(self._queue))
+            *lengths, taken, dead_letters = pipe.execute()
+        lanes = dict.fromkeys(Lane, 0)
+        for step, length in zip(PRIORITY_STEPS, lengths, strict=True):
+            lanes[lane_of(step)] += length
+        return Depth(lanes, taken, dead_letters)
+
+    def sweep(self) -> None:
+        """Cancel jobs whose messages were purged, and send those that nobody sent.
+
+        A job is lost if nothing of its queue waits and nothing is leased. Each worker calls this
+        every few seconds.
+        """
+        if self.broker is not None:
+            self._resend_all()
+        while True:
+            lost = self._lost()
+            if lost:
+                logger.warning("%d jobs are cancelled: their messages were purged", len(lost))
+                self.cancel(*lost)
+            if len(lost) < _SWEPT:
+                return
+
+    # -- helpers ----------------------------------------------------------------------------
+
+    def _submission(
+        self, job: NewJob, message: bytes | None, bounds: Bounds, once: Once, later: float
+    ) -> Command:
+        lists = [list_of(self._queue, lane.step) for lane in Lane]
+        lists += [name for name in lists_of(self._queue) if name not in lists]
+        given = {
+            "id": job.id,
+            "call": job.call,
+            "owner": job.owner,
+            "queue": self._queue,
+            "model": job.model,
+            "total": job.total,
+            "tokens": job.tokens,
+            "bytes": job.result_bytes,
+            "lane": job.lane.value,
+            "sent": self.broker is None,
+            "later": 0 if message else later,
+            "bounds": bounds._asdict(),
+            "listed": LISTED_JOBS,
+            "record_ttl": RECORD_TTL,
+            "shared": once.shared,
+            "fingerprint": once.fingerprint,
+            "once_ttl": once.seconds,
+        }
+        return self._submit(
+            [
+                *(keys.job(job.id), keys.jobs(self._queue, job.owner), self._ledger, self._open),
+                *(self._outbox, once.key_of(self._queue, job.owner), keys.LEASED, *lists),
+            ],
+            [orjson.dumps(given), message or b""],
+        )
+
+    def _send(self, job_id: str, name: str, message: bytes) -> None:
+        """Have the broker take a message that is in the outbox."""
+        try:
+            self._push(name, message)
+        except redis.RedisError:
+            self.withdraw(job_id)
+            raise
+        self._sent(job_id)
+
+    def _push(self, name: str, message: bytes) -> None:
+        (self.broker or self.client).lpush(name, message)
+
+    def _sent(self, job_id: str) -> None:
+        try:
+            self.client.hdel(self._outbox, job_id)
+        except redis.RedisError as error:
+            # It is sent a second time, and only its first outcome counts.
+            logger.warning("The outbox keeps job %s: %s", job_id, type(error).__name__)
+
+    def _resend(self, job_id: str, entry: bytes) -> None:
+        _, name, message = entry.split(b"\n", 2)
+        self._push(name.decode(), message)
+        self._sent(job_id)
+
+    def _resend_all(self) -> None:
+        """Send what is in the outbox for longer than its process can need."""
+        seconds, _ = self.client.time()
+        _, entries = cast(
+            "tuple[int, dict[bytes, bytes]]", self.client.hscan(self._outbox, count=_RESENT)
+        )
+        for job_id, entry in entries.items():
+            if float(entry.partition(b"\n")[0]) < seconds - _RESEND_AFTER:
+                self._resend(job_id.decode(), entry)
+
+    def _lost(self) -> list[str]:
+        """Open jobs whose messages are nowhere."""
+        lists = lists_of(self._queue)
+        if self.broker is None:
+            given, idle = [self._ledger, self._open, keys.LEASED, *lists], 0
+        else:
+            # First when: what is accepted from now on is none of these.
+            with self.broker.pipeline() as pipe:
+                pipe.hlen(keys.LEASED)
+                pipe.exists(*lists)
+                given, idle = [self._ledger, self._open, ""], int(not any(pipe.execute()))
+        answer = self._sweep(keys=given, args=[_SEEN_WITHIN, _SWEPT, idle])
+        found = [raw.decode() for raw in cast("list[bytes]", answer)]
+        if found and self.broker is not None:
+            waiting = self.client.hmget(self._outbox, found)
+            found = [one for one, entry in zip(found, waiting, strict=True) if entry is None]
+        return found
+
     def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
         """Of an ended job, or of a success only."""
         given = [keys.job(job_id), keys.result(job_id), self._ledger]
         return self._release(given, [seconds, int(successes)])
 
-    def _keys_to_leave(self, job_id: str, owner: str) -> list[str]:
-        return [keys.job(job_id), keys.result(job_id), self._ledger, keys.jobs(owner)]
+    def _leave_command(
+        self, job_id: str, owner: str, caller: str, *, collect: bool = False
+    ) -> Command:
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        listed = keys.jobs(self._queue, owner)
+        return self._leave([*given, listed], [job_id, caller, _KEPT_FOR_REPEAT, int(collect)])
 
     def _record(
         self, job_id: str, fields: dict[bytes, bytes], has_result: bool
     ) -> JobRecord | None:
-        if not fields and not has_result:
-            return None
-        record = parse(job_id, fields)
-        if record.status.ended or not has_result:
+        record = self._ours(job_id, fields)
+        if not has_result or (record is not None and record.status.ended):
             return record
-        # Ended by Celery itself: revoked, another pool, or a job with links.
-        outcome = self.outcome(job_id)
-        return record if outcome is None else with_outcome(record, outcome)
+        return self._with_outcome(job_id, fields, self.raw_outcome(job_id))[0]
+
+    def _with_outcome(
+        self, job_id: str, fields: dict[bytes, bytes], raw: bytes | None
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """A record and its outcome.
+
+        A worker of an older version writes outcomes apart from records, and none for jobs of stock
+        producers, whose vectors then tell that they are ours.
+        """
+        record = self._ours(job_id, fields)
+        if raw is None or (record is None and fields):
+            return record, None
+        if record is None or not record.status.ended:
+            record = with_outcome(record or parse(job_id, {}), orjson.loads(raw))
+        if not fields and record.total is None:
+            return None, None
+        return record, raw
+
+    def _ours(self, job_id: str, fields: dict[bytes, bytes]) -> JobRecord | None:
+        """A record, unless there is none or it is of another deployment's queue."""
+        if not fields or fields.get(b"queue", self._queue.encode()) != self._queue.encode():
+            return None
+        return parse(job_id, fields)
 
 
 def _reading(job_id: str) -> tuple[Command, Command]:
     return ("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id))
-
-
-def _with_outcome(
-    job_id: str, fields: dict[bytes, bytes], raw: bytes | None
-) -> tuple[JobRecord | None, bytes | None]:
-    """A record put right by its outcome, and the outcome; None where there is nothing."""
-    if not fields and raw is None:
-        return None, None
-    record = parse(job_id, fields)
-    if raw is not None and not record.status.ended:
-        record = with_outcome(record, orjson.loads(raw))
-    return record, raw

@@ -13,6 +13,7 @@ In reading order:
 - `others`    tasks other than `embed`
 - `callers`   `embed` called as a plain function in the worker
 - `outcomes`  what becomes of jobs: in bulk …
+- `result_writer` … by one script for many, again and again while Redis is away,
 - `tracing`   … or through Celery's own tracer
 - `limits`    jobs that run for too long
 - `counts`    how jobs end and how long they take, counted

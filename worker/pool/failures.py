@@ -14,7 +14,14 @@ from celery.exceptions import Reject
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
-from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
 
 from worker.contract import keys
 from worker.pool.threads import DaemonThreads
@@ -26,10 +33,11 @@ logger = logging.getLogger(__name__)
 #: KeyError, which any message can cause.
 _LOST = (
     *(ConnectionError, TimeoutError, redis.ConnectionError, redis.TimeoutError),
-    *(MasterDownError, OutOfMemoryError, ReadOnlyError),
+    *(MasterDownError, OutOfMemoryError, ReadOnlyError, NoScriptError),
+    *(TryAgainError, ClusterDownError),
 )
 #: What a server refuses now and will take later, as it says.
-_PASSING = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
+_PASSING = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "NOAUTH", "UNKILLABLE")
 #: Calls of a traceback that a log shows.
 _FRAMES = 3
 

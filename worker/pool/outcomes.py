@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,38 +12,31 @@ import redis
 from celery import Celery
 
 from worker.contract import keys
+from worker.contract.clock import Clock
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.results import Outcome, payload, success_meta
-from worker.contract.store import Ending, JobStore
+from worker.contract.store import Completion, JobStore
 from worker.engine import Job
-from worker.pool.counts import CANCELLED, EXPIRED, SUCCEEDED, JobCounts
+from worker.pool.counts import SUCCEEDED, JobCounts
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import heard_by_signals, overdue
+from worker.pool.result_writer import Chunk, ResultWriter, Written, chunks_of
 from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
-from worker.pool.threads import EX_SOFTWARE, DaemonThreads
+from worker.pool.threads import EX_SOFTWARE
 from worker.pool.tickets import Burial, Ticket
 from worker.pool.tracing import Tracer
 from worker.transport import leases
 
 logger = logging.getLogger(__name__)
 
-#: Jobs, and bytes of their results, that one script ends: Redis serves nobody else meanwhile.
-_JOBS_A_SCRIPT = 512
-_BYTES_A_SCRIPT = 8 * 2**20
-#: Seconds between two tries while Redis is away.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-
-#: Jobs of one script, each with how it ended.
-Chunk = list[tuple[Ticket, Ending]]
-
 
 class Outcomes:
     """The engine's sink inside a worker. See `worker.engine.Sink` for which thread calls what.
 
     Writes are repeated while Redis is away; the jobs stay leased and the engine goes on until its
-    own bound.
+    own capacity is used up.
     """
 
     def __init__(
@@ -55,6 +47,7 @@ class Outcomes:
         *,
         atomic: bool,
         max_attempts: int,
+        clock: Clock,
         spans: JobSpans | None = None,
     ) -> None:
         self._app = app
@@ -65,17 +58,21 @@ class Outcomes:
         #: Whether Celery stores no more than the result. Its settings are slow to read.
         self._bulk = not (app.conf.result_extended or app.conf.task_track_started)
         self._suspects = Suspects(store, max_attempts)
-        self._stopping = threading.Event()
+        self._clock = clock
         self.counts = JobCounts()
         self._spans = spans
-        self._records = DaemonThreads(1, "embedq-records", self._close_record)
-        self.tracer = Tracer(store, loop, self.counts, spans, self._suspects)
+        queue = app.conf.task_default_queue
+        self.writer = ResultWriter(store, queue, atomic=atomic, observe=self._observe)
+        self.tracer = Tracer(store, loop, self.counts, self.writer, spans, self._suspects)
 
     # -- the engine's sink ------------------------------------------------------------------
 
     def admit(self, job: Job) -> bool:
         """Revoked and expired jobs end here, and those that workers die of."""
         ticket: Ticket = job.owner
+        if ticket.deadline is not None and self._clock.estimate() > ticket.deadline:
+            self._loop.call(ticket.expire)
+            return False
         if overdue(ticket.request):
             self._loop.call(ticket.revoke)
             return False
@@ -96,30 +93,36 @@ class Outcomes:
         """Tell who watches a large job. Not worth a retry: the next batch tells more."""
         try:
             self._store.progress(
-                [(job.id, job.started_at or 0.0, job.done, len(job.texts)) for job in jobs]
+                [
+                    (
+                        *(job.id, job.started_at or 0.0, job.done, len(job.texts)),
+                        job.prompt_tokens + job.waiting_tokens,
+                    )
+                    for job in jobs
+                ]
             )
         except redis.RedisError as error:
             logger.warning("Progress was not written: %s", type(error).__name__)
 
     def finished(self, jobs: Sequence[Job]) -> None:
         """Store outcomes and end leases; what is not plain goes to the tracer."""
-        endings: Chunk = []
+        completions: Chunk = []
         in_bulk = self._bulk and not heard_by_signals()
         done_at = datetime.now(UTC)
         for job in jobs:
             ticket: Ticket = job.owner
             outcome = job.outcome()
             if isinstance(outcome, Outcome) and in_bulk and ticket.is_plain:
-                endings.append((ticket, self._ending(ticket, job, outcome, done_at)))
+                completions.append((ticket, _completion(ticket, job, outcome, done_at)))
             else:
                 self.tracer.end(ticket, outcome, job.options.encoding_format)
-        for chunk in _chunks(endings):
-            if not self._write(chunk):
+        for chunk in chunks_of(completions):
+            written = self.writer.write(chunk)
+            if written is None:
                 return
-            tickets = [ticket for ticket, _ in chunk]
             if self._atomic:
-                leases.forget([ticket.tag for ticket in tickets if ticket.tag])
-            self._loop.call(self._end, tickets)
+                leases.forget([ticket.tag for ticket, _ in chunk if ticket.tag])
+            self._loop.call(self._end, chunk, written)
 
     def crashed(self, error: BaseException) -> None:
         """Nothing will be encoded any more: end the process, its jobs come back by lease."""
@@ -129,22 +132,10 @@ class Outcomes:
 
     # -- for the pool -----------------------------------------------------------------------
 
-    def close_revoked(self, job_id: str, *, expired: bool) -> None:
-        """Close the record of a job that Celery has announced as revoked. Does not block."""
-        self.counts.dropped(EXPIRED if expired else CANCELLED)
-        self._records.submit(job_id)
-
-    def give_up_writing(self) -> None:
-        """Stop trying to reach a Redis that is away; what was not written stays leased."""
-        self._stopping.set()
-
     def close(self, seconds: float) -> None:
         """Finish what the tracer runs, in so many seconds at most."""
-        self.give_up_writing()
-        deadline = time.monotonic() + seconds
+        self.writer.stop()
         self.tracer.close(seconds)
-        self._records.wait(max(deadline - time.monotonic(), 0.0))
-        self._records.close()
 
     def give_back(self, tickets: Sequence[Ticket]) -> None:
         """Somebody else is to run these; not their fault, so it counts for nothing."""
@@ -161,49 +152,17 @@ class Outcomes:
 
     # -- bulk -------------------------------------------------------------------------------
 
-    def _ending(self, ticket: Ticket, job: Job, outcome: Outcome, done_at: datetime) -> Ending:
-        meta = b""
-        if ticket.wants_result:
-            result = payload(outcome, job.options.encoding_format)
-            meta = success_meta(ticket.id, result, ticket.meta(), done_at)
-        return Ending(
-            ticket.id,
-            Status.SUCCEEDED,
-            tag=ticket.tag if self._atomic else "",
-            meta=meta,
-            prompt_tokens=outcome.prompt_tokens,
-            texts=len(job.texts),
-            started=job.started_at or 0.0,
-        )
+    def _observe(self, tickets: Sequence[Ticket], seconds: float) -> None:
+        self.counts.written(seconds)
+        if self._spans is not None:
+            self._spans.written(tickets, seconds)
 
-    def _write(self, chunk: Chunk) -> bool:
-        """Store a chunk, however long Redis is away. False once the worker stops."""
-        lease = next((t.lease for t, _ in chunk if t.lease is not None), None)
-        lease_keys = (lease.unacked_key, lease.index_key) if lease is not None else ("", "")
-        pause = _FIRST_PAUSE
-        while True:
-            began = time.perf_counter()
-            try:
-                self._store.finish([ending for _, ending in chunk], lease_keys)
-            except redis.RedisError as error:
-                logger.warning(
-                    "%d results wait for Redis (%s); next try in %.2f s",
-                    len(chunk),
-                    type(error).__name__,
-                    pause,
-                )
-                if self._stopping.wait(pause):
-                    return False
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                seconds = time.perf_counter() - began
-                self.counts.written(seconds)
-                if self._spans is not None:
-                    self._spans.written([ticket for ticket, _ in chunk], seconds)
-                return True
-
-    def _end(self, tickets: Sequence[Ticket]) -> None:
-        self.counts.ended(SUCCEEDED, _told(tickets, settled=self._atomic))
+    def _end(self, chunk: Chunk, written: Written) -> None:
+        self.counts.ended(SUCCEEDED, _told(written.first, settled=self._atomic))
+        first = set(written.first)
+        for ticket, _ in chunk:
+            if ticket not in first:
+                ticket.discard()
 
     # -- one by one -------------------------------------------------------------------------
 
@@ -213,12 +172,22 @@ class Outcomes:
         ticket.burial = Burial(message, keys.dead_letters(self._app.conf.task_default_queue))
         self.tracer.end(ticket, JobFailed("poisoned", message))
 
-    def _close_record(self, job_id: str) -> None:
-        try:
-            self._store.finish([Ending(job_id, Status.CANCELLED)])
-        except redis.RedisError as error:
-            # The outcome is stored, and the record is read with it.
-            logger.warning("A record was not closed: %s", type(error).__name__)
+
+def _completion(ticket: Ticket, job: Job, outcome: Outcome, done_at: datetime) -> Completion:
+    meta = b""
+    if ticket.wants_result:
+        result = payload(outcome, job.options.encoding_format)
+        meta = success_meta(ticket.id, result, ticket.meta(), done_at)
+    return Completion(
+        ticket.id,
+        Status.SUCCEEDED,
+        tag=ticket.tag,
+        meta=meta,
+        prompt_tokens=outcome.prompt_tokens,
+        texts=len(job.texts),
+        started=job.started_at or 0.0,
+        model=outcome.model,
+    )
 
 
 def _accept(tickets: Sequence[Ticket]) -> None:
@@ -238,16 +207,3 @@ def _told(tickets: Sequence[Ticket], *, settled: bool) -> list[Ticket]:
             # A listener's, for example; the outcome is stored.
             logger.exception("Celery could not be told that job %s succeeded", ticket.id)
     return told
-
-
-def _chunks(endings: Chunk) -> list[Chunk]:
-    """Endings in parts that one script may write."""
-    chunks: list[Chunk] = []
-    size = 0
-    for ticket, ending in endings:
-        size += len(ending.meta)
-        if not chunks or len(chunks[-1]) == _JOBS_A_SCRIPT or size > _BYTES_A_SCRIPT:
-            chunks.append([])
-            size = len(ending.meta)
-        chunks[-1].append((ticket, ending))
-    return chunks

@@ -223,6 +223,15 @@ def end_unrun(request: Request) -> None:
         request.reject(requeue=True)
 
 
+def end_expired(request: Request) -> None:
+    """The same for one past a deadline that Celery does not know of."""
+    try:
+        request._announce_revoked("expired", False, None, True)  # noqa: SLF001
+    except Exception:
+        request.reject(requeue=True)
+        raise
+
+
 def overdue(request: Request) -> bool:
     """Whether it was revoked or has expired, so that it should not start any more."""
     expires = request.expires

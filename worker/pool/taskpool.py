@@ -20,6 +20,7 @@ from celery.worker import state
 from worker import loading, tasks
 from worker.cache import open_cache
 from worker.contract import server
+from worker.contract.clock import Clock
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.lanes import Lane
@@ -27,6 +28,7 @@ from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.engine import Engine, Job
 from worker.pool.callers import Callers, Reception
+from worker.pool.counts import CANCELLED, EXPIRED
 from worker.pool.failures import Failures
 from worker.pool.figures import figures, told
 from worker.pool.keeping import leases_kept
@@ -93,12 +95,14 @@ class TaskPool(BasePool):
         )
         conf = self.app.conf
         self._spans = JobSpans.of_environment()
+        self._clock = Clock(store.client)
         self._outcomes = Outcomes(
             self.app,
             store,
             self._loop,
             atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
             max_attempts=settings.max_attempts,
+            clock=self._clock,
             spans=self._spans,
         )
         self._outcomes.tracer.failures = self.failures
@@ -116,8 +120,13 @@ class TaskPool(BasePool):
             node=str((self.options.get("initargs") or (None, ""))[1]),
             forward_seconds=settings.forward_seconds,
             figures=partial(figures, self._engine, self._outcomes.counts),
+            clock=self._clock,
+            cancelled=partial(self._loop.call, state.revoked.add),
+            blocked=lambda: self._outcomes.writer.blocked,
         )
         self._presence.start()
+        # Jobs that were cancelled before this worker was there.
+        self._loop.run()
         admission.room, admission.handed_over = self.room, self._hand_in
         tasks.run_here = self._callers.run
         signals.task_revoked.connect(self._on_revoked)
@@ -219,9 +228,9 @@ class TaskPool(BasePool):
         return self._limits.watch(ticket, limits, self._hub.timer)
 
     def _on_revoked(self, request: Any = None, expired: bool = False, **_: Any) -> None:
-        """Celery ends revoked and expired jobs by itself, most before they get here."""
+        """Celery ends revoked and expired jobs by itself, through our result backend."""
         if request is not None and request.task == TASK_NAME:
-            self._outcomes.close_revoked(request.id, expired=bool(expired))
+            self._outcomes.counts.dropped(EXPIRED if expired else CANCELLED)
 
     # -- stopping ---------------------------------------------------------------------------
 

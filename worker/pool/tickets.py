@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from celery.worker import state
 
 from worker.contract.lanes import Lane, lane_of
-from worker.contract.messages import owner_of, submission_time
+from worker.contract.messages import deadline_of, owner_of, submission_time
 from worker.engine import Job
-from worker.pool.requests import EmbedRequest, end_unrun
+from worker.pool.requests import EmbedRequest, end_expired, end_unrun
 from worker.transport import Lease, leases
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Ticket:
         "_timers",
         "accepted",
         "burial",
+        "deadline",
         "id",
         "job",
         "lease",
@@ -98,6 +99,8 @@ class Ticket:
         self.trace: SpanContext | None = None
         #: Seconds since the epoch by its producer's clock, None where that does not say.
         self.submitted_at = submission_time(self.request.request_dict)
+        #: Seconds since the epoch by Redis' clock after which nobody waits for it.
+        self.deadline = deadline_of(self.request.request_dict)
         self.job: Job | None = None
         self.accepted = False
         self.burial: Burial | None = None
@@ -213,6 +216,17 @@ class Ticket:
         """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""
         if self.close():
             end_unrun(self.request)
+
+    def expire(self) -> None:
+        """Celery: it did not run before its deadline. Announces it and stores REVOKED."""
+        if self.close():
+            end_expired(self.request)
+
+    def discard(self) -> None:
+        """The job has ended before, elsewhere: only this delivery is left, and ends now."""
+        if self.close():
+            state.task_ready(self.request)
+            self.request.acknowledge()
 
     def put_back(self) -> None:
         """Its outcome could not be stored: somebody else is to run it."""

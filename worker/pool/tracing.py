@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+import redis
 from celery.worker import state
 
 from worker import tasks
@@ -17,11 +18,12 @@ from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
 from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.loop import LoopCalls
+from worker.pool.result_writer import ResultWriter
 from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
 from worker.pool.threads import DaemonThreads
 from worker.pool.tickets import Ticket
-from worker.transport import puts_back
+from worker.transport import leases, puts_back
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,14 @@ class Tracer:
         store: JobStore,
         loop: LoopCalls,
         counts: JobCounts,
+        writer: ResultWriter,
         spans: JobSpans | None = None,
         suspects: Suspects | None = None,
     ) -> None:
         #: Takes what cannot be ended; set by the pool. Without it, that is put back.
         self.failures: Failures | None = None
         self._store = store
+        self._writer = writer
         self._suspects = suspects
         self._closing = threading.Event()
         self._counts = counts
@@ -89,9 +93,9 @@ class Tracer:
     def _run(self, traced: Traced) -> None:
         ticket = traced.ticket
         try:
-            if ticket.redelivered and self._has_ended(ticket.id):
-                # Its links were dispatched when it ended; only the message is left.
-                self._loop.call(ticket.end, (0, "", 0.0))
+            if not self._may_end(ticket):
+                # Its links are dispatched elsewhere; only this delivery is left.
+                self._loop.call(ticket.discard)
                 return
             began = time.perf_counter()
             answer = self._trace(traced)
@@ -104,6 +108,10 @@ class Tracer:
                 *(ticket.id, "put back" if passes else "refused", place_of(error)),
                 extra={"job_id": ticket.id},
             )
+            if isinstance(error, redis.ResponseError) and not is_connection_lost(error):
+                self._writer.refuse(ticket, error)
+                self._loop.call(ticket.discard)
+                return
             if not passes:
                 self._loop.call(self._refuse, ticket, error)
                 return
@@ -145,6 +153,15 @@ class Tracer:
             puts_back.reset(token)
             tasks.ready.pop(ticket.id, None)
 
-    def _has_ended(self, job_id: str) -> bool:
-        record = self._store.read(job_id)
-        return record is not None and record.status.ended
+    def _may_end(self, ticket: Ticket) -> bool:
+        """Whether this delivery is to end its job: it is still leased, and the job has not ended.
+
+        A worker that was stopped for longer than its lease finds that another one has the job; a
+        job that was cancelled before it was fetched has ended.
+        """
+        lease = ticket.lease
+        if lease is not None and not lease.store.client.hexists(lease.unacked_key, lease.tag):
+            leases.lost([lease.tag])
+            return False
+        record = self._store.read(ticket.id)
+        return record is None or not record.status.ended

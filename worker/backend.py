@@ -1,0 +1,113 @@
+"""The result backend: outcomes of `embed` end their jobs, whoever stores them.
+
+Celery's tracer, a revoked or expired request, a time limit and other pools all store outcomes
+through the application's result backend. This one completes the job in the same step; outcomes of
+other tasks are stored as Celery does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, states
+from celery.backends.redis import RedisBackend, SentinelBackend
+
+from worker.contract.jobs import TASK_NAME, Status
+from worker.contract.records import store_of
+from worker.contract.results import failure_of, summary_of
+from worker.contract.store import Completion, JobStore
+
+
+def open_backend(app: Celery, url: str) -> RedisBackend:
+    """The result backend of an application; Celery calls it with the URL of the setting."""
+    backend = SentinelJobBackend if url.startswith("sentinel://") else JobBackend
+    return backend(app=app, url=url.removeprefix("redis+"))
+
+
+class JobBackend(RedisBackend):
+    """Celery's Redis backend, for outcomes that jobs end with."""
+
+    def _store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **options: Any,
+    ) -> Any:
+        store = self._store(task_id, request)
+        if store is None:
+            return super()._store_result(task_id, result, state, traceback, request, **options)
+        meta = self._get_result_meta(result, state, traceback, request) | {"task_id": task_id}
+        encoded = self.encode(meta)
+        stored = encoded if isinstance(encoded, bytes) else encoded.encode()
+        if state in states.READY_STATES:
+            store.complete([_completion(task_id, state, result, stored)])
+        else:
+            store.note(task_id, stored)
+        return result
+
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **how: Any
+    ) -> None:
+        """Celery: a task has succeeded."""
+        super().mark_as_done(task_id, result, request, store_result, **how)
+        if not store_result or getattr(request, "ignore_result", False):
+            self._close(task_id, how.get("state", states.SUCCESS), result, request)
+
+    def mark_as_failure(
+        self, task_id: str, exc: Any, *args: Any, store_result: bool = True, **how: Any
+    ) -> None:
+        """Celery: a task has failed."""
+        super().mark_as_failure(task_id, exc, *args, store_result=store_result, **how)
+        if not store_result:
+            result = self.prepare_exception(exc)
+            self._close(task_id, states.FAILURE, result, how.get("request"))
+
+    def mark_as_revoked(
+        self, task_id: str, *args: Any, request: Any = None, store_result: bool = True, **how: Any
+    ) -> None:
+        """Celery: a task was revoked, or has expired."""
+        super().mark_as_revoked(task_id, *args, request=request, store_result=store_result, **how)
+        if not store_result:
+            self._close(task_id, states.REVOKED, None, request)
+
+    def _close(self, task_id: str, state: str, result: Any, request: Any) -> None:
+        """End a job whose outcome nobody wants."""
+        store = self._store(task_id, request)
+        if store is not None:
+            store.complete([_completion(task_id, state, result)])
+
+    def _store(self, task_id: str, request: Any) -> JobStore | None:
+        """The store of jobs, if the task is one; without a request its record tells."""
+        store = store_of(self.app)
+        if store is None:
+            return None
+        if request is not None:
+            ours = getattr(request, "task", None) == TASK_NAME
+        else:
+            ours = store.read(task_id) is not None
+        return store if ours else None
+
+
+class SentinelJobBackend(JobBackend, SentinelBackend):
+    """The same behind Sentinel."""
+
+
+def _completion(task_id: str, state: str, result: Any, meta: bytes = b"") -> Completion:
+    """How a job ended, from what Celery stores: a result, or an exception as a mapping."""
+    status = Status.of_celery(state)
+    if status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
+        return Completion(
+            task_id,
+            status,
+            meta=meta,
+            prompt_tokens=summary.prompt_tokens or 0,
+            texts=summary.texts,
+            model=summary.model or "",
+        )
+    if status is Status.FAILED:
+        failure = failure_of(result)
+        return Completion(task_id, status, meta=meta, code=failure.code, message=failure.message)
+    return Completion(task_id, status, meta=meta)

@@ -1,0 +1,125 @@
+-- Accepts a job, or answers why not: writes its record, counts it and queues its message.
+-- KEYS    job, listing, ledger, open jobs, outbox, earlier submission or '', leased messages,
+--         lists of the interactive, normal and bulk lane, the queue's other lists
+-- ARGV    JSON: id, call, owner, queue, model, total, tokens, bytes, lane, sent (whether this server
+--         gets the message; else it goes to the outbox), later (seconds until the message must be
+--         there, if the caller sends it), bounds (0: none) as in `submissions.Bounds`, listed jobs,
+--         record_ttl, shared, fingerprint, once_ttl; the message or ''
+-- Answer  verdict, id, level, lane, time of acceptance, message of an earlier job that has not been
+--         sent or ''
+-- Repeat  the same verdict: the record names the call, and a shared job its callers.
+-- Cost    the fields of one job; up to MINUTES_A_CALL of results that have expired.
+
+local job, listing, ledger, open, outbox, once = unpack(KEYS, 1, 6)
+local given, message = cjson.decode(ARGV[1]), ARGV[2]
+local bounds, id, time, lane = given.bounds, given.id, clock(), given.lane
+local tokens, size = given.tokens, #message
+
+-- Whether the message of an open job is nowhere on this server, as after a purge.
+local function is_lost(earlier)
+  local since = redis.call('ZSCORE', open, earlier)
+  return given.sent and since and tonumber(since) < time - 5
+    and redis.call('HLEN', KEYS[7]) == 0 and redis.call('EXISTS', unpack(KEYS, 8)) == 0
+end
+
+-- The answer of an earlier submission, if it stands for this one.
+local function replay()
+  local seen = redis.call('HMGET', once, 'id', 'fingerprint')
+  if not seen[1] then return end
+  local earlier = JOB .. seen[1]
+  local held = redis.call('HMGET', earlier, 'status', 'call', 'lane', 'created')
+  local waits = is_open(held[1]) and not outcome_status(RESULT .. seen[1])
+  if held[2] == given.call then
+    return {'accepted', seen[1], 0, tonumber(held[3]), held[4], ''}
+  end
+  if not held[1] or (given.shared and not waits) then return end
+  if not given.shared and seen[2] ~= given.fingerprint then
+    return {'conflict', seen[1], 0, lane, '', ''}
+  end
+  if waits and is_lost(seen[1]) then return {'lost', seen[1], 0, lane, '', ''} end
+  if given.shared and redis.call('HSETNX', earlier, 'caller:' .. given.call, 1) == 1 then
+    redis.call('HINCRBY', earlier, 'callers', 1)
+  end
+  return {'replayed', seen[1], 0, lane, '', redis.call('HGET', outbox, seen[1]) or ''}
+end
+
+-- Tokens or bytes by owner; 0 if owners are not told apart.
+local function held(field)
+  return given.owner ~= '' and tonumber(redis.call('HGET', ledger, field) or '0') or 0
+end
+local function share(of)
+  return 'share:' .. of .. ':' .. given.owner
+end
+
+-- A job larger than a bound is accepted alone.
+local function is_full(queued, more, bound)
+  return bound > 0 and queued > 0 and queued + more > bound
+end
+
+-- The verdict and level of a job for which there is no room, else nil.
+local function refusal()
+  local counted = redis.call('HMGET', ledger, 'tokens', 'size', 'expected', 'kept')
+  for at = 1, 4 do counted[at] = math.max(tonumber(counted[at] or '0'), 0) end
+  if is_full(counted[1], tokens, bounds.tokens) then return 'full', counted[1] end
+  if is_full(counted[2], size, bounds.bytes) then return 'bytes_full', counted[2] end
+  if bounds.owner_tokens > 0 then
+    local queued = held(share(0)) + held(share(1)) + held(share(2))
+    if is_full(queued, tokens, bounds.owner_tokens) then return 'owner_full', queued end
+  end
+  local bytes = held('size:' .. given.owner)
+  if is_full(bytes, size, bounds.owner_bytes) then return 'owner_bytes_full', bytes end
+  local results = counted[3] + counted[4]
+  if is_full(results, given.bytes, bounds.result_bytes) then return 'results_full', results end
+end
+
+local earlier = once ~= '' and replay()
+if earlier then return earlier end
+local known = redis.call('HMGET', job, 'call', 'lane', 'created')
+if known[1] == given.call then return {'accepted', id, 0, tonumber(known[2]), known[3], ''} end
+expire(ledger, time)
+local verdict, level = refusal()
+if verdict then return {verdict, id, level, lane, '', ''} end
+
+local changes = {}
+-- A task that is sent again under its id. A full server refuses a script only before its first
+-- write, so that is none which frees memory.
+settle(parts(job), changes)
+redis.call('HSET', job, 'status', 'queued')
+redis.call('DEL', job)
+-- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
+if bounds.lane_share > 0 then
+  if lane == 0 and held(share(0)) + tokens > bounds.lane_share then lane = 1 end
+  if lane == 1 and held(share(1)) > bounds.lane_share then lane = 2 end
+end
+local created = seconds(time)
+redis.call('HSET', job, 'status', 'queued', 'created', created, 'owner', given.owner,
+  'queue', given.queue, 'model', given.model, 'total', given.total, 'lane', lane,
+  'tokens', tokens, 'charged', tokens, 'bytes', given.bytes, 'size', size, 'call', given.call)
+add(changes, 'tokens', tokens)
+add(changes, 'expected', given.bytes)
+add(changes, 'size', size)
+if given.owner ~= '' then
+  redis.call('HSET', job, 'share', share(lane))
+  add(changes, share(lane), tokens)
+  add(changes, 'size:' .. given.owner, size)
+end
+write(ledger, changes)
+redis.call('EXPIRE', job, given.record_ttl)
+redis.call('ZADD', open, time + given.later, id)
+redis.call('ZADD', listing, time, id)
+redis.call('EXPIRE', listing, given.record_ttl)
+redis.call('ZREMRANGEBYRANK', listing, 0, -1 - given.listed)
+if once ~= '' then
+  redis.call('HSET', once, 'id', id, 'fingerprint', given.fingerprint)
+  redis.call('EXPIRE', once, given.once_ttl)
+end
+if given.shared then
+  redis.call('HSET', job, 'callers', 1, 'caller:' .. given.call, 1, 'shared', once)
+end
+local list = KEYS[8 + lane]
+if message ~= '' and given.sent then
+  redis.call('LPUSH', list, message)
+elseif message ~= '' then
+  redis.call('HSET', outbox, id, seconds(time) .. '\n' .. list .. '\n' .. message)
+end
+return {'accepted', id, tonumber(redis.call('HGET', ledger, 'tokens') or '0'), lane, created, ''}

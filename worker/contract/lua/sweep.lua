@@ -1,0 +1,39 @@
+-- Finds open jobs whose messages are nowhere, as after a purge, and forgets those that have ended.
+-- If no job is open, resets the counters: workers of older versions can leave something there.
+-- KEYS    ledger, open jobs, leased messages or '', lists of the queue
+-- ARGV    seconds for which a job must not have been seen, jobs looked at, 1 if the lists are known to
+--         be empty: they are on another server
+-- Answer  ids of lost jobs
+-- Repeat  the same answer, until they are completed.
+-- Cost    the jobs looked at; FIELDS of the ledger.
+
+local FIELDS = 100
+local ledger, open = KEYS[1], KEYS[2]
+local idle = ARGV[3] == '1'
+if KEYS[3] ~= '' then
+  idle = redis.call('HLEN', KEYS[3]) == 0 and redis.call('EXISTS', unpack(KEYS, 4)) == 0
+end
+local lost, changes, before = {}, {}, clock() - tonumber(ARGV[1])
+local rows = redis.call('ZRANGE', open, 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
+for at = 1, #rows, 2 do
+  local id, part = rows[at], parts(JOB .. rows[at])
+  if not is_open(part.status) then
+    -- It ended in a worker of an older version, or its record has expired.
+    settle(part, changes)
+    redis.call('HDEL', JOB .. id, 'tokens', 'bytes', 'share', 'size')
+    redis.call('ZREM', open, id)
+  elseif idle and tonumber(rows[at + 1]) < before then
+    lost[#lost + 1] = id
+  end
+end
+write(ledger, changes)
+if idle and redis.call('EXISTS', open) == 0 then
+  redis.call('HDEL', ledger, 'tokens', 'size', 'expected')
+  local fields = redis.call('HSCAN', ledger, 0, 'COUNT', FIELDS)[2]
+  for at = 1, math.min(#fields, 2 * FIELDS), 2 do
+    if string.find(fields[at], '^share:') or string.find(fields[at], '^size:') then
+      redis.call('HDEL', ledger, fields[at])
+    end
+  end
+end
+return lost

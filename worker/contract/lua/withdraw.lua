@@ -1,0 +1,14 @@
+-- Undoes the acceptance of a job whose message could not be sent.
+-- KEYS    job, listing, ledger, open jobs, outbox
+-- ARGV    id
+-- Answer  nothing
+-- Repeat  nothing more happens: the record is gone.
+-- Cost    one job.
+
+local changes = {}
+settle(parts(KEYS[1]), changes)
+redis.call('DEL', KEYS[1])
+write(KEYS[3], changes)
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[5], ARGV[1])

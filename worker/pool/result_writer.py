@@ -1,0 +1,158 @@
+"""Outcomes of jobs that end in bulk: one script for many, repeated while Redis is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import redis
+
+from worker.contract import keys
+from worker.contract.jobs import Status
+from worker.contract.store import Completion, JobStore, LeaseKeys
+from worker.pool.failures import is_connection_lost
+from worker.pool.tickets import Ticket
+from worker.transport import leases
+
+logger = logging.getLogger(__name__)
+
+#: Jobs, and bytes of their results, that one script completes: Redis serves nobody else meanwhile.
+_JOBS_A_SCRIPT = 512
+_BYTES_A_SCRIPT = 8 * 2**20
+#: Seconds between two tries while Redis is away.
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 2.0
+
+#: Jobs of one script, each with how it ended.
+Chunk = list[tuple[Ticket, Completion]]
+
+
+class Written(NamedTuple):
+    """What became of a chunk: jobs that ended with it, and those that had ended before."""
+
+    first: list[Ticket]
+    known: list[Ticket]
+
+
+class ResultWriter:
+    """Completes jobs, however long Redis is away; they stay leased meanwhile.
+
+    All methods belong to the engine's writer thread, but for `refuse`, which the tracer's thread
+    calls too, and `stop`. `blocked` may be read by any thread.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        queue: str,
+        *,
+        atomic: bool,
+        observe: Callable[[Sequence[Ticket], float], None],
+    ) -> None:
+        """`atomic`: leases and results are on one server, so one script can end both.
+
+        `observe` is called with the jobs of a script and the seconds that it took.
+        """
+        self._store = store
+        self._dead_letters = keys.dead_letters(queue)
+        self._atomic = atomic
+        self._observe = observe
+        self._stopping = threading.Event()
+        #: Whether Redis refuses all outcomes, by its permissions or the type of a shared key.
+        self.blocked = False
+
+    def stop(self) -> None:
+        """Stop trying to reach a Redis that is away; the rest stays leased. Any thread."""
+        self._stopping.set()
+
+    def write(self, chunk: Chunk) -> Written | None:
+        """Complete jobs. A job that Redis refuses to complete fails alone. None once stopped."""
+        written = Written([], [])
+        parts = deque([chunk])
+        while parts:
+            part = parts.popleft()
+            try:
+                known = self._complete(part)
+            except redis.ResponseError as error:
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts.extendleft((part[middle:], part[:middle]))
+                else:
+                    self.refuse(part[0][0], error)
+                continue
+            if known is None:
+                return None
+            for place, (ticket, _) in enumerate(part):
+                (written.known if place in known else written.first).append(ticket)
+        return written
+
+    def refuse(self, ticket: Ticket, error: redis.ResponseError) -> None:
+        """Fail a job whose outcome Redis refuses for good; without a record keep its message."""
+        # The first word is Redis' code; the rest may hold keys.
+        message = f"Redis refuses to store the result ({str(error).split(' ', 1)[0]})"
+        logger.error("Job %s fails: %s", ticket.id, message, extra={"job_id": ticket.id})
+        failed = Completion(
+            ticket.id, Status.FAILED, ticket.tag, code="internal_error", message=message
+        )
+        try:
+            self._store.complete([failed], self._lease_keys(ticket))
+        except redis.RedisError:
+            logger.exception("Job %s could not be failed; its message is a dead letter", ticket.id)
+            if ticket.tag:
+                leases.bury(ticket.tag, message, self._dead_letters)
+
+    def _complete(self, part: Chunk) -> set[int] | None:
+        """Places of jobs that had ended before; None once stopped. Raises for a job at fault."""
+        lease_keys = next((found for t, _ in part if (found := self._lease_keys(t))), None)
+        backoff = _FIRST_BACKOFF
+        while True:
+            began = time.perf_counter()
+            try:
+                known = self._store.complete([one for _, one in part], lease_keys)
+            except redis.RedisError as error:
+                if not (is_connection_lost(error) or self._refuses_all(lease_keys)):
+                    raise
+                logger.warning(
+                    "%d results wait for Redis (%s); next try in %.2f s",
+                    len(part),
+                    type(error).__name__,
+                    backoff,
+                )
+                if self._stopping.wait(backoff):
+                    return None
+                backoff = min(backoff * 2, _LONGEST_BACKOFF)
+            else:
+                self.blocked = False
+                self._observe([ticket for ticket, _ in part], time.perf_counter() - began)
+                return known
+
+    def _refuses_all(self, lease_keys: LeaseKeys | None) -> bool:
+        """Whether no job is at fault: Redis refuses even a call without one."""
+        try:
+            self._store.complete([], lease_keys)
+        except redis.RedisError as error:
+            self.blocked = not is_connection_lost(error)
+            return True
+        return False
+
+    def _lease_keys(self, ticket: Ticket) -> LeaseKeys | None:
+        lease = ticket.lease
+        if lease is None or not self._atomic:
+            return None
+        return LeaseKeys(lease.unacked_key, lease.index_key)
+
+
+def chunks_of(completions: Chunk) -> list[Chunk]:
+    """Completions in parts that one script may write."""
+    chunks: list[Chunk] = []
+    size = 0
+    for ticket, completion in completions:
+        size += len(completion.meta)
+        if not chunks or len(chunks[-1]) == _JOBS_A_SCRIPT or size > _BYTES_A_SCRIPT:
+            chunks.append([])
+            size = len(completion.meta)
+        chunks[-1].append((ticket, completion))
+    return chunks
