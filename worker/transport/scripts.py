@@ -126,23 +126,25 @@ local free, least = tonumber(ARGV[5]), tonumber(ARGV[6])
 local taken, spent, came = 0, 0, {}
 local entries, index, answer = {}, {}, {}
 
-local function of(list)
-  local at = 7 + (list - 1) * 3
-  return ARGV[at], ARGV[at + 1], ARGV[at + 2]
+local levels, kinds, endings = {}, {}, {}
+for at = 7, #ARGV, 3 do
+  levels[#levels + 1] = ARGV[at]
+  kinds[#kinds + 1] = 'timed:' .. ARGV[at + 1] .. ':' .. ARGV[1] .. ':'
+  endings[#endings + 1] = ARGV[at + 2]
 end
 
-local function tag_of(priority, number)
-  return string.format('timed:%s:%s:%04d', priority, ARGV[1], number)
+local function tag_of(list, number)
+  return kinds[list] .. string.format('%04d', number)
 end
 
 local earlier = redis.call('GET', KEYS[3])
 if earlier then
   local drained, lists = string.match(earlier, '^(%d)(.*)')
   for list in string.gmatch(lists, '%d+') do
-    local _, priority, ending = of(list)
-    local entry = redis.call('HGET', KEYS[1], tag_of(priority, taken))
-    answer[#answer + 1] = tonumber(list)
-    answer[#answer + 1] = entry and string.sub(entry, 2, -#ending - 1)
+    list = tonumber(list)
+    local entry = redis.call('HGET', KEYS[1], tag_of(list, taken))
+    answer[#answer + 1] = list
+    answer[#answer + 1] = entry and string.sub(entry, 2, -#endings[list] - 1)
     taken = taken + 1
   end
   return {tonumber(drained), answer}
@@ -157,24 +159,23 @@ local function take(list)
   local message = redis.pcall('RPOP', KEYS[list + 3])
   -- A key of another type is as good as empty.
   if type(message) ~= 'string' then return false end
-  local _, priority, ending = of(list)
-  local tag = tag_of(priority, taken)
-  entries[#entries + 1] = tag
-  entries[#entries + 1] = '[' .. message .. ending
-  index[#index + 1] = deadline
-  index[#index + 1] = tag
-  answer[#answer + 1] = list
-  answer[#answer + 1] = message
-  came[#came + 1] = list
+  local tag, at = tag_of(list, taken), 2 * taken
+  entries[at + 1] = tag
+  entries[at + 2] = '[' .. message .. endings[list]
+  index[at + 1] = deadline
+  index[at + 2] = tag
+  answer[at + 1] = list
+  answer[at + 2] = message
   taken = taken + 1
+  came[taken] = list
   spent = spent + math.max(#message - free, least)
   return true
 end
 
 local list, lists = 1, #KEYS - 3
 while list <= lists and not full() do
-  local level, open = of(list), {}
-  while list <= lists and of(list) == level do
+  local level, open = levels[list], {}
+  while list <= lists and levels[list] == level do
     open[#open + 1] = list
     list = list + 1
   end

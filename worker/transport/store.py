@@ -161,9 +161,8 @@ class LeaseStore:
             # The only `true` that kombu and our scripts write; the message itself is read later.
             redelivered = b'"redelivered": true' in message
             tag = fetch.tag(source, number)
-            lease = Lease(
-                *(tag, source.queue, redelivered, self, owner, source.priority, fetch.renewed)
-            )
+            queue, priority = source.queue, source.priority
+            lease = Lease(tag, queue, redelivered, self, owner, priority, fetch.renewed)
             leased.append((lease, message))
         return bool(drained), leased
 
