@@ -76,6 +76,11 @@ CALLS: dict[str, Make] = {
     ),
     "RENEW": lambda chance, store, tags: next(iter(store.renewals(some(chance, tags)))),
     "RESTORE": lambda _chance, store, _tags: store.restoration(),
+    "ROUTE": lambda chance, store, tags: Command(
+        scripts.ROUTE,
+        (store.unacked_key, store.index_key, *chance.sample(["jobs", "other"], 2)),
+        (chance.choice(tags), envelope("routed")),
+    ),
     "BIND": bind(scripts.BIND),
     "REBIND": bind(scripts.REBIND, "exchange", str(TICK * 1000)),
 }
@@ -223,6 +228,7 @@ MOST = {
     "BURY": 6,
     "RENEW": 4,
     "RESTORE": 2 + 6 * 5,
+    "ROUTE": 4 + 2,
     "BIND": 3,
     "REBIND": 4,
 }

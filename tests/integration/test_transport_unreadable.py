@@ -122,6 +122,20 @@ def test_what_a_stock_worker_left_and_cannot_be_restored_is_a_dead_letter(
     assert [json.loads(grave)["message"] for grave in graves_of(redis_client)] == [entry]
 
 
+def test_what_a_stock_worker_left_for_a_key_of_another_type_is_kept(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    redis_client.set("wrong", "not a list")
+    for tag, queue in (("bad", "wrong"), ("good", "jobs")):
+        redis_client.hset("unacked", tag, f'[{envelope(headers={})},"","{queue}"]')
+        redis_client.zadd("unacked_index", {tag: 1})
+    received = Received()
+    with looped(redis_url, received) as loop:
+        loop.until(lambda: received.bodies == [[[1, 2], {}, {}]])
+        loop.until(lambda: left(redis_client) == (0, 1, 1))
+    assert redis_client.zscore("unacked_index", "bad") > redis_client.time()[0] - 60
+
+
 def test_no_message_stops_workers_or_costs_them_their_connection(
     start: StartWorker, app: Any, redis_client: redis.Redis
 ) -> None:

@@ -39,14 +39,14 @@ messages of stock workers and of consumers without an event loop; `restore_inter
 `dead_letter_key`.
 
 A task that holds the event loop up for longer than a lease, as with the solo pool, loses it. Under
-an ACL the worker needs, beside what kombu needs, EVAL, EVALSHA, BLMOVE, INFO and TIME, and in
-scripts GET, SET, RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, SADD, SREM, ZADD, ZREM,
+an ACL the worker needs, beside what kombu needs, EVAL, EVALSHA, BLMOVE, HMGET, INFO and TIME, and
+in scripts GET, SET, RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, SADD, SREM, ZADD, ZREM,
 ZCARD, ZMSCORE and ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
 
 Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
 does, `command` how it is called, `store` where, `message` what was fetched, `wire` a connection
-that does not block, `upkeep` and `fetcher` when it is used, `qos`, `guard`, `channel`, `poller` and
-`transport` the seams to kombu, `connection` how Celery comes to use it.
+that does not block, `upkeep` and `fetcher` when it is used, `qos`, `foreign`, `guard`, `channel`,
+`poller` and `transport` the seams to kombu, `connection` how Celery comes to use it.
 """
 
 from worker.transport.admission import Admission, admission

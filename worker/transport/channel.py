@@ -11,13 +11,13 @@ from kombu.transport import redis as stock
 from kombu.utils.scheduling import cycle_by_name
 
 from worker.contract.lanes import Lane, lane_of
+from worker.transport import foreign, scripts
 from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
 from worker.transport.guard import GuardedChannel
-from worker.transport.leases import Burial, Lease, Leases, Outbox, leases
+from worker.transport.leases import Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse, task_ids
 from worker.transport.qos import QoS
-from worker.transport.scripts import BIND, REBIND
 from worker.transport.store import TAGS_A_CALL, Demand, LeaseStore, Source, open_store
 from worker.transport.wire import Wire
 
@@ -178,18 +178,7 @@ class Channel(GuardedChannel):
             self.leases.bury(lease.tag, "unreadable")
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
-        """Put messages of stock workers back by kombu's routing; bury what has none."""
-        for tag in tags:
-            try:
-                self.qos.restore_by_tag(tag)
-            except redis.RedisError as error:
-                logger.warning("Could not restore messages of stock workers: %s", error)
-                return
-            except Exception as error:  # noqa: BLE001 - see `_read`
-                logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
-                self.store.tell(
-                    Outbox(burials=[Burial(tag, "unreadable", self.store.dead_letter_key)])
-                )
+        foreign.restore(self, self.store, tags)
 
     def tell(self) -> None:
         """Tell the server of endings now, where no loop will."""
@@ -297,10 +286,14 @@ class Channel(GuardedChannel):
         member = self.sep.join([routing_key or "", pattern or "", queue or ""])
         table = self.keyprefix_queue % (exchange,)
         script, other, arguments = (
-            (REBIND, self._script_binding_deadlines, [member, exchange, self._binding_ttl(queue)])
+            (
+                scripts.REBIND,
+                self._script_binding_deadlines,
+                [member, exchange, self._binding_ttl(queue)],
+            )
             if queue in self._expires
             else (
-                BIND,
+                scripts.BIND,
                 self.global_keyprefix + self.keyprefix_binding_permanent % exchange,
                 [member],
             )

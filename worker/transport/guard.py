@@ -1,20 +1,17 @@
 """kombu's own ways to read messages, made safe against those that cannot be read.
 
-Broadcasts, messages without acknowledgement and the restoring of stock workers' messages are
-kombu's. There an unreadable message ends the event loop, is taken for a lost connection (kombu
-counts KeyError as one), or vanishes.
+Broadcasts and messages without acknowledgement are kombu's. There an unreadable message ends the
+event loop, or is taken for a lost connection: kombu counts KeyError as one.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from queue import Empty
 from typing import Any
 
 import redis
 from kombu.transport import redis as stock
-from kombu.utils.json import dumps
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +44,3 @@ class GuardedChannel(stock.Channel):
         except Exception as error:
             logger.exception("Dropped a message that cannot be read")
             raise Empty from error
-
-    def _do_restore_message(
-        self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
-    ) -> None:
-        """Restore a message of a stock worker; raise where kombu's would log and remove it."""
-        with suppress(KeyError):
-            payload["headers"]["redelivered"] = True
-            payload["properties"]["delivery_info"]["redelivered"] = True
-        push = pipe.lpush if leftmost else pipe.rpush
-        priority = self._get_message_priority(payload, reverse=False)
-        for queue in self._lookup(exchange, routing_key):
-            push(self._q_for_pri(queue, priority), dumps(payload))

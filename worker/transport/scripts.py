@@ -347,6 +347,32 @@ return {leases, deferred, more and 1 or 0, foreign, last, same, refusal}
 """
 )
 
+#: Puts a message of a stock worker back, where kombu's routing says.
+#: KEYS unacked, index, lists. ARGV tag, message as it goes into each list.
+#: Answer: the last refusal of a list, if any; the message is then tried again after the visibility
+#: timeout, if no list took it.
+#: Repeat: no effect. Cost: 4 commands, and one for each list.
+ROUTE = Script(
+    _BASE
+    + """
+redis.call('ZREM', KEYS[2], '')
+local refusal, taken
+if redis.call('HGET', KEYS[1], ARGV[1]) then
+  for at = 3, #KEYS do
+    local error = refused('RPUSH', KEYS[at], ARGV[2])
+    if error then refusal = error.err else taken = true end
+  end
+end
+if refusal and not taken then
+  redis.call('ZADD', KEYS[2], after(0), ARGV[1])
+  return refusal
+end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+return refusal
+"""
+)
+
 #: What kombu does to bind a queue to an exchange, after a first write that shrinks: a few bytes for
 #: each process that consumes.
 #: KEYS bindings, those that stay. ARGV binding. Answer: none.
