@@ -82,6 +82,8 @@ def _observe(place: Flask | Blueprint, backend: Backend) -> None:
 
     @place.before_request
     def begin() -> None:
+        # Nothing is connected before the first request.
+        backend.eviction.start()
         g.began = time.perf_counter()
         g.span = _begin_span()
         g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))

@@ -15,6 +15,7 @@ from api.waiting import Waiting
 from worker.contract import server
 from worker.contract.batches import BatchStore
 from worker.contract.clock import Clock
+from worker.contract.eviction import EvictionCheck
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
 from worker.contract.openai.token_table import TokenTable
@@ -53,6 +54,7 @@ class Backend:
     quotas: Quotas
     files: FileStore
     batches: BatchStore
+    eviction: EvictionCheck
 
     @classmethod
     def of(cls, settings: Settings) -> Backend:
@@ -81,6 +83,7 @@ class Backend:
                 max_bytes=settings.max_files_bytes or 0,
             ),
             batches=BatchStore(client, broker, settings.queue),
+            eviction=EvictionCheck((client, broker)),
         )
 
     def close(self) -> None:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import redis
 
+from tests.integration.transport_proxy import proxy
+from tests.processes import ValkeyServer
 from worker.contract import server
+from worker.transport.connection import Connection
+
+
+@pytest.fixture
+def tls_port(valkey: ValkeyServer, tmp_path: Path) -> Iterator[int]:
+    """A port that speaks TLS with a certificate that nobody trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=nobody")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", *request, *files], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with proxy(valkey.port, tls=context) as between:
+        yield between.port
 
 
 def fields_of(url: str) -> dict[str, object]:
@@ -27,12 +53,72 @@ def fields_of(url: str) -> dict[str, object]:
         ("redis+socket:///run/redis.sock?virtual_host=/4", {"path": "/run/redis.sock", "db": 4}),
         ("unix:///run/redis.sock?db=5", {"path": "/run/redis.sock", "db": 5}),
         ("unix:///run/redis.sock", {"path": "/run/redis.sock", "db": 0}),
-        ("sentinel://a:1;sentinel://b:2/6", {"db": 6}),
+        ("redis://me:p%40w@there/", {"username": "me", "password": "p@w"}),
+        ("sentinel://a:1/6;sentinel://b:2/6", {"db": 6}),
+        ("sentinel://m%40e:p%2Fw@a:1;sentinel://b:2", {"username": "m@e", "password": "p/w"}),
+        ("redis+socket://me:p%2Fw%3A@/run/a%20b?virtual_host=4", {"path": "/run/a b", "db": 4}),
+        ("redis+socket://m%40e:p%2Fw%3A@/run/s", {"username": "m@e", "password": "p/w:"}),
+        ("unix://m%40e:p%2Fw%3A@/run/s", {"username": "m@e", "password": "p/w:"}),
     ],
 )
 def test_a_client_goes_where_the_url_says(url: str, expected: dict[str, object]) -> None:
     found = fields_of(url)
     assert {name: found[name] for name in expected} == expected
+
+
+URLS = [
+    "redis://m%40e:p%2Fw@there:7/3",
+    "rediss://:p%2Fw@there:7/3?ssl_cert_reqs=CERT_NONE",
+    "rediss://there:7/?ssl_cert_reqs=CERT_OPTIONAL&ssl_check_hostname=false&ssl_ca_certs=/a",
+    "rediss://there:7/?ssl_cert_reqs=CERT_REQUIRED",
+    "rediss://there:7/?ssl_cert_reqs=none",
+    "rediss://there:7/?ssl_cert_reqs=optional",
+    "rediss://there:7/?ssl_cert_reqs=required",
+    "redis+socket://m%40e:p%2Fw@/run/a%20b?virtual_host=4",
+    "redis+socket:///run/s",
+    "unix://:p%2Fw@/run/s?db=2",
+    "sentinel://m%40e:p%2Fw@a:1/5;sentinel://:other@b:2/6",
+    "sentinel://a:1;sentinel://b:2/6",
+    "sentinel://:p@a:1/5?ssl_cert_reqs=CERT_NONE;sentinel://b:2",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_client_goes_where_kombu_goes(url: str) -> None:
+    options = {"master_name": "main"}
+    with Connection(url, transport_options=options) as connection:
+        channel: Any = object.__new__(connection.get_transport_cls().Channel)
+        channel.connection = SimpleNamespace(client=connection, default_port=6379)
+        theirs = channel._connparams()
+    with server.connect(url, sentinel_master="main") as client:
+        pool = client.connection_pool
+        ours = pool.connection_kwargs
+        is_tls = issubclass(pool.connection_class, redis.SSLConnection)
+    if "sentinel" in url:
+        # Sentinels name the host.
+        theirs = {**theirs, "host": None, "port": None}
+    for name in ("host", "port", "path", "username", "password"):
+        assert ours.get(name) == theirs.get(name), name
+    assert ours.get("db", 0) == theirs["db"]
+    assert is_tls == issubclass(theirs["connection_class"], redis.SSLConnection)
+    if is_tls:
+        made = pool.connection_class(**ours)
+        assert made.cert_reqs == theirs["ssl_cert_reqs"]
+        assert made.ca_certs == theirs.get("ssl_ca_certs")
+        if made.cert_reqs != ssl.CERT_NONE:
+            assert made.check_hostname == theirs.get("ssl_check_hostname", True)
+
+
+@pytest.mark.parametrize("flag", ["CERT_NONE", "none"])
+def test_tls_without_verification_reaches_the_server(tls_port: int, flag: str) -> None:
+    url = f"rediss://127.0.0.1:{tls_port}/0?ssl_cert_reqs={flag}"
+    with server.connect(url, sentinel_master="main") as client:
+        assert client.ping()
+    with (
+        server.connect(url.replace(flag, "required"), sentinel_master="main") as client,
+        pytest.raises(redis.ConnectionError),
+    ):
+        client.ping()
 
 
 def test_a_client_is_patient_but_not_for_ever() -> None:
@@ -53,8 +139,9 @@ def test_a_client_is_patient_but_not_for_ever() -> None:
         ("redis+socket:///s?virtual_host=0", "unix:///s", True),
         ("redis+socket:///s?virtual_host=1", "unix:///s", False),
         ("redis+socket:///s", "redis+socket:///t", False),
-        ("sentinel://a;sentinel://b/1", "sentinel://b;sentinel://a/1", True),
-        ("sentinel://a;sentinel://b/1", "sentinel://a;sentinel://b/2", False),
+        ("sentinel://a/1;sentinel://b/1", "sentinel://:p@b/1;sentinel://a/1", True),
+        ("sentinel://a/1;sentinel://b", "sentinel://a/2;sentinel://b", False),
+        ("redis+socket://:p%2F@/a%20b", "unix:///a b", True),
         ("sentinel://a", "redis://a", False),
     ],
 )

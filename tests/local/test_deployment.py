@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.processes import ROOT
@@ -20,6 +21,7 @@ from worker.local.deployment import (
     cores,
     environment,
     listen,
+    server,
     workers,
 )
 
@@ -140,6 +142,22 @@ def test_a_deep_data_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
     assert len(bytes(path)) <= valkey.MAX_SOCKET_PATH
     assert path == valkey.socket_path(deep) != valkey.socket_path(deep / "other")
     assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_the_embedded_valkey_has_a_bound_on_its_memory(tmp_path: Path) -> None:
+    program = server(tmp_path, tmp_path / "s", 0)
+    settings = dict(zip(program.command[1::2], program.command[2::2], strict=True))
+    bound = int(settings["--maxmemory"])
+    assert bound == valkey.memory_share()
+    assert 128 * 2**20 <= bound <= psutil.virtual_memory().total // 4 + 2**20
+
+
+def test_a_containers_limit_is_the_machines_memory(tmp_path: Path) -> None:
+    limit, none = tmp_path / "memory.max", tmp_path / "other"
+    limit.write_text("1073741824\n")
+    none.write_text("max\n")
+    assert valkey.machine_memory([tmp_path / "missing", none, limit]) == 2**30
+    assert valkey.machine_memory([none]) > 0
 
 
 def test_valkey_listens_on_its_socket_alone_and_forgets_nothing() -> None:

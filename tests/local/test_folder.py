@@ -51,6 +51,36 @@ def test_the_data_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0
 
 
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.lstat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+
+
+def test_an_existing_folder_is_restricted_with_embedqs_own_contents(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (folder / "files" / "files").mkdir(parents=True)
+    (folder / "appendonlydir").mkdir()
+    own = ("lock", "valkey.log", "appendonlydir/a.aof", "files/files/file-1")
+    for name in (*own, "notes.txt"):
+        (folder / name).touch(mode=0o644)
+    elsewhere.touch()
+    elsewhere.chmod(0o644)
+    (folder / "files" / "link").symlink_to(elsewhere)
+    for path in (folder, folder / "files", folder / "files" / "files", folder / "appendonlydir"):
+        path.chmod(0o755)
+    lock(folder).close()
+    found = modes(folder)
+    assert {found[name] for name in ("data", "files", "appendonlydir")} == {0o700}
+    assert {found[name.split("/")[-1]] for name in own} == {0o600}
+    assert found["notes.txt"] == elsewhere.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_that_all_may_use_stays_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    lock(tmp_path).close()
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    assert modes(tmp_path)["lock"] == 0o600
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataFolderUnusable, match=r"file.data: Not a directory"):

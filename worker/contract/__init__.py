@@ -13,6 +13,7 @@ In reading order:
 - `keys`      every Redis key and channel, spelled once
 - `server`    Redis clients from Celery's URLs
 - `clock`     Redis' clock, which all processes share
+- `eviction` a warning if Redis may drop keys
 - `round_trips` commands of many threads go together
 - `scripts`   Lua: the steps that must happen whole or not at all
 - `endings`   how jobs end, many at once

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import (
+    SplitResult,
+    parse_qs,
+    parse_qsl,
+    unquote,
+    urlencode,
+    urlsplit,
+    urlunsplit,
+)
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -25,7 +33,8 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
     """A thread-safe client for any URL that Celery takes; connects on first use.
 
     `redis://`, `rediss://`, `redis+socket://PATH?virtual_host=N`, `unix://` and
-    `sentinel://host:port;…/N`. `options` go to the client, after our defaults.
+    `sentinel://host:port/N;…`, whose first URL holds the database and the credentials, as for kombu
+    and Celery. `options` go to the client, after our defaults.
     """
     defaults: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
@@ -38,17 +47,16 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
     first = url.split(";")[0]
     parts = urlsplit(first)
     if parts.scheme == "sentinel":
-        return _from_sentinel(url, sentinel_master, options)
+        return _from_sentinel(url, sentinel_master, options | _tls(parts))
     if parts.scheme in ("redis+socket", "socket", "unix"):
         options.pop("socket_keepalive")
         return redis.Redis(
-            unix_socket_path=parts.path,
+            unix_socket_path=unquote(parts.path),
             db=int(_socket_database(parts.query)),
-            username=parts.username,
-            password=parts.password,
+            **_credentials(parts),
             **options,
         )
-    return redis.Redis.from_url(url, **options)
+    return redis.Redis.from_url(_for_redis(url), **options)
 
 
 def share(client: redis.Redis, connections: int, *, patience: float) -> redis.Redis:
@@ -72,14 +80,14 @@ def same_server(first: str, second: str) -> bool:
 def _place(url: str) -> tuple[str, str]:
     """Where the server is, and the number of its database."""
     parts = [urlsplit(part) for part in url.split(";")]
-    first, last = parts[0], parts[-1]
+    first = parts[0]
     if first.scheme in ("redis+socket", "socket", "unix"):
-        return first.path, _socket_database(first.query)
+        return unquote(first.path), _socket_database(first.query)
     port = 26379 if first.scheme == "sentinel" else 6379
     hosts = ",".join(
         sorted(f"{part.hostname or 'localhost'}:{part.port or port}" for part in parts)
     )
-    return hosts, last.path.strip("/") or "0"
+    return hosts, first.path.strip("/") or "0"
 
 
 def _socket_database(query: str) -> str:
@@ -89,10 +97,46 @@ def _socket_database(query: str) -> str:
 
 def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redis:
     parts = [urlsplit(part) for part in url.split(";")]
-    database = int(parts[-1].path.strip("/") or 0)
+    database = int(parts[0].path.strip("/") or 0)
     hosts = [(part.hostname or "localhost", part.port or 26379) for part in parts]
     sentinel = Sentinel(hosts, socket_timeout=options["socket_connect_timeout"])  # type: ignore[no-untyped-call]
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        master, db=database, username=parts[0].username, password=parts[0].password, **options
+        master, db=database, **_credentials(parts[0]), **options
     )
     return client
+
+
+def _credentials(parts: SplitResult) -> dict[str, Any]:
+    """User and password, which a URL holds percent-encoded."""
+    return {
+        "username": unquote(parts.username or "") or None,
+        "password": unquote(parts.password or "") or None,
+    }
+
+
+def _tls(parts: SplitResult) -> dict[str, Any]:
+    """The client's options for the `ssl_…` parameters of a Sentinel's URL; empty without TLS."""
+    given = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+    if not given:
+        return {}
+    return {
+        "ssl": True,
+        **given,
+        "ssl_cert_reqs": _cert_reqs(given.get("ssl_cert_reqs", "required")),
+        "ssl_check_hostname": given.get("ssl_check_hostname", "true").lower() != "false",
+    }
+
+
+def _for_redis(url: str) -> str:
+    """A URL with the certificate requirement spelled as redis-py spells it."""
+    parts = urlsplit(url)
+    query = [
+        (name, _cert_reqs(value) if name == "ssl_cert_reqs" else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+def _cert_reqs(value: str) -> str:
+    """`none` for kombu's `CERT_NONE`, and so on."""
+    return value.removeprefix("CERT_").lower() if value.startswith("CERT_") else value

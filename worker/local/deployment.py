@@ -103,7 +103,7 @@ def reachable(options: Options) -> tuple[str, int]:
 def server(folder: Path, socket_file: Path, lock_fd: int) -> Program:
     """The embedded Valkey, which shares the lock of its folder."""
     log = folder / "valkey.log"
-    command = valkey.command(folder, socket_file, log=log)
+    command = valkey.command(folder, socket_file, log=log, max_memory=valkey.memory_share())
     return Program("valkey", command, stop_s=VALKEY_STOP_S, keep_fds=(lock_fd,), log=log)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
 from worker.contract.errors import EmbedqError
+
+#: What Valkey, the API and the workers keep in a data directory.
+_CONTENTS = ("lock", "valkey.log", "appendonlydir", "files")
 
 
 class DataFolderBusy(EmbedqError):
@@ -31,6 +35,8 @@ def lock(folder: Path) -> IO[str]:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "lock").touch(mode=0o600)
+        restrict(folder)
         file = (folder / "lock").open("a+")
     except OSError as exc:
         raise DataFolderUnusable(f"data directory {folder}: {exc.strerror}") from exc
@@ -45,6 +51,33 @@ def lock(folder: Path) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def restrict(folder: Path) -> None:
+    """Take everybody else's permissions from the folder and from what embedq keeps in it.
+
+    Other contents keep theirs, and so does a folder of another user's or one that all may use, as
+    `/tmp`. Raises OSError.
+    """
+    found = folder.stat()
+    if found.st_uid == os.getuid() and not found.st_mode & stat.S_ISVTX:
+        _restrict(folder)
+    for name in _CONTENTS:
+        top = folder / name
+        _restrict(top)
+        for path, folders, files in os.walk(top):
+            for one in (*folders, *files):
+                _restrict(Path(path, one))
+
+
+def _restrict(path: Path) -> None:
+    try:
+        found = path.lstat()
+        if found.st_uid == os.getuid() and found.st_mode & 0o077 and not path.is_symlink():
+            path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
+    except FileNotFoundError:
+        # The Valkey of a killed embedq may be ending.
+        return
 
 
 def _who(folder: Path, owner: str) -> str:

@@ -41,6 +41,8 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
     all with the process that started this one. Raises an `EmbedqError` where it cannot start.
     """
     deployment.check_current_folder(Path.cwd(), PACKAGES)
+    # Jobs, results and files that the processes write are for their owner alone.
+    os.umask(0o077)
     data = None if os.environ.get("CELERY_BROKER_URL", "").strip() else _absolute(options.data_dir)
     with ExitStack() as stack:
         lock = stack.enter_context(folder.lock(data)) if data else None

@@ -5,9 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from worker.contract.errors import EmbedqError
+
+#: Bytes that are enough to start with on the smallest machine.
+_LEAST_MEMORY = 128 * 2**20
+#: Limits of a container's memory, by cgroups of version 2 and 1.
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 #: Bytes that a Unix socket's address holds (sun_path, the shortest of the systems we run on).
 MAX_SOCKET_PATH = 103
@@ -45,12 +54,15 @@ def command(
     port: int = 0,
     persistent: bool = True,
     log: Path | None = None,
+    max_memory: int = 0,
 ) -> list[str]:
     """The server's command line: durable, never evicting, reachable by its owner only.
 
     `port` 0 means no TCP at all. What the server acknowledged is on disk: with `everysec` it would
     put off writing while a sync is under way, and lose that when it is killed. Since embedq writes
     in batches, `always` costs little. `log` receives warnings (None: standard output).
+    Past `max_memory` bytes (0: no bound) it refuses new jobs, and waiting messages and results are
+    bounded by parts of it.
     """
     return [
         str(binary()),
@@ -60,6 +72,7 @@ def command(
         *("--bind", "127.0.0.1"),
         *("--port", str(port)),
         *("--daemonize", "no"),
+        *("--maxmemory", str(max_memory)),
         *("--maxmemory-policy", "noeviction"),
         *("--appendonly", "yes" if persistent else "no"),
         *("--appendfsync", "always"),
@@ -67,6 +80,27 @@ def command(
         *("--loglevel", "warning"),
         *(("--logfile", str(log)) if log else ()),
     ]
+
+
+def memory_share() -> int:
+    """Bytes that the server of `embedq up` may hold: a quarter of the machine's memory.
+
+    The rest is for models, for the API, and for the copy that the server makes when it rewrites its
+    append-only file.
+    """
+    return max(_LEAST_MEMORY, machine_memory() // 4)
+
+
+def machine_memory(limits: Sequence[Path] = _CGROUP_LIMITS) -> int:
+    """Bytes of memory that the machine has, or the container, if that has a limit."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in limits:
+        try:
+            found.append(int(limit.read_text()))
+        except (OSError, ValueError):
+            # Not this version of cgroups, or "max".
+            continue
+    return min(found)
 
 
 def socket_path(directory: Path) -> Path:

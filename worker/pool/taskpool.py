@@ -22,6 +22,7 @@ from worker.cache import open_cache
 from worker.contract import server
 from worker.contract.clock import Clock
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
+from worker.contract.eviction import EvictionCheck
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_text, resolve
 from worker.contract.lanes import Lane
 from worker.contract.records import store_of
@@ -82,6 +83,7 @@ class TaskPool(BasePool):
         if store is None:
             logger.critical("embedq keeps results on Redis; the result backend is another")
             raise SystemExit(EX_CONFIG)
+        EvictionCheck((store.client,)).start()
         loading.relieve_collector()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
