@@ -91,6 +91,7 @@ class Backend:
 
         For tests and programs that embed the application; a server's process may just end.
         """
+        self.eviction.close()
         self.waiting.close()
         self.revocations.close()
         for client in (self.store.client, self.probe, self.store.broker):

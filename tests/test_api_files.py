@@ -11,6 +11,7 @@ from werkzeug.test import TestResponse
 
 from api.bulk import uploads
 from tests.api_stand import ApiStand, api_stand
+from tests.processes import ROOT
 from worker.contract import keys
 from worker.contract.files import FileRecord
 
@@ -248,7 +249,8 @@ def test_requests_have_threads_where_files_are_in_a_bucket(
     monkeypatch: pytest.MonkeyPatch, files: str, kind: str
 ) -> None:
     monkeypatch.setenv("EMBEDQ_FILES", files)
-    assert runpy.run_module("api.serving")["worker_class"] == kind
+    path = ROOT / "api" / "serving.py"
+    assert runpy.run_path(str(path))["worker_class"] == kind
 
 
 def test_uploads_and_batches_past_the_bounds_are_refused_and_leave_nothing(

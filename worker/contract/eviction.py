@@ -18,11 +18,17 @@ class EvictionCheck:
     def __init__(self, clients: Iterable[redis.Redis | None]) -> None:
         self._clients = [client for client in clients if client is not None]
         self._once = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="embedq-eviction", daemon=True)
 
     def start(self) -> None:
         """Look, unless another call has begun to."""
         if self._once.acquire(blocking=False):
-            threading.Thread(target=self._run, name="embedq-eviction", daemon=True).start()
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for a look that has begun; the clients may be closed then."""
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         for client in self._clients:

@@ -248,7 +248,7 @@ class JobStore:
         """
         return listing.page_of_many(
             self.client,
-            keys.jobs(self._queue, owner),
+            keys.with_shared(keys.jobs, self._queue, owner),
             self.read_many,
             limit=limit,
             after=after,

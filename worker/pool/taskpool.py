@@ -83,7 +83,7 @@ class TaskPool(BasePool):
         if store is None:
             logger.critical("embedq keeps results on Redis; the result backend is another")
             raise SystemExit(EX_CONFIG)
-        EvictionCheck((store.client,)).start()
+        EvictionCheck((store.client, store.broker)).start()
         loading.relieve_collector()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
