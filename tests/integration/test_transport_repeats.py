@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from tests.integration.test_transport_scripts import envelope, make_store
+from worker import transport
 from worker.contract.lanes import list_of
 from worker.transport import scripts
 from worker.transport.command import Command, Script
@@ -142,6 +143,15 @@ def contents(client: redis.Redis, begun: float) -> dict[str, Any]:
 
 def test_every_script_is_called_again() -> None:
     assert set(SCRIPTS) == set(CALLS)
+
+
+def test_the_docstring_names_every_command_that_a_user_must_be_allowed() -> None:
+    used = {
+        command
+        for name in SCRIPTS
+        for command in re.findall(r"(?:call|refused)\('([A-Z]+)'", getattr(scripts, name).text)
+    }
+    assert used <= set(re.findall(r"[A-Z]{3,}", str(transport.__doc__)))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
