@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import uuid
+import zlib
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from kombu.utils.json import dumps
 
 from worker.contract import messages
 from worker.contract.jobs import DEFAULT_OPTIONS
-from worker.transport.message import Message, parse
+from worker.transport.message import LARGEST_BODY, Message, parse
 
 
 class PlainChannel:
@@ -74,6 +78,38 @@ def test_a_body_that_is_no_json_raises_what_kombu_raises() -> None:
         message("[[").decode()
     with pytest.raises(DecodeError):
         message(Base64().encode(b"\xff"), encoding="base64").decode()
+
+
+COMPRESSIONS = {
+    "gzip": zlib.compress,
+    "bzip2": bz2.compress,
+    "application/x-lzma": partial(lzma.compress, preset=0),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_a_compressed_body_is_read_up_to_a_size(name: str) -> None:
+    def compressed(body: bytes) -> Message:
+        encoded = Base64().encode(COMPRESSIONS[name](body))
+        return message(encoded, encoding="base64", headers={"compression": name})
+
+    assert compressed(b'["text"]').decode() == ["text"]
+    bomb = compressed(b"0" * (LARGEST_BODY + 1))
+    assert len(bomb.body) < 1_000_000
+    with pytest.raises(DecodeError, match="67108864 bytes"):
+        bomb._reraise_error()
+
+
+def test_a_bomb_of_many_streams_is_not_decompressed() -> None:
+    body = Base64().encode(bz2.compress(b"0" * 10_000_000) * 7)
+    bomb = message(body, encoding="base64", headers={"compression": "bzip2"})
+    with pytest.raises(DecodeError, match="67108864 bytes"):
+        bomb._reraise_error()
+
+
+@pytest.mark.parametrize("name", ["gzip", "bzip2", "lzma", "unknown", 7, ["gzip"]])
+def test_a_body_that_cannot_be_decompressed_is_an_error_of_its_message(name: object) -> None:
+    assert message("bm90", encoding="base64", headers={"compression": name}).errors
 
 
 def test_content_that_is_not_accepted_is_not_read() -> None:

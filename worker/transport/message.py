@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import logging
-from collections.abc import Iterable
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
+from kombu.exceptions import DecodeError
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
 from worker.contract.jobs import TASK_NAME
 
 logger = logging.getLogger(__name__)
+
+#: Bytes that a compressed body may have when it is decompressed.
+LARGEST_BODY = 64 * 1024 * 1024
+#: By kombu's names.
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), zlib.decompressobj),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), bz2.BZ2Decompressor),
+    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), lzma.LZMADecompressor),
+}
 
 _JSON = "application/json"
 #: What kombu's encoder writes in place of a value that JSON does not know.
@@ -30,6 +44,11 @@ class Message(virtual.Message):
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         body = None if kwargs else _plain_body(payload)
         if body is None:
+            try:
+                _check_size(payload, channel)
+            except DecodeError:
+                # Raised when the consumer reads it, as kombu's own errors are.
+                self.errors = [sys.exc_info()]
             super().__init__(payload, channel=channel, **kwargs)
             return
         properties = payload["properties"]
@@ -97,6 +116,27 @@ def task_ids(messages: Iterable[bytes]) -> list[str]:
         if isinstance(task_id, str):
             found.append(task_id)
     return found
+
+
+def _check_size(payload: Any, channel: Any) -> None:
+    """Raise DecodeError for a body that decompresses to too much; kombu has no bound.
+
+    Whatever else is wrong with it is left to kombu.
+    """
+    try:
+        start = _DECOMPRESSORS[payload["headers"]["compression"]]
+        body = channel.decode_body(payload["body"], payload["properties"].get("body_encoding"))
+        left = LARGEST_BODY
+        # Some formats join streams.
+        while body and left >= 0:
+            stream = start()
+            left -= len(stream.decompress(body, left + 1))
+            body = stream.unused_data
+    except Exception as error:  # noqa: BLE001 - kombu raises it again, or has no compressed body
+        logger.debug("Not a compressed body: %s", type(error).__name__)
+        return
+    if left < 0:
+        raise DecodeError(f"the body is larger than {LARGEST_BODY} bytes when decompressed")
 
 
 def _plain_body(payload: Any) -> bytes | None:
