@@ -101,6 +101,12 @@ class RawEngine:
     def admit(self, job: Job) -> bool:
         return True
 
+    def isolate(self, job: Job) -> bool:
+        return True
+
+    def released(self, job: Job) -> None:
+        pass
+
     def started(self, jobs: Sequence[Job]) -> None:
         pass
 

@@ -30,6 +30,7 @@ from worker.contract.results import Outcome, payload, success_meta
 from worker.contract.settings import Settings
 from worker.contract.store import Completion, JobStore
 from worker.presence import Presence
+from worker.watchdog import Watchdog
 
 MODEL = ModelInfo(
     name="tiny",
@@ -89,7 +90,12 @@ class ApiStand:
         )
         served = {model.name: model for model in models or (MODEL,)}
         presence = Presence(
-            engine, self.store, self.settings.queue, served, node="w1@here", forward_seconds=60
+            engine,
+            self.store,
+            self.settings.queue,
+            served,
+            node="w1@here",
+            watchdog=Watchdog([], 60),
         )
         presence._write()
 

@@ -199,6 +199,13 @@ class RecordingSink:
         self._hear("admit", [job])
         return job.id not in self.refused
 
+    def isolate(self, job: Job) -> bool:
+        self._hear("isolate", [job])
+        return job.id not in self.refused
+
+    def released(self, job: Job) -> None:
+        self._hear("released", [job])
+
     def started(self, jobs: Sequence[Job]) -> None:
         self._hear("started", jobs)
 

@@ -14,7 +14,8 @@ In reading order:
 - `loading`    models by their settings; `tuned` is what `tune` found best for a machine
 - `counting`   counts that cost next to nothing to keep
 - `cache`      vectors of earlier texts, in Redis
-- `presence`   what the worker says of itself, and the watch over its device
+- `presence`   what the worker says of itself
+- `watchdog`   threads that hang, and the end of a worker with one
 - `service`    the same engine inside somebody's own process
 - `corpus`     files of texts to files of vectors
 - `remote`     a service, called over REST

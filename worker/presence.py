@@ -22,6 +22,7 @@ from worker.contract.pulse import Pulse
 from worker.contract.scripts import HEARTBEAT
 from worker.contract.store import JobStore
 from worker.engine import Engine
+from worker.watchdog import EX_HUNG, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,14 @@ logger = logging.getLogger(__name__)
 _INTERVAL = 2.0
 #: Seconds after which a silent worker's record is removed.
 _FORGOTTEN_AFTER = 600.0
-#: Exit status of a worker whose device hangs; its supervisor starts another.
-EX_HUNG = 75
 
 
 class Presence:
     """A thread that tells Redis when the engine last made progress, every few seconds.
 
     Progress is a batch that came back, or an idle device thread that looked for work: a worker
-    whose device hangs falls silent here although its process answers. A forward pass that takes
-    longer than `forward_seconds` ends the process; its jobs come back by lease.
+    whose device hangs falls silent here although its process answers. A thread that hangs ends the
+    process, see `watchdog`.
 
     Its heartbeat is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
     (seconds since the epoch of the last progress, by Redis' clock), `pid`, `hostname`, `models`
@@ -55,7 +54,7 @@ class Presence:
         models: Mapping[str, ModelInfo],
         *,
         node: str,
-        forward_seconds: float,
+        watchdog: Watchdog,
         figures: Callable[[], Figures] = dict,
         clock: Clock | None = None,
         cancelled: Callable[[str], object] = lambda _: None,
@@ -73,7 +72,7 @@ class Presence:
         self._models = [asdict(info) | {"prompts": dict(info.prompts)} for info in models.values()]
         self._node = node or f"embedq@{socket.gethostname()}"
         self._pulse = Pulse(self._client, queue, self._node)
-        self._forward_seconds = forward_seconds
+        self._watchdog = watchdog
         self._figures = figures
         self._clock = clock or Clock(self._client)
         self._cancelled = cancelled
@@ -102,23 +101,12 @@ class Presence:
     def _run(self) -> None:
         try:
             while not self._stopping.wait(_INTERVAL):
-                self._check_device()
+                self._watchdog.check()
                 self._write()
         except BaseException as error:
-            logger.critical("The watch over the device died, the worker stops", exc_info=error)
+            logger.critical("The watch over the threads died, the worker stops", exc_info=error)
             logging.shutdown()
             os._exit(EX_HUNG)
-
-    def _check_device(self) -> None:
-        since = self._engine.busy_since
-        if since is None or time.monotonic() - since < self._forward_seconds:
-            return
-        logger.critical(
-            "A forward pass has taken more than %d s: the device hangs, the worker stops",
-            self._forward_seconds,
-        )
-        logging.shutdown()
-        os._exit(EX_HUNG)
 
     def _write(self) -> None:
         engine, figures = self._engine, self._figures()
@@ -141,7 +129,9 @@ class Presence:
         }
         try:
             members = orjson.dumps(presence)[1:]
-            if not self._blocked():
+            if self._blocked():
+                self._watchdog.excuse()
+            else:
                 self._heartbeat(keys=[self._key], args=[self._node, silent, members])
             self._pulse.write(
                 engine,
@@ -153,6 +143,7 @@ class Presence:
             self._drop_cancelled()
             self._store.sweep()
         except redis.RedisError as error:
+            self._watchdog.excuse()
             logger.warning("The worker's heartbeat was not written: %s", type(error).__name__)
 
     def _drop_cancelled(self) -> None:

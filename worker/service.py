@@ -209,6 +209,12 @@ class _Futures:
     def admit(self, job: Job) -> bool:
         return not job.owner.cancelled()
 
+    def isolate(self, job: Job) -> bool:
+        return self.admit(job)
+
+    def released(self, job: Job) -> None:
+        pass
+
     def started(self, jobs: Sequence[Job]) -> None:
         pass
 

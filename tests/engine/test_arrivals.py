@@ -7,6 +7,7 @@ import threading
 from tests.fakes import job_of
 from worker.contract.lanes import Lane
 from worker.engine.arrivals import Arrivals
+from worker.engine.isolation import Isolation
 from worker.engine.job import Job
 
 
@@ -14,7 +15,7 @@ def arrivals_of(*jobs: Job) -> Arrivals:
     lock = threading.Lock()
     # Nobody else uses it: the lock that its methods ask for is held for good.
     lock.acquire()
-    arrivals = Arrivals(lock)
+    arrivals = Arrivals(lock, Isolation(threading.Condition(lock)))
     for job in jobs:
         arrivals.put(job)
     return arrivals

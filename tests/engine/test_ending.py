@@ -18,6 +18,7 @@ from tests.fakes import (
     model_info,
 )
 from tests.processes import eventually
+from worker.contract.lanes import Lane
 from worker.engine import Engine, Job
 
 
@@ -176,6 +177,25 @@ def test_nothing_drifts_over_thousands_of_jobs(
     assert sink.error is None
 
 
+def test_texts_of_many_bytes_and_few_tokens_leave_no_room_until_they_end(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    full = engine.room()
+    with busy(engine, encoder):
+        # Of none of them is more than 64 tokens read.
+        for number in range(16):
+            engine.submit(job_of(["x" * 2**22], f"{number}"))
+        assert engine.room() <= 0
+        assert engine.room(Lane.INTERACTIVE) == full
+        engine.submit(gone := job_of(["日" * 2**20], "gone"))
+        assert engine.room() <= -(2**20)
+        assert engine.cancel(gone)
+    for number in range(16):
+        sink.outcome(f"{number}")
+    eventually(lambda: engine.room() == full)
+
+
 def test_nothing_runs_after_a_suspect_before_its_end_is_told(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
@@ -195,7 +215,6 @@ def test_nothing_runs_after_a_suspect_before_its_end_is_told(
         for number in (1, 2):
             suspect = job_of([f"suspect {number}"], f"suspect {number}", alone=True)
             engine.submit(suspect)
-            wait_until_tokenised(suspect)
     sink.outcome("suspect 2")
     # The first is the busy batch's own end, which what follows may overtake.
     assert len(overtaken) >= 2

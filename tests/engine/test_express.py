@@ -129,19 +129,6 @@ def test_a_job_that_is_not_all_there_is_left_alone() -> None:
     assert texts_of(shares.take_whole(BUDGET, ())) == {"begun": 3}
 
 
-def test_a_suspect_has_the_process_to_itself() -> None:
-    schedules = schedules_of(bulk("bulk", [10] * 10))
-    schedules.cut(BUDGETS)
-    schedules.add(interactive("asked", [10]))
-    assert texts_of(schedules.cut_express(ROOM)) == {"asked": 1}
-    schedules.add(waiting("suspect", [10], alone=True))
-    assert schedules.cut(BUDGETS) == []
-    assert schedules.cut_express(ROOM) == []
-    assert texts_of(schedules.cut(BUDGETS)) == {"suspect": 1}
-    schedules.add(interactive("later", [10]))
-    assert schedules.cut_express(ROOM) == []
-
-
 # -- the batches that are overtaken -------------------------------------------------------------
 
 
@@ -182,7 +169,6 @@ def test_batches_that_others_overtake_leave_them_the_cores() -> None:
 def test_batches_that_somebody_waits_for_keep_the_cores() -> None:
     assert not patience_with(bulk("bulk", [10]), waiting("normal", [10]))
     assert not patience_with(interactive("asked", [10], "one"))
-    assert not patience_with(waiting("suspect", [10], alone=True))
 
 
 def test_batches_keep_the_cores_while_nobody_overtakes_them() -> None:
@@ -209,8 +195,7 @@ def test_every_text_is_in_one_batch_whichever_thread_runs_it(seed: int) -> None:
         for _ in range(dice.randint(0, 2)):
             lengths = [dice.randint(1, 30) for _ in range(dice.choice([1, 2, 30]))]
             lane, tenant = dice.choice(list(Lane)), dice.choice("ab")
-            alone = dice.random() < 0.05
-            job = waiting(f"{len(jobs)}", lengths, lane=lane, tenant=tenant, alone=alone)
+            job = waiting(f"{len(jobs)}", lengths, lane=lane, tenant=tenant)
             jobs.append(job)
             schedules.add(job)
         seen += texts_of(schedules.cut(BUDGETS))
@@ -293,8 +278,6 @@ def test_a_suspect_begins_once_what_overtakes_has_ended(
             beside.wait_until_busy()
             engine.submit(job_of(["suspect"], "suspect", alone=True))
         sink.outcome("busy")
-        engine.submit(job_of(["another"], "another"))
-        sink.outcome("another")
-        assert "suspect" not in sink.outcomes
+        assert sink.of("isolate") == []
     sink.outcome("suspect")
     sink.outcome("asked")

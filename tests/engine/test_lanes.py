@@ -103,14 +103,6 @@ def test_a_text_that_fits_in_no_share_of_bulk_is_encoded_all_the_same() -> None:
     assert found["bulk"] == 3
 
 
-def test_a_suspect_takes_turns_with_every_lane() -> None:
-    schedule = schedule_of(
-        interactive("asked", [10]), waiting("suspect", [10] * 15, lane=Lane.BULK, alone=True)
-    )
-    batches = [dict(texts_of(schedule.cut(BUDGET))) for _ in range(3)]
-    assert batches == [{"suspect": 10}, {"asked": 1}, {"suspect": 5}]
-
-
 # -- tenants ------------------------------------------------------------------------------------
 
 

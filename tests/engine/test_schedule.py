@@ -157,25 +157,8 @@ def test_texts_without_tokens_are_cut_like_any_other() -> None:
     assert sum((texts_of(b) for b in batches_of(schedule, 2)), Counter()) == {"a": 4, "b": 1}
 
 
-def test_a_job_that_must_run_alone_shares_no_batch() -> None:
-    suspect = waiting("suspect", [10] * 15, alone=True)
-    schedule = schedule_of(waiting("a", [10] * 30), suspect)
-    batches = [dict(texts_of(pieces)) for pieces in batches_of(schedule, 100)]
-    assert batches == [{"suspect": 10}, {"a": 10}, {"suspect": 5}, {"a": 10}, {"a": 10}]
-
-
-def test_jobs_that_must_run_alone_do_not_share_batches_with_each_other() -> None:
-    schedule = schedule_of(*(waiting(f"s{n}", [10], alone=True) for n in range(3)))
-    assert [dict(texts_of(b)) for b in batches_of(schedule, 100)] == [
-        {"s0": 1},
-        {"s1": 1},
-        {"s2": 1},
-    ]
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_discarded_job_is_in_no_batch(alone: bool) -> None:
-    gone = waiting("gone", [10] * 30, alone=alone)
+def test_a_discarded_job_is_in_no_batch() -> None:
+    gone = waiting("gone", [10] * 30)
     schedule = schedule_of(gone, waiting("other", [10]))
     schedule.cut(50)
     schedule.cut(50)
@@ -226,7 +209,6 @@ def test_every_text_is_in_one_batch_and_none_waits_for_long(seed: int) -> None:
             lengths = [dice.randint(1, longest) for _ in range(dice.choice([1, 1, 1, 2, 30]))]
             job = waiting(
                 *(f"{len(jobs)}", lengths),
-                alone=dice.random() < 0.05,
                 chunk=7,
                 lane=dice.choice(lanes),
                 tenant=dice.choice(tenants),
@@ -257,8 +239,6 @@ def test_every_text_is_in_one_batch_and_none_waits_for_long(seed: int) -> None:
 def _note(pieces: Sequence[Piece], budget: int, seen: Counter[tuple[str, int]]) -> None:
     texts = texts_of(pieces).total()
     assert texts <= 1 or tokens_of(pieces) <= budget
-    alone = [piece for piece in pieces if piece.job.alone]
-    assert not alone or len({piece.job.id for piece in pieces}) == 1
     for piece in pieces:
         seen.update(
             (piece.job.id, index) for index in range(piece.first, piece.first + piece.texts)

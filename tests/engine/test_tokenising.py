@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from tests.fakes import job_of, model_info
+from worker.engine.isolation import Isolation
 from worker.engine.job import Job
 from worker.engine.tokenising import Intake, Slice
 
@@ -14,7 +15,7 @@ def intake_of(*jobs: Job) -> Intake:
     lock = threading.Lock()
     # Nobody else uses it: the lock that its methods ask for is held for good.
     lock.acquire()
-    intake = Intake(lock)
+    intake = Intake(lock, Isolation(threading.Condition(lock)))
     for job in jobs:
         intake.put(job)
     return intake

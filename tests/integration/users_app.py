@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from celery import Task, signals
 from worker import app, loading, service
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
+from worker.engine import Job, batch
 from worker.tasks import embed
 from worker.tokens import TokenBlock
 
@@ -33,6 +35,10 @@ GATE = "GATE"
 CLOSED, ENTERED, STEP = "closed", "entered", "step"
 #: A text that ends the process of whoever encodes it.
 DEADLY = "deadly nightshade"
+#: Texts that end it in the tokenizer, or where its result is written, and one that never leaves
+#: the tokenizer.
+DEADLY_TO_READ, DEADLY_TO_WRITE = "deadly hemlock", "deadly oleander"
+ENDLESS = "deadly slow"
 
 
 @functools.cache
@@ -181,6 +187,13 @@ class GatedEncoder:
                 time.sleep(0.005)
         return self._encoder.forward(batch, patient=patient)
 
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
+        if DEADLY_TO_READ in texts:
+            os._exit(9)
+        if ENDLESS in texts:
+            threading.Event().wait()
+        return self._encoder.tokenize(texts, prompt)
+
     def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
         """Every batch goes through the gate."""
 
@@ -192,6 +205,12 @@ class GatedEncoder:
         return True
 
 
+def _cut_dimensions(job: Job) -> None:
+    """Among the first of what the writer does."""
+    if DEADLY_TO_WRITE in job.texts:
+        os._exit(9)
+
+
 _load = loading.load_encoders
 
 
@@ -201,6 +220,7 @@ def _load_gated(settings: Settings) -> dict[str, Any]:
 
 # Those who call the tasks import this module as well.
 if GATE in os.environ:
+    batch.cut_dimensions = _cut_dimensions
     loading.load_encoders = _load_gated
     service.load_encoders = _load_gated
 

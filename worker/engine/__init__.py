@@ -12,11 +12,13 @@ In reading order:
 - `batch`       pieces of jobs joined for the model, and its rows given back to them
 - `forward`     one batch through the model, whatever one of its texts does to it
 - `counts`      what is counted of batches and of the tokenizer
-- `room`        how many tokens wait, and how many more may
+- `room`        how many tokens wait and how many bytes are held, and how many more may come
 - `outbox`      what the writer has to tell
 - `threads`     started, watched and joined together
+- `isolation`   a job that workers may have died of runs while every other thread rests
 - `arrivals`    jobs to be looked up in the cache, where there is one
 - `backlog`     the jobs under way and what threads hand to one another, behind one lock
+- `tokeniser`   one thread's calls of the tokenizer
 - `composer`    what the device runs next: cut, admitted, each text once
 - `recall`      what the cache has is looked up, what it has not is kept
 - `encoding`    one thread's batches: composed, run, counted

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 
 from worker.contract.lanes import Lane
+from worker.engine.isolation import Isolation
 from worker.engine.job import Job
 
 
@@ -15,39 +16,36 @@ class Arrivals:
     Its lock is the engine's; the caller of any method holds it.
     """
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._filled = threading.Condition(lock)
+    def __init__(self, lock: threading.Lock, isolation: Isolation) -> None:
+        self._station = isolation.station("lookup", lock, uses_redis=True)
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
         #: A lane that got nothing in the last turn although jobs waited in it.
         self._passed_over: Lane | None = None
-        self._closed = False
 
     def put(self, *jobs: Job) -> None:
         """Jobs have come in."""
         for job in jobs:
             self._lanes[job.lane].append(job)
-        self._filled.notify()
+        self._station.filled.notify()
 
     def close(self) -> None:
         """Let `take` come to an end, whatever is left."""
-        self._closed = True
-        self._filled.notify_all()
+        self._station.close()
 
     def take(self, texts: int) -> list[Job]:
         """Wait for jobs and take those of so many texts, or one of more; empty once closed."""
-        while not self._closed:
-            jobs: list[Job] = []
-            left = texts
-            first, self._passed_over = self._passed_over, None
-            for lane in sorted(self._lanes, key=lambda lane: lane is not first):
-                waiting = self._lanes[lane]
-                before = len(waiting)
-                while waiting and (not jobs or len(waiting[0].texts) <= left):
-                    jobs.append(waiting.popleft())
-                    left -= len(jobs[-1].texts)
-                if waiting and len(waiting) == before:
-                    self._passed_over = lane
-            if jobs:
-                return jobs
-            self._filled.wait()
-        return []
+        return self._station.take(lambda: self._next(texts))
+
+    def _next(self, texts: int) -> list[Job]:
+        jobs: list[Job] = []
+        left = texts
+        first, self._passed_over = self._passed_over, None
+        for lane in sorted(self._lanes, key=lambda lane: lane is not first):
+            waiting = self._lanes[lane]
+            before = len(waiting)
+            while waiting and (not jobs or len(waiting[0].texts) <= left):
+                jobs.append(waiting.popleft())
+                left -= len(jobs[-1].texts)
+            if waiting and len(waiting) == before:
+                self._passed_over = lane
+        return jobs

@@ -9,6 +9,7 @@ from worker.contract.lanes import Lane
 from worker.engine import batch
 from worker.engine.arrivals import Arrivals
 from worker.engine.forward import Fault
+from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece
 from worker.engine.outbox import Outbox
 from worker.engine.room import Room
@@ -41,8 +42,9 @@ class Backlog:
         #: the express where somebody waits for them.
         self.to_encode = threading.Condition(self.lock)
         self.to_express = threading.Condition(self.lock)
-        self.arrivals = Arrivals(self.lock)
-        self.intake = Intake(self.lock)
+        self.isolation = Isolation(self.to_encode)
+        self.arrivals = Arrivals(self.lock, self.isolation)
+        self.intake = Intake(self.lock, self.isolation)
         self.schedules = Schedules(models, express)
         self.outbox = Outbox(self.lock, producers)
         self.room = Room()
@@ -50,6 +52,8 @@ class Backlog:
         self._looked_up = looked_up
         #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
+        #: How many of them share the engine with others.
+        self._shared = 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs over. Raises RuntimeError once the engine is closed."""
@@ -60,10 +64,12 @@ class Backlog:
             for job, estimate in zip(jobs, estimates, strict=True):
                 self._jobs[job] = None
                 self.room.weigh(job, estimate)
-            # What may have killed a worker takes no part in anything that is shared.
-            looked_up = [job for job in jobs if self._looked_up and not job.alone]
-            self.arrivals.put(*looked_up)
-            self.intake.put(*(jobs if not looked_up else [job for job in jobs if job.alone]))
+                self.room.enter(job)
+                if job.alone:
+                    self.isolation.add(job)
+            shared = [job for job in jobs if not job.alone]
+            self._shared += len(shared)
+            (self.arrivals if self._looked_up else self.intake).put(*shared)
 
     def line_up(self, estimated: Iterable[tuple[Job, int]], pieces: Sequence[Piece]) -> None:
         """Texts of these jobs, of so many tokens as was estimated, have become `pieces`."""
@@ -75,7 +81,8 @@ class Backlog:
             if not job.cancelled:
                 self.room.weigh(job, piece.tokens)
                 job.chunks.append(piece)
-                self.schedules.add(job)
+                if not job.alone:
+                    self.schedules.add(job)
         self.to_encode.notify()
         if any(piece.job.lane is Lane.INTERACTIVE for piece in pieces):
             self.to_express.notify()
@@ -89,9 +96,11 @@ class Backlog:
                 ended.append(job)
         self.outbox.put(ended)
 
-    def cut(self, budgets: Mapping[str, int], *, beside: bool = False) -> list[Piece]:
-        """The device thread's next batch, see `Schedules.cut`."""
-        pieces = self.take(self.schedules.cut(budgets, beside=beside))
+    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """The device thread's next batch, see `Schedules.cut`; none if a job is to be isolated."""
+        if self.isolation.is_due(self._shared):
+            return []
+        pieces = self.take(self.schedules.cut(budgets))
         # What it left may be for the express.
         self.to_express.notify()
         return pieces
@@ -99,15 +108,33 @@ class Backlog:
     def cut_express(self, budgets: Mapping[str, int]) -> list[Piece]:
         """The next batch of the express, whose last one is done; see `Schedules.cut_express`."""
         if self.schedules.express_runs:
-            # For a job that must run alone the device thread waits for its end.
+            # For a job that is to be isolated the device thread waits for its end.
             self.to_encode.notify()
-        return self.take(self.schedules.cut_express(budgets))
+        return self.take(self.schedules.cut_express({} if self.isolation.begun else budgets))
 
     def take(self, pieces: list[Piece]) -> list[Piece]:
         """These pieces are in a batch now: they wait no more."""
         for piece in pieces:
             self.room.weigh(piece.job, -piece.tokens)
+            if not piece.job.alone:
+                self.isolation.note_others()
         return pieces
+
+    def isolated(self) -> Job | None:
+        """A job to run while all other threads rest, once they do; None if there is none."""
+        if not self.isolation.is_due(self._shared):
+            if self.isolation.begun:
+                # It was cancelled meanwhile.
+                self.end_isolation(None)
+            return None
+        self.isolation.begin()
+        at_rest = self.isolation.quiet and self.outbox.told and not self.schedules.express_runs
+        return self.isolation.take() if at_rest else None
+
+    def end_isolation(self, job: Job | None) -> None:
+        """All other threads go on; a job that has not ended runs again later."""
+        self.isolation.end(job)
+        self.to_express.notify()
 
     def arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
         """Count a batch in its jobs, whose vectors are there, and tell the writer."""
@@ -127,6 +154,7 @@ class Backlog:
         job.cancelled = True
         job.chunks.clear()
         self.schedules.discard(job)
+        self.isolation.discard(job)
         return True
 
     def leave(self, job: Job) -> bool:
@@ -134,11 +162,18 @@ class Backlog:
         if job not in self._jobs:
             return False
         del self._jobs[job]
+        self.room.leave(job)
+        if not job.alone:
+            self._shared -= 1
+            self.isolation.note_others()
         return True
 
     def take_back(self, jobs: Iterable[Job]) -> None:
         """Jobs that have left, of which the sink may not have heard."""
-        self._jobs |= dict.fromkeys(jobs)
+        for job in jobs:
+            self._jobs[job] = None
+            self.room.enter(job)
+            self._shared += not job.alone
 
     def shut(self) -> None:
         """Let every thread come to its end."""
@@ -151,5 +186,5 @@ class Backlog:
 
     def clear(self) -> list[Job]:
         """The jobs that the sink has not heard of and will not."""
-        left, self._jobs = list(self._jobs), {}
+        left, self._jobs, self._shared = list(self._jobs), {}, 0
         return left

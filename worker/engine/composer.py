@@ -9,7 +9,7 @@ from typing import NamedTuple
 from worker.engine import batch
 from worker.engine.backlog import Backlog
 from worker.engine.forward import Forward
-from worker.engine.job import Piece
+from worker.engine.job import Job, Piece
 from worker.engine.repeats import Distinct, distinct
 from worker.engine.sink import Sink
 
@@ -38,12 +38,14 @@ class Composer:
         forwards: Mapping[str, Forward],
         *,
         idle: Callable[[], None],
-        express: bool = False,
+        tokenise_isolated: Callable[[Job], None] | None = None,
     ) -> None:
         """`idle` is called every few seconds while there is nothing to run.
 
-        `express`: for the thread that runs small batches beside those of the device thread.
+        `tokenise_isolated`: how the device thread tokenises the next texts of a job that it runs
+        alone. None for the express, which runs small batches beside those of the device thread.
         """
+        express = tokenise_isolated is None
         self._backlog = backlog
         self._sink = sink
         self._forwards = forwards
@@ -51,21 +53,27 @@ class Composer:
         self._express = express
         self._next = backlog.cut_express if express else backlog.cut
         self._filled = backlog.to_express if express else backlog.to_encode
-        #: Whether the last batch was a suspect's, see `_cut`.
-        self._ran_alone = False
+        self._tokenise_isolated = tokenise_isolated
+        #: The job whose slice runs, see `isolation`.
+        self._isolated: Job | None = None
 
     def next(self) -> Batch | None:
         """Wait for texts and make a batch of them; None once the engine closes."""
-        while (pieces := self._cut()) is not None:
-            if pieces := self._admitted(pieces):
-                self._ran_alone = pieces[0].job.alone
+        self._end_slice()
+        while (found := self._cut()) is not None:
+            if isinstance(found, Job):
+                if pieces := self._slice(found):
+                    return Batch(pieces, distinct(batch.joined(pieces)))
+                self._end_slice()
+            elif pieces := self._admitted(found):
                 return self._without_repeats(pieces)
         return None
 
     def next_beside(self) -> Batch | None:
-        """A batch to run beside the end of the last one, which was not a suspect's.
+        """A batch to run beside the end of the last one, which was not of an isolated job.
 
-        None where less waits than fills one: whoever comes until that end may then be in it.
+        None where less waits than fills one: whoever comes until that end may then be in it. None
+        as well if a job is to be isolated.
         """
         backlog = self._backlog
         with backlog.lock:
@@ -74,20 +82,22 @@ class Composer:
                 return None
             if backlog.room.waiting < max(budgets.values()):
                 return None
-            pieces = backlog.cut(budgets, beside=True)
+            pieces = backlog.cut(budgets)
         pieces = self._admitted(pieces)
         return self._without_repeats(pieces) if pieces else None
 
-    def _cut(self) -> list[Piece] | None:
-        """Wait for texts and cut a batch of one model; None when the engine closes.
+    def _cut(self) -> list[Piece] | Job | None:
+        """Wait for texts and cut a batch of one model, or find a job to be isolated.
 
-        After a job that ran alone, since a worker may have died of it, nothing runs before its end
-        is told: what the next batch does to this process must not be laid on it.
+        None once the engine closes.
         """
         backlog = self._backlog
         with backlog.lock:
             while not backlog.closing:
-                if backlog.outbox.full or (self._ran_alone and not backlog.outbox.told):
+                if not self._express and (job := backlog.isolated()) is not None:
+                    return job
+                # A job is isolated only once the writer has told all there is.
+                if backlog.outbox.full or (backlog.isolation.begun and not backlog.outbox.told):
                     self._idle()
                     backlog.outbox.wait_until_emptied(_IDLE_BEAT)
                     continue
@@ -96,6 +106,37 @@ class Composer:
                 self._idle()
                 self._filled.wait(_IDLE_BEAT)
             return None
+
+    def _slice(self, job: Job) -> list[Piece]:
+        """The next batch of a job that runs while all other threads rest; empty if it has none."""
+        if not self._sink.isolate(job):
+            with self._backlog.lock:
+                self._backlog.forget(job)
+                self._backlog.end_isolation(job)
+            return []
+        self._isolated = job
+        if not job.chunks and self._tokenise_isolated is not None:
+            self._tokenise_isolated(job)
+        with self._backlog.lock:
+            budget = self._forwards[job.info.name].budget
+            pieces = self._backlog.take(job.take_batch(budget))
+        return self._started(pieces)
+
+    def _end_slice(self) -> None:
+        """Wait until the slice that ran is told, and let others run."""
+        job, self._isolated = self._isolated, None
+        if job is None:
+            return
+        backlog = self._backlog
+        with backlog.lock:
+            while not (backlog.outbox.told or backlog.closing):
+                self._idle()
+                backlog.outbox.wait_until_emptied(_IDLE_BEAT)
+            told = backlog.outbox.told
+        if told:
+            self._sink.released(job)
+        with backlog.lock:
+            backlog.end_isolation(job)
 
     def _budgets(self) -> dict[str, int]:
         return {name: forward.budget for name, forward in self._forwards.items()}
@@ -126,11 +167,16 @@ class Composer:
         with self._backlog.lock:
             for job in refused:
                 self._backlog.forget(job)
+        return self._started(pieces)
+
+    def _started(self, pieces: list[Piece]) -> list[Piece]:
+        """Note which jobs start with this batch; drop those that are gone."""
+        with self._backlog.lock:
             pieces = [piece for piece in pieces if not piece.job.cancelled]
-            started = [job for job in starting if not job.cancelled]
+        started = dict.fromkeys(piece.job for piece in pieces if piece.job.started_at is None)
         now = time.time()
         for job in started:
             job.started_at = now
         if started:
-            self._sink.started(started)
+            self._sink.started(list(started))
         return pieces

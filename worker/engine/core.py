@@ -16,7 +16,6 @@ free.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from worker.cache import Cache
@@ -31,7 +30,8 @@ from worker.engine.job import Job
 from worker.engine.recall import Keeping, Lookup
 from worker.engine.sink import Sink
 from worker.engine.threads import Threads
-from worker.engine.tokenising import tokenise
+from worker.engine.tokeniser import Tokeniser
+from worker.watchdog import Busy
 
 #: An express batch is at most this part of a whole one: it shares the device with one.
 _EXPRESS_PART = 2
@@ -56,17 +56,23 @@ class Engine:
         forwards, express = _forwards(self._encoders)
         producers = 2 + cached + bool(express)
         self._backlog = Backlog(self._encoders, producers, looked_up=cached, express=set(express))
-        self._device = Encoding(self._backlog, sink, forwards, self.counts)
+        tokeniser = Tokeniser(self._encoders, self._backlog, self.counts)
+        self._device = Encoding(
+            self._backlog,
+            sink,
+            forwards,
+            self.counts,
+            tokenise_isolated=tokeniser.tokenise_isolated,
+        )
+        self._writing = Busy("embedq-write", uses_redis=True)
         self._encodings = [self._device]
         runs = {
-            "tokenise": self._run_tokeniser,
+            "tokenise": tokeniser.run,
             "encode": self._device.run,
             "write": self._run_writer,
         }
         if express:
-            self._encodings.append(
-                Encoding(self._backlog, sink, express, self.counts, express=True)
-            )
+            self._encodings.append(Encoding(self._backlog, sink, express, self.counts))
             runs["express"] = self._encodings[-1].run
         self._keeping: Keeping | None = None
         if cache is not None:
@@ -116,7 +122,13 @@ class Engine:
     @property
     def busy_since(self) -> float | None:
         """Monotonic time at which the oldest forward pass began that still runs, else None."""
-        return min(filter(None, (one.busy_since for one in self._encodings)), default=None)
+        return min(filter(None, (one.busy.since for one in self._encodings)), default=None)
+
+    @property
+    def threads(self) -> list[Busy]:
+        """What each thread is at."""
+        encoding = [one.busy for one in self._encodings]
+        return [*encoding, self._writing, *self._backlog.isolation.threads]
 
     @property
     def batches(self) -> int:
@@ -185,27 +197,6 @@ class Engine:
         """Whether no thread runs, so that nobody uses the models any more."""
         return not self._threads.alive
 
-    # -- tokenise ---------------------------------------------------------------------------
-
-    def _run_tokeniser(self) -> None:
-        backlog = self._backlog
-        while True:
-            with backlog.lock:
-                slices = backlog.intake.take()
-            if not slices:
-                return
-            first = slices[0].job
-            begun = time.monotonic()
-            pieces, refusals, cut = tokenise(self._encoders[first.info.name], slices, first.prompt)
-            seconds = time.monotonic() - begun
-            self.counts.tokenised(slices, seconds, [one.code for one in refusals], len(cut))
-            estimated = [(part.job, part.estimate) for part in slices]
-            with backlog.lock:
-                for job, index in cut:
-                    job.truncated.append(index)
-                backlog.line_up(estimated, pieces)
-                backlog.refuse(refusals)
-
     # -- write ------------------------------------------------------------------------------
 
     def _run_writer(self) -> None:
@@ -218,10 +209,11 @@ class Engine:
                 ended = [job for told in news for job in told.ended if backlog.leave(job)]
                 going = dict.fromkeys(job for told in news for job in told.going)
                 going_on = [job for job in going if not (job.ended or job.cancelled)]
-            if ended:
-                self._tell(ended)
-            if going_on:
-                self._sink.progressed(going_on)
+            with self._writing:
+                if ended:
+                    self._tell(ended)
+                if going_on:
+                    self._sink.progressed(going_on)
 
     def _tell(self, ended: Sequence[Job]) -> None:
         kept = self._keeping.of(ended) if self._keeping is not None else []

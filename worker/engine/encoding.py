@@ -7,7 +7,7 @@ nothing left to do, if enough waits to fill it: so no core waits for another at 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from worker.encoder.protocol import Begun
@@ -16,7 +16,9 @@ from worker.engine.backlog import Backlog
 from worker.engine.composer import Batch, Composer
 from worker.engine.counts import Counts
 from worker.engine.forward import Forward
+from worker.engine.job import Job
 from worker.engine.sink import Sink
+from worker.watchdog import Busy
 
 
 class _Running(NamedTuple):
@@ -41,17 +43,19 @@ class Encoding:
         forwards: Mapping[str, Forward],
         counts: Counts,
         *,
-        express: bool = False,
+        tokenise_isolated: Callable[[Job], None] | None = None,
     ) -> None:
-        """`express`: it takes what need not wait for the batch that another thread runs."""
+        """`tokenise_isolated`: see `Composer`; None for the express."""
         self.forwards = forwards
         self._backlog = backlog
         self._counts = counts
-        self._composer = Composer(backlog, sink, forwards, idle=self._sign_life, express=express)
-        #: Monotonic time of the thread's last sign of life, and of the forward pass that runs now,
-        #: else None.
+        self._composer = Composer(
+            backlog, sink, forwards, idle=self._sign_life, tokenise_isolated=tokenise_isolated
+        )
+        #: Monotonic time of the thread's last sign of life.
         self.beat = time.monotonic()
-        self.busy_since: float | None = None
+        #: Since when the forward pass runs that runs now.
+        self.busy = Busy(f"embedq-{'encode' if tokenise_isolated else 'express'}")
         self.batches = 0
         self.texts = 0
         #: Texts of these that another one of their batch had the vector of.
@@ -75,14 +79,14 @@ class Encoding:
         forward = self.forwards[found.pieces[0].job.info.name]
         forward.patient = found.patient
         self.capacity += forward.budget
-        if self.busy_since is None:
-            self.busy_since = time.monotonic()
+        if self.busy.since is None:
+            self.busy.enter()
         return _Running(found, forward, forward.budget, forward.begin(found.texts.block))
 
     def _beside(self, running: _Running) -> Batch | None:
         """What begins before this one is done, once that leaves a core idle.
 
-        Nothing does beside a suspect, nor beside a batch that would get no core any more.
+        Nothing does beside an isolated job, nor beside a batch that would get no core any more.
         """
         if running.begun is None or running.batch.patient or running.batch.pieces[0].job.alone:
             return None
@@ -96,8 +100,8 @@ class Encoding:
         forward.patient = patient
         vectors, faults = texts.spread(*forward.run(texts.block, running.begun))
         self._sign_life()
-        seconds = self.beat - (self.busy_since or self.beat)
-        self.busy_since = self.beat if goes_on else None
+        seconds = self.beat - (self.busy.since or self.beat)
+        self.busy.since = self.beat if goes_on else None
         self.busy_seconds += seconds
         self.batches += 1
         encoded = sum(piece.texts for piece in pieces)

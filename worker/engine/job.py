@@ -58,6 +58,7 @@ class Job:
 
     __slots__ = (
         "alone",
+        "bytes",
         "cancelled",
         "chunks",
         "done",
@@ -97,6 +98,12 @@ class Job:
     ) -> None:
         self.id = job_id
         self.texts = texts
+        #: Bytes that they take at most; whether one is ASCII is known without a look at it.
+        self.bytes = sum(
+            len(text) if text.isascii() else 4 * len(text)
+            for text in texts
+            if isinstance(text, str)
+        )
         self.options = options
         self.info = info
         self.prompt = prompt
@@ -184,6 +191,14 @@ class Job:
             return self.chunks.popleft()
         self.chunks[0] = head._replace(start=stop, first=head.first + stop - start)
         return head._replace(stop=stop)
+
+    def take_batch(self, budget: int) -> list[Piece]:
+        """Waiting texts of at most `budget` tokens, or one of more."""
+        pieces: list[Piece] = []
+        while (piece := self.take(budget, budget, force=not pieces)) is not None:
+            pieces.append(piece)
+            budget -= piece.tokens
+        return pieces
 
     def keep(self, piece: Piece, rows: Matrix) -> None:
         """Keep the vectors of a piece, float32 (texts, d); those of failed texts are zeros.

@@ -5,7 +5,6 @@ Both on threads of their own, so that no batch and no result waits for the cache
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +107,7 @@ class Keeping:
         self._cache = cache
         self._backlog = backlog
         self._counts = counts
-        self._filled = threading.Condition(backlog.lock)
+        self._station = backlog.isolation.station("keep", backlog.lock, uses_redis=True)
         self._waiting: deque[Ended] = deque()
         self._texts = 0
 
@@ -126,11 +125,11 @@ class Keeping:
                     continue
                 self._texts += texts
                 self._waiting.append(one)
-            self._filled.notify()
+            self._station.filled.notify()
 
     def wake(self) -> None:
-        """Let `run` look around: the backlog is shut. The caller holds the lock."""
-        self._filled.notify_all()
+        """Let `run` come to its end: the backlog is shut. The caller holds the lock."""
+        self._station.close()
 
     def run(self) -> None:
         """Until the backlog is shut."""
@@ -147,15 +146,16 @@ class Keeping:
     def _take(self) -> list[Ended]:
         """Wait for what there is to keep; empty once the backlog is shut."""
         with self._backlog.lock:
-            while not (self._waiting or self._backlog.closing):
-                self._filled.wait()
-            several: list[Ended] = []
-            texts = 0
-            while self._waiting and texts < _TEXTS_A_WRITE and not self._backlog.closing:
-                several.append(self._waiting.popleft())
-                texts += len(several[-1].job.texts)
-            self._texts -= texts
-            return several
+            return self._station.take(self._next)
+
+    def _next(self) -> list[Ended]:
+        several: list[Ended] = []
+        texts = 0
+        while self._waiting and texts < _TEXTS_A_WRITE:
+            several.append(self._waiting.popleft())
+            texts += len(several[-1].job.texts)
+        self._texts -= texts
+        return several
 
 
 def _entries(job: Job, known: Mapping[bytes, bytes]) -> Iterator[tuple[int, Entry]]:

@@ -52,16 +52,12 @@ class Schedules:
         """Forget a job, waiting or not."""
         self._schedules[job.info.name].discard(job)
 
-    def cut(self, budgets: Mapping[str, int], *, beside: bool = False) -> list[Piece]:
-        """The next batch of one model, within the budget of that one. Empty if none wait.
-
-        While the express runs, or what it is to run `beside`, no job comes that must run alone.
-        """
-        suspects = not (beside or self.express_runs)
+    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
+        """The next batch of one model, within the budget of that one. Empty if none wait."""
         for _ in range(len(self._turns)):
             name = self._turns[0]
             self._turns.rotate(-1)
-            pieces = self._schedules[name].cut(budgets[name], suspects=suspects)
+            pieces = self._schedules[name].cut(budgets[name])
             if pieces:
                 self._look_at(pieces, budgets[name])
                 return pieces
@@ -104,8 +100,7 @@ class Schedules:
                 tokens[piece.job.tenant] += piece.tokens
             much = budget // _LITTLE_PART
             self._crowd = {tenant for tenant, held in tokens.items() if held > much}
-        shared = not pieces[0].job.alone
-        self._open = shared and not (asked and not self._crowd)
+        self._open = not (asked and not self._crowd)
         self._held_back = self._crowd if asked or self._others else frozenset()
         normal = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.NORMAL}
         self.patient = self._open and normal <= self._crowd and self._hurried > 0
@@ -138,46 +133,29 @@ class Schedule:
         #: The same while interactive jobs wait, and whether the last was for those with little.
         self._short_shared = 0
         self._served_little = False
-        self._alone: deque[Job] = deque()
-        self._alone_next = True
 
     def add(self, job: Job) -> None:
         """A job has texts waiting; again whenever more of it is tokenised."""
-        if not job.alone:
-            self._lanes[job.lane].add(job)
-        elif job not in self._alone:
-            self._alone.append(job)
+        self._lanes[job.lane].add(job)
 
     def discard(self, job: Job) -> None:
         """Forget a job, waiting or not."""
         self._lanes[job.lane].discard(job)
-        if job.alone and job in self._alone:
-            self._alone.remove(job)
 
-    def cut(self, budget: int, *, suspects: bool = True) -> list[Piece]:
-        """The next batch: at most `budget` tokens, or one text that has more. Empty if none wait.
-
-        A job that must run alone has a batch of its own, every other one at most; none without
-        `suspects`.
-        """
+    def cut(self, budget: int) -> list[Piece]:
+        """The next batch: at most `budget` tokens, or one text of more. Empty if none wait."""
         waiting = [lane for lane, shares in self._lanes.items() if shares]
-        if suspects and self._alone and (self._alone_next or not waiting):
-            self._alone_next = False
-            return self._cut_alone(budget)
-        self._alone_next = True
-        return self._cut_shared(waiting, budget)
+        return self._cut_shared(waiting, budget) if waiting else []
 
     def cut_express(self, room: int, but: Container[str]) -> list[Piece]:
         """Whole jobs that somebody waits for, of at most `room` tokens, of tenants not in `but`."""
         return self._lanes[Lane.INTERACTIVE].take_whole(room, but)
 
     def more(self, room: int) -> list[Piece]:
-        """Further texts for the batch just cut; none where that was a job's own, or short."""
-        return _merged(self._fill([], room)) if self._alone_next else []
+        """Further texts for the batch just cut; none if that was short."""
+        return _merged(self._fill([], room))
 
     def _cut_shared(self, waiting: list[Lane], budget: int) -> list[Piece]:
-        if not waiting:
-            return []
         little = self._with_little(budget, in_turn=waiting[0] is Lane.INTERACTIVE)
         first = waiting[0] if little else self._first(waiting)
         overdue = first is not waiting[0]
@@ -229,17 +207,6 @@ class Schedule:
         """The lane that has waited for too long, if one has, else the first in order."""
         longest = max(waiting, key=self._waited.__getitem__)
         return longest if self._waited[longest] >= _PATIENCE else waiting[0]
-
-    def _cut_alone(self, budget: int) -> list[Piece]:
-        job = self._alone[0]
-        pieces: list[Piece] = []
-        room = budget
-        while (piece := job.take(room, room, force=not pieces)) is not None:
-            pieces.append(piece)
-            room -= piece.tokens
-        if not job.chunks:
-            self._alone.popleft()
-        return pieces
 
 
 def _merged(pieces: list[Piece]) -> list[Piece]:

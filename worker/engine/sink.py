@@ -19,7 +19,20 @@ class Sink(Protocol):
         """Whether a job may start; asked once, before its first text is encoded.
 
         On a thread that encodes and waits for the answer, or, for a job whose vectors are all
-        remembered, on the thread that looked them up. One that may not is forgotten.
+        remembered, on the thread that looked them up. One that may not is forgotten. Not asked of
+        a job that runs alone.
+        """
+
+    def isolate(self, job: Job) -> bool:
+        """Whether a job that runs alone may go on; asked before each slice, and its first stage.
+
+        Device thread, while the others rest; may block. One that may not is forgotten.
+        """
+
+    def released(self, job: Job) -> None:
+        """Such a slice has ended and is told, so other jobs run again. Device thread; may block.
+
+        Not called if the engine closes meanwhile.
         """
 
     def started(self, jobs: Sequence[Job]) -> None:

@@ -12,9 +12,11 @@ from worker.contract.errors import EmbedqError
 from worker.contract.jobs import MOST_WINDOWS, most_tokens
 from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
+from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece
 from worker.engine.windows import split
 from worker.tokens import TokenBlock
+from worker.watchdog import Busy
 
 #: Texts of one call of the tokenizer, and of one job in it: a large job is tokenised in parts, so
 #: that a small one behind it does not wait. One that may split each text is in smaller parts.
@@ -43,35 +45,33 @@ class Intake:
     Its lock is the engine's; the caller of any method holds it.
     """
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._filled = threading.Condition(lock)
+    def __init__(self, lock: threading.Lock, isolation: Isolation) -> None:
+        self._station = isolation.station("tokenise", lock)
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
-        self._closed = False
 
     def put(self, *jobs: Job) -> None:
         """Jobs have texts to tokenise."""
         for job in jobs:
             self._lanes[job.lane].append(job)
-        self._filled.notify()
+        self._station.filled.notify()
 
     def close(self) -> None:
         """Let `take` come to an end, whatever is left."""
-        self._closed = True
-        self._filled.notify_all()
+        self._station.close()
+
+    @property
+    def busy(self) -> Busy:
+        """Whether the tokenizer is called now."""
+        return self._station.busy
 
     def take(self) -> list[Slice]:
         """Wait for texts for one call of the tokenizer; empty once closed."""
-        while not self._closed:
-            slices = self._next()
-            if slices:
-                return slices
-            self._filled.wait()
-        return []
+        return self._station.take(self._next)
 
     def _next(self) -> list[Slice]:
         """Texts of one lane, model and prompt, of each job some."""
         for jobs in self._lanes.values():
-            if slices := _front(jobs):
+            if slices := front(jobs):
                 return slices
         return []
 
@@ -125,7 +125,7 @@ def tokenise(encoder: Encoder, slices: Sequence[Slice], prompt: str | None) -> T
     return found
 
 
-def _front(jobs: deque[Job]) -> list[Slice]:
+def front(jobs: deque[Job]) -> list[Slice]:
     """Texts of one call, taken from the jobs at the front; none of jobs that were cancelled."""
     slices: list[Slice] = []
     left = _TEXTS_A_CALL

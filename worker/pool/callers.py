@@ -58,6 +58,12 @@ class Reception:
     def admit(self, job: Job) -> bool:
         return not _is_queued(job) or self._outcomes.admit(job)
 
+    def isolate(self, job: Job) -> bool:
+        return self._outcomes.isolate(job)
+
+    def released(self, job: Job) -> None:
+        self._outcomes.released(job)
+
     def started(self, jobs: Sequence[Job]) -> None:
         if queued := [job for job in jobs if _is_queued(job)]:
             self._outcomes.started(queued)

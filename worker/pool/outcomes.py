@@ -68,7 +68,7 @@ class Outcomes:
     # -- the engine's sink ------------------------------------------------------------------
 
     def admit(self, job: Job) -> bool:
-        """Revoked and expired jobs end here, and those that workers die of."""
+        """Revoked and expired jobs end here."""
         ticket: Ticket = job.owner
         if ticket.deadline is not None and self._clock.estimate() > ticket.deadline:
             self._loop.call(ticket.expire)
@@ -76,10 +76,24 @@ class Outcomes:
         if overdue(ticket.request):
             self._loop.call(ticket.revoke)
             return False
-        deaths = self._suspects.begin(job.id, ticket.tag) if job.alone else 0
-        if deaths:
-            self._fail_poisoned(ticket, deaths)
-        return not deaths
+        return True
+
+    def isolate(self, job: Job) -> bool:
+        """Count a slice that begins; jobs that workers die of end here, as do those of `admit`."""
+        ticket: Ticket = job.owner
+        if job.started_at is None and not self.admit(job):
+            return False
+        self.tracer.wait()
+        crashes = self._suspects.begin(job.id, ticket.tag)
+        if crashes:
+            self._fail_poisoned(ticket, crashes)
+        return not crashes
+
+    def released(self, job: Job) -> None:
+        """The slice has ended without a crash."""
+        ticket: Ticket = job.owner
+        self.tracer.wait()
+        self._suspects.clear([(job.id, ticket.tag)])
 
     def started(self, jobs: Sequence[Job]) -> None:
         """Celery shows them as active."""

@@ -42,6 +42,7 @@ from worker.pool.spans import JobSpans
 from worker.pool.tickets import Limits, Ticket
 from worker.presence import Presence
 from worker.transport import admission, leases
+from worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,9 @@ class TaskPool(BasePool):
             settings.queue,
             self._infos,
             node=str((self.options.get("initargs") or (None, ""))[1]),
-            forward_seconds=settings.forward_seconds,
+            watchdog=Watchdog(
+                [*self._engine.threads, self._outcomes.tracer.busy], settings.forward_seconds
+            ),
             figures=partial(figures, self._engine, self._outcomes.counts),
             clock=self._clock,
             cancelled=partial(self._loop.call, state.revoked.add),

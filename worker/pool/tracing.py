@@ -24,11 +24,14 @@ from worker.pool.suspects import Suspects
 from worker.pool.threads import DaemonThreads
 from worker.pool.tickets import Ticket
 from worker.transport import leases, puts_back
+from worker.watchdog import Busy
 
 logger = logging.getLogger(__name__)
 
 #: Seconds before another try where Redis takes no outcomes: the job is back at once.
 _PAUSE = 0.5
+#: Seconds between two looks whether the worker stops.
+_LOOK = 1.0
 #: Jobs that may wait for the tracer before no more messages are fetched: it does hundreds a second
 #: where the engine does thousands.
 _BACKLOG = 512
@@ -68,6 +71,7 @@ class Tracer:
         self._counts = counts
         self._spans = spans
         self._loop = loop
+        self.busy = Busy("embedq-trace", uses_redis=True)
         self._threads = DaemonThreads(1, "embedq-trace", self._run)
 
     def has_room(self) -> bool:
@@ -83,6 +87,11 @@ class Tracer:
         """End a job soon; Celery is told on the loop's thread. Any thread."""
         self._threads.submit(Traced(ticket, outcome, encoding_format))
 
+    def wait(self) -> None:
+        """Wait until nothing waits or runs, or the worker stops."""
+        while not (self._threads.wait(_LOOK) or self._closing.is_set()):
+            pass
+
     def close(self, seconds: float) -> None:
         """Finish what waits, in so many seconds at most."""
         self._closing.set()
@@ -91,6 +100,10 @@ class Tracer:
         self._threads.close()
 
     def _run(self, traced: Traced) -> None:
+        with self.busy:
+            self._end_traced(traced)
+
+    def _end_traced(self, traced: Traced) -> None:
         ticket = traced.ticket
         try:
             if not self._may_end(ticket):
