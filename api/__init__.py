@@ -15,6 +15,7 @@ In reading order:
 - `status`       what the page shows, and its `history`
 - `mounting`     at a server's root, or inside somebody's own application
 - `bodies`       requests, read within bounds
+- `arrival`      bodies that come too slowly are cut off
 - `schemas`      what is answered, as models
 - `openapi`      the same as a document
 - `errors`       what went wrong, and its status

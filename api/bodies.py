@@ -7,12 +7,12 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import orjson
 from flask import Request
-from gunicorn.http.errors import ParseException
 
+from api.arrival import Arrival
 from api.errors import Problem
 
 _CHUNK = 64 * 1024
@@ -25,7 +25,8 @@ _MOST_MEMBERS = 1024
 def read_json(request: Request, limit: int) -> Any:
     """The JSON value of a body of at most `limit` bytes, before and after inflation.
 
-    Raises Problem with `unsupported_media_type`, `too_large` or `malformed_body`.
+    Raises Problem with `unsupported_media_type`, `too_large`, `request_timeout` or
+    `malformed_body`.
     """
     _check_media_type(request)
     return parse_json(read_body(request, limit))
@@ -42,10 +43,11 @@ def read_body(request: Request, limit: int) -> bytes:
         )
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
-    chunks = _chunks(request.stream)
-    if encoding != "identity":
-        chunks = _inflate(_bounded(chunks, limit))
-    return b"".join(_bounded(chunks, limit))
+    with Arrival(request) as body:
+        chunks = _chunks(body)
+        if encoding != "identity":
+            chunks = _inflate(_bounded(chunks, limit))
+        return b"".join(_bounded(chunks, limit))
 
 
 def parse_json(body: bytes) -> Any:
@@ -62,17 +64,6 @@ def parse_json(body: bytes) -> Any:
             raise Problem("malformed_body", "the body is not JSON") from error
 
 
-def read(stream: IO[bytes], size: int) -> bytes:
-    """At most `size` bytes of a body, none at its end. Raises Problem with `malformed_body`.
-
-    Servers tell by an OSError, gunicorn by its own, that chunks are none (RFC 9112, 7.1).
-    """
-    try:
-        return stream.read(size)
-    except (OSError, ParseException) as error:
-        raise Problem("malformed_body", "the body is cut off, or not in chunks") from error
-
-
 def _check_media_type(request: Request) -> None:
     if request.mimetype != "application/json":
         given = request.mimetype or "none"
@@ -86,8 +77,8 @@ def _check_media_type(request: Request) -> None:
         raise Problem("unsupported_media_type", f"charset is {charset!r}; JSON is UTF-8")
 
 
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := read(stream, _CHUNK):
+def _chunks(body: Arrival) -> Iterator[bytes]:
+    while chunk := body.read(_CHUNK):
         yield chunk
 
 

@@ -32,6 +32,7 @@ STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
+    "request_timeout": HTTPStatus.REQUEST_TIMEOUT,
     "not_ended": HTTPStatus.CONFLICT,
     "cancelled": HTTPStatus.CONFLICT,
     "files_full": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

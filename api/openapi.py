@@ -90,6 +90,8 @@ def _complete(path: str, method: str, group: str, operation: JsonObject) -> Json
         always |= errors(400)
     if method.upper() not in SAFE_METHODS:
         always |= errors(403)
+    if "requestBody" in operation:
+        always |= errors(408)
     if (path, "requestBody" in operation) in _SPENDING:
         always |= errors(429)
     both: JsonObject = {"security": []} if path in _OPEN else {}

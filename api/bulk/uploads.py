@@ -9,7 +9,7 @@ from typing import IO, Any
 from flask import Request
 from werkzeug.formparser import FormDataParser
 
-from api import bodies
+from api.arrival import Arrival
 from api.errors import Problem
 from worker.contract.file_room import MAX_BYTES
 from worker.contract.files import (
@@ -110,16 +110,6 @@ class _Sink:
         """Werkzeug: the part has ended; nobody will read it here."""
 
 
-class _Source:
-    """The body as Werkzeug reads it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-
-    def read(self, size: int) -> bytes:
-        return bodies.read(self._stream, size)
-
-
 def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
     """The form's other members, and the name of the file that is in `sink` now."""
     parser = FormDataParser(
@@ -129,12 +119,13 @@ def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
         silent=False,
     )
     try:
-        _, form, received = parser.parse(
-            _Source(request.stream),  # type: ignore[arg-type]
-            request.mimetype,
-            request.content_length,
-            request.mimetype_params,
-        )
+        with Arrival(request) as body:
+            _, form, received = parser.parse(
+                body,  # type: ignore[arg-type]
+                request.mimetype,
+                request.content_length,
+                request.mimetype_params,
+            )
     except ValueError as error:
         raise Problem("malformed_body", "the body is not a multipart form") from error
     if "file" not in received:

@@ -23,6 +23,7 @@ _ABOUT: Final = {
     401: "`unauthorized`",
     403: "`cross_site`",
     404: "`model_not_found`, `not_found`",
+    408: "`request_timeout`",
     413: "`too_large`, `files_full`",
     415: "`unsupported_media_type`",
     429: "`rate_limit_exceeded`, `quota_exceeded`; the key's quotas are in the headers.",

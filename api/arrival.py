@@ -1,0 +1,129 @@
+"""Request bodies that have to arrive: a slow one is cut off, so that it occupies no server.
+
+A body has GRACE_SECONDS, and more as its bytes come, by LEAST_RATE. Servers read in a loop of their
+own, which may wait for every byte anew; so one thread of the process watches the deadlines and ends
+the reading side of a late connection.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import IO, Any, Self
+
+from flask import Request
+from gunicorn.http.errors import ParseException
+
+from api.errors import Problem
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for a body of any size.
+GRACE_SECONDS = 30.0
+#: Bytes a second, on average, that a body needs beyond that: half a megabit.
+LEAST_RATE = 64 * 1024
+#: The connection in the WSGI environment, by gunicorn's name and by that of Werkzeug's server.
+_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
+
+
+class Arrival:
+    """A body while it is read; a context manager."""
+
+    def __init__(self, request: Request) -> None:
+        self._stream: IO[bytes] = request.stream
+        named = (request.environ.get(name) for name in _SOCKETS)
+        self._socket: Any = next((one for one in named if one is not None), None)
+        self._lock = threading.Lock()
+        self._late = False
+        self.deadline = time.monotonic() + GRACE_SECONDS
+
+    def __enter__(self) -> Self:
+        if self._socket is not None:
+            _watch.add(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._socket = None
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, none at the end.
+
+        Raises Problem with `request_timeout` or `malformed_body`. Servers tell by an OSError,
+        gunicorn by its own, that chunks are none (RFC 9112, 7.1).
+        """
+        try:
+            data = self._stream.read(size)
+        except (OSError, ParseException) as error:
+            self._check()
+            raise Problem("malformed_body", "the body is cut off, or not in chunks") from error
+        self._check()
+        self.deadline += len(data) / LEAST_RATE
+        return data
+
+    def cut(self) -> bool:
+        """End the reading side if the body is late. Returns whether it is still awaited."""
+        with self._lock:
+            if self._socket is None:
+                return False
+            if time.monotonic() < self.deadline:
+                return True
+            self._late = True
+            try:
+                self._socket.shutdown(socket.SHUT_RD)
+            except OSError as error:
+                logger.debug("A slow connection has ended: %s", error.strerror)
+            return False
+
+    def _check(self) -> None:
+        if self._late:
+            raise Problem(
+                "request_timeout",
+                f"the body came too slowly: it has {GRACE_SECONDS:g} seconds and more for each "
+                f"{LEAST_RATE // 1024} KiB",
+            )
+
+
+class _Watch:
+    """Cuts off late bodies, on a thread that starts with the first one."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Arrival]] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, arrival: Arrival) -> None:
+        with self._changed:
+            if self._thread is None:
+                # Not at import, which may be before a fork.
+                self._thread = threading.Thread(
+                    target=self._run, name="embedq-arrivals", daemon=True
+                )
+                self._thread.start()
+            heapq.heappush(self._due, (arrival.deadline, next(self._numbers), arrival))
+            if self._due[0][2] is arrival:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due or self._due[0][0] > time.monotonic():
+                    seconds = self._due[0][0] - time.monotonic() if self._due else None
+                    self._changed.wait(seconds)
+                arrival = heapq.heappop(self._due)[2]
+            if arrival.cut():
+                self.add(arrival)
+
+
+_watch = _Watch()

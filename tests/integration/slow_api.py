@@ -1,0 +1,15 @@
+"""The API for tests of slow clients: bodies have a second, and no more for their bytes."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+import api
+from api import arrival
+
+
+def create() -> Flask:
+    """An application under gunicorn: `gunicorn 'tests.integration.slow_api:create()'`."""
+    arrival.GRACE_SECONDS = 1.0
+    arrival.LEAST_RATE = 10**9
+    return api.create_app()
