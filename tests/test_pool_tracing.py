@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -225,6 +226,33 @@ def test_an_outcome_is_counted_for_a_job_that_was_open(
         ["failed", "poisoned", 1],
         ["failed", "other", 1],
     ]
+
+
+def test_a_wait_ends_with_what_came_before_or_when_the_worker_stops(tracer: Tracer) -> None:
+    leave = threading.Event()
+
+    def held() -> Any:
+        return Ticket(lambda *_: (not leave.wait(10), "", 0.0))
+
+    def wait() -> threading.Thread:
+        thread = threading.Thread(target=tracer.wait)
+        thread.start()
+        return thread
+
+    tracer.end(held(), outcome())
+    first = wait()
+    eventually(lambda: tracer._threads.backlog == 2)
+    assert first.is_alive()
+    leave.set()
+    first.join(10)
+    assert not first.is_alive()
+    leave.clear()
+    tracer.end(held(), outcome())
+    second = wait()
+    tracer.close(0)
+    second.join(10)
+    assert not second.is_alive()
+    leave.set()
 
 
 def test_a_tracer_that_lags_behind_stops_fetching(tracer: Tracer, loop: LoopCalls) -> None:

@@ -248,6 +248,24 @@ def jobs_in_the_engine(stand: Stand, number: int, words: int = 1) -> list[Any]:
     return jobs
 
 
+def test_a_worker_takes_no_more_bytes_of_text_than_stated_however_few_tokens_they_count(
+    stand: Stand,
+) -> None:
+    stand.start()
+    jobs = jobs_in_the_engine(stand, 1)
+    large = 4 * 2**20
+    jobs += [send(["x" * large]) for _ in range(30)]
+    # 64 MiB of text, and what one fetch may have beyond them.
+    eventually(lambda: stand.messages()[1] >= 16, ANSWER_S)
+    asked = send(["of another lane"], priority=9)
+    eventually(lambda: stand.messages()[1] >= 17, ANSWER_S)
+    waiting, held = stand.messages()
+    assert held * large <= (64 + 16) * 2**20 + 3 * large
+    assert waiting >= 8
+    stand.open_gate()
+    assert [len(vectors(job.get(timeout=4 * ANSWER_S))) for job in (*jobs, asked)] == [1] * 32
+
+
 @pytest.mark.parametrize("transport", ["embedq", "stock"])
 def test_a_worker_fetches_what_it_has_room_for_and_keeps_it_when_it_loses_its_connection(
     stand: Stand, transport: str

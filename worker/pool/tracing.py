@@ -88,8 +88,10 @@ class Tracer:
         self._threads.submit(Traced(ticket, outcome, encoding_format))
 
     def wait(self) -> None:
-        """Wait until nothing waits or runs, or the worker stops."""
-        while not (self._threads.wait(_LOOK) or self._closing.is_set()):
+        """Wait until all that was to be ended before has, or the worker stops."""
+        reached = threading.Event()
+        self._threads.submit(reached)
+        while not (reached.wait(_LOOK) or self._closing.is_set()):
             pass
 
     def close(self, seconds: float) -> None:
@@ -99,7 +101,10 @@ class Tracer:
             logger.warning("%d jobs were not ended in time", self._threads.backlog)
         self._threads.close()
 
-    def _run(self, traced: Traced) -> None:
+    def _run(self, traced: Traced | threading.Event) -> None:
+        if isinstance(traced, threading.Event):
+            traced.set()
+            return
         with self.busy:
             self._end_traced(traced)
 
