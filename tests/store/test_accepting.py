@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import redis
 
 from tests.store.stand import (
     QUEUE,
+    failure,
     ledger,
     new_job,
     success,
 )
 from worker.contract import keys, store, submissions
 from worker.contract.jobs import Status
-from worker.contract.store import Bounds, JobStore, Once
+from worker.contract.store import Bounds, Completion, JobStore, Once
 
 
 def test_an_accepted_job_is_queued_recorded_and_counted(
@@ -74,6 +77,22 @@ def test_a_task_sent_again_under_its_id_is_counted_once(
     assert (record.status, record.done, record.started_at) == (Status.QUEUED, 0, None)
     jobs.complete([success()])
     assert ledger(redis_client)["tokens"] == ledger(redis_client)["expected"] == 0
+
+
+@pytest.mark.parametrize("end", [failure, success])
+def test_a_task_sent_again_after_a_failure_has_a_new_outcome(
+    jobs: JobStore, end: Callable[[], Completion]
+) -> None:
+    jobs.submit(new_job(), None)
+    jobs.complete([end()])
+    first = jobs.raw_outcome("one")
+    jobs.submit(new_job(), None)
+    # As with Celery, a success stands.
+    assert jobs.raw_outcome("one") == (first if end is success else None)
+    jobs.complete([success()])
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.SUCCEEDED
 
 
 def test_a_queue_that_holds_enough_tokens_takes_no_more(

@@ -69,6 +69,17 @@ def submit(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = Fals
     return True
 
 
+def purged(app: Celery, task_ids: Sequence[str]) -> None:
+    """Cancel the jobs among tasks that are about to be purged. Raises redis.RedisError."""
+    store = store_of(app)
+    if store is None:
+        return
+    records = store.read_many(task_ids)
+    jobs = [record.id for record in records if record is not None and not record.status.ended]
+    if jobs:
+        store.cancel(*jobs)
+
+
 def withdraw(app: Celery, job_id: str) -> None:
     """Forget a job whose message was not sent. Where that fails too, its record expires."""
     store = store_of(app)

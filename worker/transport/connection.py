@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +20,8 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from kombu.utils.collections import HashedSeq
 
+from worker.contract import records
+from worker.transport.leases import leases
 from worker.transport.transport import SentinelTransport, Transport
 
 
@@ -72,6 +75,10 @@ class AMQP(_PatientAMQP):
     """For `Celery(amqp="worker.transport:AMQP")`."""
 
     Connection = BrokerConnection = Connection
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        leases.purged = partial(records.purged, app)
 
 
 class StockAMQP(_PatientAMQP):

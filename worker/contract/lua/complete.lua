@@ -137,7 +137,6 @@ local function complete(one)
   -- Counters that a worker of an older version did not know of.
   if part.size and part.size ~= '' then redis.call('HSET', one.job, 'tokens', '', 'size', '') end
   local first = one.tag ~= '' and part.by == one.tag
-  if part.status == 'cancelled' and not first then unmarked[#unmarked + 1] = one.id end
   return first
 end
 
@@ -155,7 +154,10 @@ local ids = {}
 for place, one in ipairs(jobs) do
   -- A job may be there twice: the second time it has ended.
   if ids[one.id] then one.part, one.earlier = parts(one.job), one.how.status end
-  if not complete(one) then known[#known + 1] = place - 1 end
+  if not complete(one) then
+    known[#known + 1] = place - 1
+    if (one.earlier or one.part.status) == 'cancelled' then unmarked[#unmarked + 1] = one.id end
+  end
   ids[one.id], ids[#ids + 1] = true, one.id
   if leased ~= '' and one.tag ~= '' then tags[#tags + 1] = one.tag end
 end

@@ -22,6 +22,11 @@ local function is_lost(earlier)
     and redis.call('HLEN', KEYS[7]) == 0 and redis.call('EXISTS', unpack(KEYS, 8)) == 0
 end
 
+local function accepted(name, where, created)
+  return {'accepted', name, tonumber(redis.call('HGET', ledger, 'tokens') or '0'), tonumber(where),
+    created, ''}
+end
+
 -- The answer of an earlier submission, if it stands for this one.
 local function replay()
   local seen = redis.call('HMGET', once, 'id', 'fingerprint')
@@ -30,7 +35,7 @@ local function replay()
   local held = redis.call('HMGET', earlier, 'status', 'call', 'lane', 'created')
   local waits = is_open(held[1]) and not outcome_status(RESULT .. seen[1])
   if held[2] == given.call then
-    return {'accepted', seen[1], 0, tonumber(held[3]), held[4], ''}
+    return accepted(seen[1], held[3], held[4])
   end
   if not held[1] or (given.shared and not waits) then return end
   if not given.shared and seen[2] ~= given.fingerprint then
@@ -75,17 +80,21 @@ end
 local earlier = once ~= '' and replay()
 if earlier then return earlier end
 local known = redis.call('HMGET', job, 'call', 'lane', 'created')
-if known[1] == given.call then return {'accepted', id, 0, tonumber(known[2]), known[3], ''} end
+if known[1] == given.call then return accepted(id, known[2], known[3]) end
 expire(ledger, time)
 local verdict, level = refusal()
 if verdict then return {verdict, id, level, lane, '', ''} end
 
 local changes = {}
--- A task that is sent again under its id. A full server refuses a script only before its first
--- write, so that is none which frees memory.
-settle(parts(job), changes)
+-- A task that is sent again under its id; as with Celery, only a success stands. A full server
+-- refuses a script only before its first write, so that is none which frees memory.
+local before = parts(job)
+settle(before, changes)
 redis.call('HSET', job, 'status', 'queued')
 redis.call('DEL', job)
+if before.status and outcome_status(RESULT .. id) ~= 'succeeded' then
+  redis.call('DEL', RESULT .. id)
+end
 -- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
 if bounds.lane_share > 0 then
   if lane == 0 and held(share(0)) + tokens > bounds.lane_share then lane = 1 end
@@ -122,4 +131,4 @@ if message ~= '' and given.sent then
 elseif message ~= '' then
   redis.call('HSET', outbox, id, seconds(time) .. '\n' .. list .. '\n' .. message)
 end
-return {'accepted', id, tonumber(redis.call('HGET', ledger, 'tokens') or '0'), lane, created, ''}
+return accepted(id, lane, created)

@@ -1,0 +1,199 @@
+"""Messages that are with a broker of its own, and messages that are nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.store.stand import QUEUE, ledger, new_job, success
+from worker.contract import keys, store
+from worker.contract.jobs import Status
+from worker.contract.lanes import lists_of
+from worker.contract.store import JobStore, Once
+
+SHARED = Once(fingerprint="body", shared=True)
+KEYED = Once("key", "body")
+
+
+@pytest.fixture
+def broker(redis_url: str) -> Iterator[redis.Redis]:
+    """A server of messages alone: another database."""
+    with redis.Redis.from_url(redis_url.removesuffix("/0") + "/1") as client:
+        yield client
+
+
+@pytest.fixture
+def apart(redis_client: redis.Redis, broker: redis.Redis) -> JobStore:
+    """A store whose messages are on a server of their own."""
+    return JobStore(redis_client, QUEUE, result_ttl=60, broker=broker)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be old to be looked at."""
+    monkeypatch.setattr(store, "_SEEN_WITHIN", 0)
+    monkeypatch.setattr(store, "_RESEND_AFTER", -1.0)
+
+
+def status_of(jobs: JobStore, job_id: str) -> Status:
+    record = jobs.read(job_id)
+    assert record is not None
+    return record.status
+
+
+def died_before_sending(jobs: JobStore, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    """Submit a job in a process that dies once its record is written."""
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_push", die)
+        with pytest.raises(SystemExit):
+            jobs.submit(new_job("one"), b"the message", **options)  # type: ignore[arg-type]
+
+
+def test_the_message_is_with_the_broker_and_the_record_with_the_results(
+    apart: JobStore, redis_client: redis.Redis, broker: redis.Redis
+) -> None:
+    assert apart.submit(new_job("one"), b"the message").verdict == "accepted"
+    assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
+    assert not broker.exists(keys.job("one"))
+    assert status_of(apart, "one") is Status.QUEUED
+    assert not redis_client.exists(QUEUE, keys.outbox(QUEUE))
+    assert apart.depth().queued == 1
+
+
+@pytest.mark.parametrize("once", [SHARED, KEYED])
+def test_a_replay_sends_the_message_that_a_dead_process_did_not(
+    apart: JobStore, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch, once: Once
+) -> None:
+    died_before_sending(apart, monkeypatch, once=once)
+    assert broker.llen(QUEUE) == 0
+    for _ in range(2):
+        replayed = apart.submit(new_job("two"), b"another message", once=once)
+        assert (replayed.verdict, replayed.job_id) == ("replayed", "one")
+        assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
+
+
+def test_a_worker_sends_the_message_that_a_dead_process_did_not(
+    apart: JobStore,
+    broker: redis.Redis,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: None,
+) -> None:
+    died_before_sending(apart, monkeypatch)
+    apart.sweep()
+    assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
+    assert status_of(apart, "one") is Status.QUEUED
+    assert not redis_client.exists(keys.outbox(QUEUE))
+
+
+def test_a_message_that_is_on_its_way_is_left_to_its_process(
+    apart: JobStore, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died_before_sending(apart, monkeypatch)
+    apart.sweep()
+    assert broker.llen(QUEUE) == 0
+
+
+def test_a_job_whose_message_the_broker_refuses_was_never_there(
+    apart: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(apart, "_push", away)
+    with pytest.raises(redis.ConnectionError):
+        apart.submit(new_job("one", owner="me"), b"m", once=KEYED)
+    assert apart.read("one") is None
+    assert apart.page("me", limit=10) == ([], None)
+    assert not any(ledger(redis_client).values())
+    assert not redis_client.exists(keys.outbox(QUEUE), keys.open_jobs(QUEUE))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_purged_jobs_become_cancelled(
+    redis_client: redis.Redis, broker: redis.Redis, separate: bool, at_once: None
+) -> None:
+    server = broker if separate else redis_client
+    jobs = JobStore(redis_client, QUEUE, result_ttl=60, broker=broker if separate else None)
+    for number in range(5):
+        jobs.submit(new_job(f"{number}"), b"m")
+    jobs.complete([success("3")])
+    jobs.sweep()
+    assert status_of(jobs, "0") is Status.QUEUED, "its message waits"
+    server.delete(*lists_of(QUEUE))
+    server.hset(keys.LEASED, "tag", "message")
+    jobs.sweep()
+    assert status_of(jobs, "0") is Status.QUEUED, "a worker may have its message"
+    server.delete(keys.LEASED)
+    jobs.sweep()
+    found = [status_of(jobs, f"{number}") for number in range(5)]
+    assert found == [Status.SUCCEEDED if n == 3 else Status.CANCELLED for n in range(5)]
+    held = ledger(redis_client)
+    assert held["tokens"] == held["expected"] == 0
+    assert not redis_client.exists(keys.open_jobs(QUEUE))
+
+
+def test_counters_stay_right_while_jobs_wait_on_a_broker_of_its_own(
+    apart: JobStore, redis_client: redis.Redis, at_once: None
+) -> None:
+    for number in range(3):
+        apart.submit(new_job(f"{number}", tokens=10), b"m")
+    apart.sweep()
+    assert apart.queued_tokens() == 30
+    apart.complete([success(f"{number}") for number in range(3)])
+    apart.sweep()
+    assert redis_client.hget(keys.ledger(QUEUE), "tokens") in (None, b"0")
+
+
+@pytest.mark.parametrize("once", [SHARED, KEYED])
+def test_nobody_joins_a_job_whose_message_was_purged(
+    jobs: JobStore, redis_client: redis.Redis, once: Once
+) -> None:
+    jobs.submit(new_job("one"), b"m", once=once)
+    redis_client.delete(QUEUE)
+    # As if it had been accepted a while ago.
+    redis_client.zincrby(keys.open_jobs(QUEUE), -60, "one")
+    again = jobs.submit(new_job("two"), b"m", once=once)
+    assert status_of(jobs, "one") is Status.CANCELLED
+    assert again.job_id == ("two" if once.shared else "one")
+
+
+def test_a_job_that_its_caller_sends_is_not_missed_meanwhile(
+    jobs: JobStore, redis_client: redis.Redis, at_once: None
+) -> None:
+    jobs.submit(new_job("one"), None)
+    jobs.sweep()
+    assert status_of(jobs, "one") is Status.QUEUED
+    redis_client.zadd(keys.open_jobs(QUEUE), {"one": 1.0})
+    jobs.sweep()
+    assert status_of(jobs, "one") is Status.CANCELLED
+
+
+def test_a_sweep_forgets_what_a_worker_of_an_older_version_completed(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.submit(new_job("one", owner="me"), b"m")
+    job = keys.job("one")
+    # As its script leaves the record.
+    redis_client.hset(job, mapping={"status": "succeeded", "finished": "1.0", "tokens": ""})
+    redis_client.hincrby(keys.ledger(QUEUE), "tokens", -100)
+    redis_client.hincrby(keys.ledger(QUEUE), "expected", -5000)
+    jobs.sweep()
+    assert not redis_client.exists(keys.open_jobs(QUEUE))
+    assert redis_client.hget(keys.ledger(QUEUE), "size") in (None, b"0")
+    assert not redis_client.hexists(keys.ledger(QUEUE), "size:me")
+
+
+def test_an_empty_queue_resets_what_older_versions_left_on_the_counters(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    left = {"tokens": 70, "expected": -3, "share:0:me": 70, "kept": 5}
+    redis_client.hset(keys.ledger(QUEUE), mapping=left)
+    jobs.sweep()
+    assert redis_client.hgetall(keys.ledger(QUEUE)) == {b"kept": b"5"}
