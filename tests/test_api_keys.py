@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import redis
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -23,6 +24,7 @@ from api import create_app
 from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import eventually
 from worker.cli import main
+from worker.contract import keys
 from worker.contract.api_keys import KeyFile, KeyFileError, new_key
 from worker.contract.quota import Quotas
 from worker.contract.settings import Settings
@@ -305,6 +307,74 @@ def test_a_shared_minute_is_exact_under_many_threads(redis_url: str, keyed: Keye
     granted = sum(one.granted for one in taken)
     # What flows back meanwhile is less than a few.
     assert 100 <= granted <= 110
+
+
+def tokens_left(caller: Caller) -> int:
+    return int(caller.submit("a").headers["x-ratelimit-remaining-tokens"])
+
+
+def test_a_key_is_charged_what_the_model_read(keyed: Keyed) -> None:
+    caller = keyed.caller(tokens_per_minute=100_000)
+    job = caller.submit("a text").get_json()["id"]
+    before = tokens_left(caller)
+    keyed.api.succeed(job, VECTOR, tokens=20_000)
+    # What flows back meanwhile is less than a few thousand.
+    assert 17_000 <= before - tokens_left(caller) <= 20_100
+
+
+def test_a_key_gets_back_what_was_estimated_too_high(keyed: Keyed) -> None:
+    caller = keyed.caller(tokens_per_minute=1_000_000)
+    job = caller.submit(["word " * 200] * 64).get_json()["id"]
+    before = tokens_left(caller)
+    keyed.api.succeed(job, VECTOR, tokens=70)
+    assert tokens_left(caller) > before
+
+
+def test_a_debt_is_not_forgotten_with_its_bucket(keyed: Keyed, redis_client: redis.Redis) -> None:
+    caller = keyed.caller(tokens_per_minute=100)
+    job = caller.submit("a text").get_json()["id"]
+    keyed.api.succeed(job, VECTOR, tokens=1000)
+    refused = caller.submit("a text")
+    assert refused.status_code == 429
+    # Nine minutes' worth of tokens are owed.
+    assert int(refused.headers["Retry-After"]) > 400
+    ttl = redis_client.pttl(keys.quota(keyed.api.settings.queue, caller.id))
+    assert ttl > 400_000
+
+
+def test_a_prompt_is_charged_before_each_text(keyed: Keyed) -> None:
+    caller = keyed.caller(tokens_per_minute=1_000_000)
+    before = tokens_left(caller)
+    body = {"input": ["word"] * 64, "prompt": "query: " * 40}
+    assert caller("POST", "/jobs", json=body).status_code == 202
+    assert before - tokens_left(caller) >= 64 * 60
+
+
+def test_bytes_waiting_are_bounded_by_key_however_few_tokens_they_count(keyed: Keyed) -> None:
+    caller = keyed.caller(max_queued_mb=1)
+    large = "x" * 300_000
+    accepted = [caller.submit([large]).status_code for _ in range(3)]
+    assert accepted == [202, 202, 202]
+    refused = caller.submit([large])
+    assert refused.status_code == 429
+    assert problem(refused)["code"] == "quota_exceeded"
+    assert "bytes" in problem(refused)["detail"]
+    # Others are not affected.
+    assert keyed.caller().submit([large]).status_code == 202
+
+
+def test_a_key_without_a_limit_leaves_room_for_others(redis_url: str, tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    greedy, modest = new_key(), new_key()
+    file.add(greedy.key)
+    file.add(modest.key)
+    with api_stand(redis_url, api_keys_file=file.path, max_queued_bytes=1_000_000) as api:
+        callers = [
+            Caller(made.key.id, made.secret, api.app.test_client()) for made in (greedy, modest)
+        ]
+        found = [callers[0].submit(["x" * 200_000]).status_code for _ in range(4)]
+        assert found == [202, 202, 429, 429]
+        assert callers[1].submit(["x" * 200_000]).status_code == 202
 
 
 def test_tokens_waiting_are_bounded_by_key_and_come_back(keyed: Keyed) -> None:

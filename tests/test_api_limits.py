@@ -52,6 +52,33 @@ def test_a_job_larger_than_the_bound_is_taken_when_nothing_else_waits(redis_url:
         assert api.submit(["x" * 400] * 10).status_code == 202
 
 
+def test_waiting_messages_are_bounded_in_bytes_however_few_tokens_they_count(
+    redis_url: str,
+) -> None:
+    with api_stand(redis_url, max_queued_bytes=2_000_000) as api:
+        large = ["x" * 500_000]
+        jobs = [api.submitted(large) for _ in range(3)]
+        assert api.ledger()["tokens"] < 3_000
+        refused(api.submit(large), "queue_full")
+        api.succeed(jobs[0], np.zeros((1, 4), dtype=np.float32))
+        api.submitted(large)
+        api.client.delete(f"/jobs/{jobs[1]}")
+        api.submitted(large)
+        refused(api.submit(large), "queue_full")
+
+
+def test_waiting_messages_may_hold_a_quarter_of_the_memory_that_the_server_may(
+    valkey_server: Callable[..., ValkeyServer],
+) -> None:
+    server = valkey_server("--maxmemory", "200mb", "--maxmemory-policy", "noeviction")
+    with api_stand(server.url) as api:
+        assert api.backend.room.messages() == 50 * 2**20
+
+
+def test_waiting_messages_are_bounded_on_a_server_without_a_bound(api: ApiStand) -> None:
+    assert api.backend.room.messages() == 2**30
+
+
 def test_full_results_refuse_until_they_expire(redis_url: str) -> None:
     with api_stand(redis_url, max_result_bytes=2_000, result_ttl=60) as api:
         job_id = api.submitted()

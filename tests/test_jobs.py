@@ -257,6 +257,39 @@ def test_estimates_add_up_and_stop_at_the_models_limit() -> None:
     assert estimates.tokens(texts, 256) == sum(each)
 
 
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("word " * 40, 40, 60),
+        # One token each in most vocabularies.
+        ("漢字かな交じり文" * 10, 70, 110),
+        ("🙂" * 50, 50, 80),
+        ("Grüße aus Köln, schöne Straße " * 5, 30, 70),
+        ("\ud800" * 10, 2, 20),
+    ],
+)
+def test_dense_scripts_are_estimated_by_their_bytes(text: str, least: int, most: int) -> None:
+    assert least <= estimates.tokens_of(text) <= most
+
+
+def test_a_prompt_costs_as_much_before_each_text_as_the_model_reads_of_it() -> None:
+    texts = ["word"] * 64
+    options = JobOptions(prompt="query: " * 40)
+    alone = estimates.of_job(texts, JobOptions(), model())
+    together = estimates.of_job(texts, options, model())
+    assert alone + 64 * 60 <= together <= alone + 64 * 80
+    # Never more than the model takes.
+    long = JobOptions(prompt="query: " * 10**4)
+    assert estimates.of_job(texts, long, model()) == 64 * model().max_tokens
+    # Windows have a prompt each.
+    whole = JobOptions(prompt="query: " * 40, long="mean")
+    text = "word " * 1000
+    windows = estimates.of_job([text], whole, model()) - estimates.of_job(
+        [text], JobOptions(long="mean"), model()
+    )
+    assert windows >= 5 * 60
+
+
 def test_a_blob_is_expected_to_be_smaller_than_floats() -> None:
     floats, blob = (estimates.result_bytes(100, 384, base64=form) for form in (False, True))
     assert 38_400 * 5 < blob < floats < 38_400 * 13
