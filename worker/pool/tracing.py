@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds before another try where Redis takes no outcomes: the job is back at once.
 _PAUSE = 0.5
-#: Seconds between two looks whether the worker stops.
-_LOOK = 1.0
+#: Seconds that `wait` takes at most: a receiver of Celery's signals may itself call `embed`.
+_LONGEST_WAIT = 10.0
 #: Jobs that may wait for the tracer before no more messages are fetched: it does hundreds a second
 #: where the engine does thousands.
 _BACKLOG = 512
@@ -88,11 +88,10 @@ class Tracer:
         self._threads.submit(Traced(ticket, outcome, encoding_format))
 
     def wait(self) -> None:
-        """Wait until all that was to be ended before has, or the worker stops."""
+        """Wait until all that was to be ended before has ended, for some seconds at most."""
         reached = threading.Event()
         self._threads.submit(reached)
-        while not (reached.wait(_LOOK) or self._closing.is_set()):
-            pass
+        reached.wait(_LONGEST_WAIT)
 
     def close(self, seconds: float) -> None:
         """Finish what waits, in so many seconds at most."""
