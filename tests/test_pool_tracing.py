@@ -18,6 +18,7 @@ from tests.processes import eventually
 from worker import tasks
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
+from worker.contract.lanes import Lane
 from worker.contract.results import Outcome
 from worker.contract.store import Completion, JobStore, NewJob
 from worker.pool import tracing
@@ -35,6 +36,7 @@ class Ticket:
     def __init__(self, target: Callable[..., Any], *, redelivered: bool = False) -> None:
         self.id = "job"
         self.tag = ""
+        self.lane = Lane.BULK
         self.lease: Any = None
         self.args = ("embedq.embed", "job")
         self.target = target
@@ -246,11 +248,17 @@ def test_a_wait_ends_with_what_came_before_or_in_time(
     assert not thread.is_alive()
 
 
-def test_a_tracer_that_lags_behind_stops_fetching(tracer: Tracer, loop: LoopCalls) -> None:
-    assert tracer.has_room()
-    tickets: list[Any] = [Ticket(lambda *_: (0, "", 0.0)) for _ in range(2000)]
-    waits: Any = Ticket(lambda *_: (not eventually(lambda: not tracer.has_room(), 5), "", 0.0))
+def test_a_tracer_that_lags_behind_stops_the_fetching_of_its_lane(
+    tracer: Tracer, loop: LoopCalls
+) -> None:
+    def lags() -> bool:
+        return not tracer.has_room(Lane.BULK)
+
+    assert not lags()
+    tickets: list[Any] = [Ticket(lambda *_: (0, "", 0.0)) for _ in range(4200)]
+    waits: Any = Ticket(lambda *_: (not eventually(lags, 20), "", 0.0))
     for ticket in (waits, *tickets):
         tracer.end(ticket, outcome())
+    assert tracer.has_room(Lane.INTERACTIVE)
     heard(waits, loop)
-    eventually(tracer.has_room)
+    eventually(lambda: not lags())

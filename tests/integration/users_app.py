@@ -125,6 +125,35 @@ def sleep(seconds: float, key: str = "") -> float:
     return seconds
 
 
+class Stopped(BaseException):
+    """Not an Exception."""
+
+
+@app.task
+def leave(how: str) -> None:
+    """Raises what no task should."""
+    raise {
+        "exit": SystemExit(),
+        "exit 3": SystemExit(3),
+        "exit with words": SystemExit("goodbye"),
+        "interrupt": KeyboardInterrupt(),
+        "generator": GeneratorExit(),
+        "memory": MemoryError(),
+        "own": Stopped("by hand"),
+    }[how]
+
+
+@app.task
+def die() -> None:
+    """Ends the process that runs it."""
+    os._exit(9)
+
+
+@app.task
+def tell_time() -> float:
+    return time.time()
+
+
 @app.task(acks_late=False)
 def sleep_acknowledged(seconds: float) -> float:
     time.sleep(seconds)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import redis
+from celery import Task
 
 from worker import app
 from worker.bulk.coordinator import Coordinator
@@ -23,7 +26,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _TRIES = 10
 
 
-@app.task(name=TASK_NAME, ignore_result=True)
+class BatchTask(Task):
+    """Fails the batch too, if its coordinator may not run any more: workers died of it."""
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Celery: the task has failed."""
+        if args and isinstance(args[0], str):
+            fault = FileFault("internal_error", "the batch cannot be run; the worker's log has why")
+            with suppress(Superseded):
+                Coordinator(_means(), _means().batches.claim(args[0])).fail(fault)
+
+
+@app.task(base=BatchTask, name=TASK_NAME, ignore_result=True)
 def batch(batch_id: str) -> None:
     """Run a batch to its end, or for a turn; it is not left without a next run or an end.
 

@@ -5,6 +5,7 @@ In reading order:
 - `consumer`  messages that nobody can run, and how much is fetched
 - `requests`  one request of `embed`, without its texts where people look
 - `failures`  what neither the engine nor a task can fail itself
+- `parking`   messages that have to wait, in Redis
 - `strategy`  how a message becomes one, and what of Celery's way it can do without
 - `tickets`   what is kept of it until it has ended
 - `taskpool`  the pool itself

@@ -14,9 +14,10 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME
-from worker.contract.lanes import Lane
 from worker.pool.failures import Failures, is_connection_lost, place_of
-from worker.transport import admission, lease_of
+from worker.pool.parking import SharedClock
+from worker.pool.taskpool import TaskPool
+from worker.transport import lease_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _LONGEST_REASON = 200
 
 
 class StockAdmission(bootsteps.StartStopStep):
-    """Lets a channel of kombu's own transport fetch only while the engine has room.
+    """Lets a channel of kombu's own transport fetch only while the pool has room.
 
     Our channels ask by themselves. Without this, and with no limit by count, a worker would take
     the whole queue into its memory. Runs anew for the channel of each connection.
@@ -38,9 +39,11 @@ class StockAdmission(bootsteps.StartStopStep):
         qos = parent.task_consumer.channel.qos
         can_consume = qos.can_consume
 
+        pool = parent.pool
+
         def with_room(_: Any) -> bool:
-            room = admission.room
-            return (room is None or room(Lane.NORMAL) > 0) and bool(can_consume())
+            has_room = not isinstance(pool, TaskPool) or pool.holds_more()
+            return has_room and bool(can_consume())
 
         qos.can_consume = MethodType(with_room, qos)
 
@@ -57,10 +60,13 @@ class Consumer(consumer.Consumer):
 
         default_steps = (*consumer.Consumer.Blueprint.default_steps, StockAdmission)
 
+    timer: Any
     _own_failures: Failures | None = None
 
     def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
         super().__init__(on_task_request, *args, **kwargs)
+        if isinstance(self.pool, TaskPool):
+            self.timer = SharedClock(self.timer, self.pool)
 
         def hand_over(request: Any) -> None:
             # Also called by timers: an error there would leave the message leased for ever.
@@ -76,7 +82,12 @@ class Consumer(consumer.Consumer):
         handle = super().create_task_handler(*args, **kwargs)
         strategies, callbacks = self.strategies, self.on_task_message
 
+        pool = self.pool if isinstance(self.pool, TaskPool) else None
+
         def hand_over(message: Any) -> None:
+            lease = lease_of(message)
+            if lease is not None and pool is not None and pool.parking.parks(message, lease):
+                return
             if not _is_leased_job(message):
                 handle(message)
                 return

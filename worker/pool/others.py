@@ -20,7 +20,7 @@ from worker.contract.store import JobStore
 from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import checked, end_unrun, overdue
-from worker.pool.suspects import Suspects
+from worker.pool.suspects import Suspects, isolated
 from worker.pool.threads import DaemonThreads
 from worker.transport import lease_of, leases
 
@@ -77,9 +77,9 @@ class OtherTasks:
     ) -> None:
         self._loop = loop
         self._failures = failures
-        #: Counts the crashes of tasks; `embed` has its own, which leaves these to it.
-        self._suspects = Suspects(store, max_attempts)
-        self._cut_off = Suspects(store, max_attempts * _COORDINATOR_PATIENCE)
+        self._suspects = Suspects(store, max_attempts, isolates=True)
+        patience = max_attempts * _COORDINATOR_PATIENCE
+        self._cut_off = Suspects(store, patience, isolates=True)
         self._threads = DaemonThreads(threads, "embedq-task", self._run)
         self._coordinators = DaemonThreads(_COORDINATORS, "embedq-batch", self._run)
         self._isolated = DaemonThreads(1, "embedq-isolated", self._run)
@@ -94,11 +94,6 @@ class OtherTasks:
         return self._threads.backlog + len(self._waiting_suspects) < _BACKLOG
 
     @property
-    def isolates(self) -> bool:
-        """Whether a suspect runs, so that a crash would be put down to it. Any thread."""
-        return self._suspect is not None
-
-    @property
     def has_suspects(self) -> bool:
         """Whether suspects wait for `start_suspect`."""
         return bool(self._waiting_suspects) and self._suspect is None
@@ -106,6 +101,7 @@ class OtherTasks:
     def start_suspect(self) -> None:
         """Run the next suspect; no suspect of `embed` is in this worker now."""
         if self.has_suspects:
+            isolated.set()
             self._suspect = self._waiting_suspects.popleft()
             self._isolated.submit(self._suspect)
 
@@ -252,6 +248,7 @@ class OtherTasks:
         """Whether the task had not ended yet; it has now, and nobody died of it."""
         if task is self._suspect:
             self._suspect = None
+            isolated.clear()
         if task not in self._open:
             return False
         del self._open[task]

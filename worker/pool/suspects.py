@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 from typing import cast
 from uuid import uuid4
@@ -16,14 +17,19 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the attempts of a job are kept.
 _TTL = 24 * 3600
-#: KEYS crashes, attempts counted by an old version. ARGV tag, seconds. Answers the attempts so far,
-#: this one included. A full server refuses a script only before its first write.
+#: KEYS crashes, attempts counted by an old version. ARGV tag or '', seconds. Answers the attempts
+#: so far, this one included unless its tag is ''. A full server refuses a script only before its
+#: first write.
 _BEGIN = """
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('SADD', KEYS[1], ARGV[1])
+if ARGV[1] ~= '' then redis.call('SADD', KEYS[1], ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return redis.call('SCARD', KEYS[1]) + math.max(tonumber(redis.call('GET', KEYS[2]) or 0), 0)
 """
+
+
+#: Set while a task other than `embed` runs isolated in this process: a crash is put down to it.
+isolated = threading.Event()
 
 
 class Suspects:
@@ -37,7 +43,9 @@ class Suspects:
     instead, which can crash only once.
     """
 
-    def __init__(self, store: JobStore, max_attempts: int) -> None:
+    def __init__(self, store: JobStore, max_attempts: int, *, isolates: bool = False) -> None:
+        """`isolates`: for the tasks that `isolated` is about."""
+        self._isolates = isolates
         self._client = store.client
         self._begin = self._client.register_script(_BEGIN)
         self._max_attempts = max_attempts
@@ -47,20 +55,22 @@ class Suspects:
         """Count a delivery whose first stage begins now; `tag` is its lease's, or "".
 
         Returns 0 if it may run, else the number of crashes. If Redis is away nothing is counted,
-        and the job runs. Blocks for one round trip.
+        and the job runs; nor while another task runs `isolated`. Blocks for one round trip.
         """
+        counted = self._isolates or not isolated.is_set()
         try:
             attempts = cast(
                 "int",
                 self._begin(
                     keys=[keys.crashes(job_id), keys.attempts(job_id)],
-                    args=[tag or self._process, _TTL],
+                    args=[(tag or self._process) if counted else "", _TTL],
                 ),
             )
         except redis.RedisError as error:
             logger.warning("An attempt was not counted: %s", type(error).__name__)
             return 0
-        return attempts - 1 if attempts > self._max_attempts else 0
+        crashes = attempts - counted
+        return crashes if crashes >= self._max_attempts else 0
 
     def clear(self, deliveries: Iterable[tuple[str, str]]) -> None:
         """Take back the attempts of deliveries, job id and tag, that ended without a crash."""

@@ -37,6 +37,7 @@ from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
 from worker.pool.others import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
+from worker.pool.parking import Parking
 from worker.pool.requests import EmbedRequest
 from worker.pool.spans import JobSpans
 from worker.pool.tickets import Limits, Ticket
@@ -98,17 +99,23 @@ class TaskPool(BasePool):
         )
         conf = self.app.conf
         self._spans = JobSpans.of_environment()
-        self._clock = Clock(store.client)
+        self.clock = Clock(store.client)
         self._outcomes = Outcomes(
             self.app,
             store,
             self._loop,
             atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
             max_attempts=settings.max_attempts,
-            clock=self._clock,
+            clock=self.clock,
             spans=self._spans,
         )
         self._outcomes.tracer.failures = self.failures
+        self.parking = Parking(
+            self.app,
+            self.clock,
+            self.app.tasks,
+            traced=bool(conf.result_extended or conf.task_track_started),
+        )
         cache = open_cache(settings, self._infos)
         self._engine = Engine(encoders, Reception(self._outcomes), cache)
         self._engine.counts.watch = self._spans
@@ -125,7 +132,7 @@ class TaskPool(BasePool):
                 [*self._engine.threads, self._outcomes.tracer.busy], settings.forward_seconds
             ),
             figures=partial(figures, self._engine, self._outcomes.counts),
-            clock=self._clock,
+            clock=self.clock,
             cancelled=partial(self._loop.call, state.revoked.add),
             blocked=lambda: self._outcomes.writer.blocked,
         )
@@ -146,12 +153,15 @@ class TaskPool(BasePool):
         """The loop turns. Of suspects those of `embed` go first: each of them is soon done."""
         if self._others.has_suspects and not any(ticket.redelivered for ticket in self._open):
             self._others.start_suspect()
+        self.parking.turn()
 
     def room(self, lane: Lane) -> int:
         """Tokens of a lane that may still be fetched."""
-        if not (self._others.has_room() and self._outcomes.tracer.has_room()):
-            return 0
-        return self._engine.room(lane)
+        return self._engine.room(lane) if self._outcomes.tracer.has_room(lane) else 0
+
+    def holds_more(self) -> bool:
+        """Whether a message that cannot be parked may be fetched: one of kombu's own transport."""
+        return self._others.has_room() and self.room(Lane.NORMAL) > 0
 
     def on_apply(
         self,

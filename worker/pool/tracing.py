@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from typing import Any, NamedTuple
 
 import redis
@@ -13,6 +14,7 @@ from celery.worker import state
 from worker import tasks
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import EncodingFormat
+from worker.contract.lanes import Lane
 from worker.contract.results import Outcome, payload, plain
 from worker.contract.store import JobStore
 from worker.pool.counts import Ended, JobCounts, ended_by
@@ -32,9 +34,9 @@ logger = logging.getLogger(__name__)
 _PAUSE = 0.5
 #: Seconds that `wait` takes at most: a receiver of Celery's signals may itself call `embed`.
 _LONGEST_WAIT = 10.0
-#: Jobs that may wait for the tracer before no more messages are fetched: it does hundreds a second
-#: where the engine does thousands.
-_BACKLOG = 512
+#: Jobs of a lane that may wait for the tracer before no more of the lane is fetched. Those that are
+#: known to need it are parked long before (see `parking`), so these are jobs that failed.
+_BACKLOG = 4096
 
 
 class Traced(NamedTuple):
@@ -72,11 +74,14 @@ class Tracer:
         self._spans = spans
         self._loop = loop
         self.busy = Busy("embedq-trace", uses_redis=True)
+        #: Jobs of each lane that wait or run; its lock guards changes.
+        self._waiting: Counter[Lane] = Counter()
+        self._counting = threading.Lock()
         self._threads = DaemonThreads(1, "embedq-trace", self._run)
 
-    def has_room(self) -> bool:
-        """Whether more jobs may come."""
-        return self._threads.backlog < _BACKLOG
+    def has_room(self, lane: Lane) -> bool:
+        """Whether more jobs of a lane may come. Loop's thread."""
+        return self._waiting[lane] < _BACKLOG
 
     def end(
         self,
@@ -85,6 +90,8 @@ class Tracer:
         encoding_format: EncodingFormat = "float",
     ) -> None:
         """End a job soon; Celery is told on the loop's thread. Any thread."""
+        with self._counting:
+            self._waiting[ticket.lane] += 1
         self._threads.submit(Traced(ticket, outcome, encoding_format))
 
     def wait(self) -> None:
@@ -106,6 +113,8 @@ class Tracer:
             return
         with self.busy:
             self._end_traced(traced)
+        with self._counting:
+            self._waiting[traced.ticket.lane] -= 1
 
     def _end_traced(self, traced: Traced) -> None:
         ticket = traced.ticket

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from worker.transport.scripts import PARKED
+
 if TYPE_CHECKING:
     from worker.transport.store import LeaseStore
 
@@ -158,6 +160,20 @@ class Leases:
             "deferred",
             lambda outbox, lease: outbox.deferrals.append(Deferral(lease.tag, until)),
         )
+
+    def recall(self, deferred: Iterable[Lease]) -> None:
+        """Return deferred messages to their queues now: next in line, in the order given.
+
+        Those that went back by themselves stay where they are.
+        """
+        stores: dict[LeaseStore, list[str]] = {}
+        for lease in deferred:
+            _, _, rest = lease.tag.partition(":")
+            stores.setdefault(lease.store, []).append(f"{PARKED}:{rest}")
+        for store, tags in stores.items():
+            self.put_back(store, Outbox(returns=tags))
+        if stores and self.wake is not None:
+            self.wake()
 
     def bury(self, tag: str, reason: str, key: str | None = None) -> None:
         """Move the raw message to a dead-letter list, for people to look at.

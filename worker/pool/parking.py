@@ -1,0 +1,164 @@
+"""Messages that have to wait: in Redis, so that this worker holds a bounded number of them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Container
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from celery import Celery
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from worker.contract.clock import Clock
+from worker.contract.jobs import TASK_NAME
+from worker.pool.requests import heard_by_signals
+from worker.transport import Lease, leases
+
+#: Messages of one task that a worker holds at once, those that run included; of `embed`, those that
+#: end through Celery's tracer.
+MOST_HELD = 256
+#: Messages for later that a worker holds, and seconds before their eta from which on it may.
+MOST_SOON, SOON = 256, 10.0
+#: Seconds before its eta at which a parked message comes back.
+_EARLY = 2.0
+#: Parked messages of one task that come back by themselves in a second; the least and the longest
+#: time that one is away.
+_PACE = 100.0
+_SHORTEST, _LONGEST = 5.0, 300.0
+#: Parked messages of one task that a worker knows, to take them back as soon as it has room.
+_KNOWN = 10_000
+#: Seconds between two looks for room.
+_LOOK = 0.1
+
+
+class Held:
+    """Leases of one kind that this worker holds, so many at most. Loop's thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tags: set[str] = set()
+
+    def take(self, tag: str) -> bool:
+        """Whether there was room for one more."""
+        if len(self._tags) >= self._most and self.room() <= 0:
+            return False
+        self._tags.add(tag)
+        return True
+
+    def room(self) -> int:
+        """How many more may be held."""
+        self._tags = {tag for tag in self._tags if leases.get(tag) is not None}
+        return self._most - len(self._tags)
+
+
+class Line:
+    """The messages of one kind, held and parked, in order. Loop's thread."""
+
+    def __init__(self) -> None:
+        self._held = Held(MOST_HELD)
+        #: Each with the monotonic time at which it comes back by itself.
+        self._parked: deque[tuple[float, Lease]] = deque(maxlen=_KNOWN)
+        self._look_at = 0.0
+
+    def parks(self, lease: Lease) -> bool:
+        """Whether a message has to wait; it is parked then, behind those that are."""
+        if self._held.take(lease.tag):
+            return False
+        seconds = min(max(len(self._parked) / _PACE, _SHORTEST), _LONGEST)
+        self._parked.append((time.monotonic() + seconds, lease))
+        leases.defer(lease.tag, seconds)
+        return True
+
+    def take_back(self, now: float) -> None:
+        """Return parked messages to their queue once half of the room is free."""
+        if not self._parked or now < self._look_at:
+            return
+        self._look_at = now + _LOOK
+        while self._parked and self._parked[0][0] <= now:
+            self._parked.popleft()
+        room = self._held.room()
+        if room >= MOST_HELD // 2:
+            count = min(room, len(self._parked))
+            leases.recall([self._parked.popleft()[1] for _ in range(count)])
+
+
+class Parking:
+    """Decides which messages wait where, before Celery sees them. Loop's thread.
+
+    Messages without a lease, of kombu's own transport, are Celery's to hold.
+    """
+
+    def __init__(self, app: Celery, clock: Clock, known: Container[str], *, traced: bool) -> None:
+        self._app = app
+        self._clock = clock
+        #: Names of tasks that this worker knows.
+        self._known = known
+        #: Whether every job of `embed` ends through Celery's tracer, by its settings.
+        self._traced = traced
+        self._soon = Held(MOST_SOON)
+        self._lines: dict[str, Line] = {}
+
+    def parks(self, message: Any, lease: Lease) -> bool:
+        """Whether a message has to wait; it is parked then, and not this worker's any more."""
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        if headers.get("eta") is not None and self._is_early(headers["eta"], lease):
+            return True
+        name = headers.get("task")
+        if name == TASK_NAME and not self._needs_tracer(message.payload):
+            return False
+        # One line for all of protocol 1, and for what nobody knows.
+        line = name if isinstance(name, str) and name in self._known else ""
+        return self._lines.setdefault(line, Line()).parks(lease)
+
+    def turn(self) -> None:
+        """Take parked messages back if there is room. Called whenever the loop turns."""
+        now = time.monotonic()
+        for line in self._lines.values():
+            line.take_back(now)
+
+    def _is_early(self, value: Any, lease: Lease) -> bool:
+        """Whether a message for later was parked until its time is near."""
+        try:
+            eta = maybe_make_aware(maybe_iso8601(value), self._app.conf.timezone)
+            ahead = eta.timestamp() - self._clock.estimate()
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            # Celery's own code refuses it.
+            return False
+        if ahead > SOON:
+            leases.defer(lease.tag, ahead - _EARLY)
+            return True
+        if ahead > 0 and not self._soon.take(lease.tag):
+            leases.defer(lease.tag, ahead)
+            return True
+        return False
+
+    def _needs_tracer(self, payload: Any) -> bool:
+        """Whether a job has links or is part of a chord, for which Celery's tracer runs."""
+        if self._traced or heard_by_signals():
+            return True
+        embed = payload[2] if isinstance(payload, list) and len(payload) == 3 else None
+        return isinstance(embed, dict) and any(embed.values())
+
+
+class HasClock(Protocol):
+    """A pool, which has its clock once it has started."""
+
+    clock: Clock
+
+
+class SharedClock:
+    """Celery's timer, with times of day by Redis' clock: hosts' clocks differ."""
+
+    def __init__(self, timer: Any, pool: HasClock) -> None:
+        self._timer = timer
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._timer, name)
+
+    def call_at(self, eta: float, *args: Any, **kwargs: Any) -> Any:
+        """Celery: `eta` was a time of day, and is monotonic by this host's clock."""
+        ahead = datetime.now(UTC).timestamp() - self._pool.clock.estimate()
+        return self._timer.call_at(eta + ahead, *args, **kwargs)
