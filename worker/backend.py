@@ -1,4 +1,4 @@
-"""The result backend: outcomes of `embed` end their jobs, whoever stores them.
+"""The result backend: an outcome of `embed` completes its job, whatever stores it.
 
 Celery's tracer, a revoked or expired request, a time limit and other pools all store outcomes
 through the application's result backend. This one completes the job in the same step; outcomes of
@@ -74,7 +74,7 @@ class JobBackend(RedisBackend):
             self._close(task_id, states.REVOKED, None, request)
 
     def _close(self, task_id: str, state: str, result: Any, request: Any) -> None:
-        """End a job whose outcome nobody wants."""
+        """Complete a job whose result is ignored."""
         store = self._store(task_id, request)
         if store is not None:
             store.complete([_completion(task_id, state, result)])

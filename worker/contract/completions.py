@@ -23,9 +23,9 @@ _ENDED_FROM_RESERVE = 16
 class Completion(NamedTuple):
     """How a job ended.
 
-    `meta` is the outcome to store, empty if nobody wants it. `tag` names the delivery or the call
-    that ended it, by which a repeat is known; '' if it is not repeated. `started` is the time of
-    its first batch by the host's clock, in seconds since the epoch, 0 if it never ran.
+    `meta` is the outcome to store, empty if the result is ignored. `tag` names the delivery or the
+    call that ended it, by which a repeat is known; '' if it is not repeated. `started` is the time
+    of its first batch by the host's clock, in seconds since the epoch, 0 if it never ran.
     """
 
     id: str

@@ -4,9 +4,9 @@ A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` 
 epoch by Redis' clock), `owner`, `queue`, `lane`, `model`, `total` and `done` texts; `tokens`,
 `bytes`, `size` and `share`, its parts in the counters; `stored` and `kept_until`, those of its
 result; `prompt_tokens`, `code` and `message`; `call`, the call that submitted it, and `by`, the
-delivery or call that ended it; `callers` and `caller:…`, who shares it. The outcome itself is
-Celery's result key. Both are written by one script, in `submit` and in `complete`, and by nothing
-else.
+delivery or call that ended it; `callers` and `caller:…`, the callers of a shared job. The outcome
+itself is Celery's result key. Both are written by one script, in `submit` and in `complete`, and by
+nothing else.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LISTED_JOBS = 100_000
 _SENT_LATER = 600
 #: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
 _KEPT_FOR_REPEAT = 10
-#: Seconds after which a message in the outbox is sent by a worker: whoever put it there is gone.
+#: Seconds after which a worker sends a message in the outbox: the process that put it there died.
 _RESEND_AFTER = 5.0
 #: Seconds in which an open job must have been seen; jobs, and messages, of one step of a sweep.
 _SEEN_WITHIN = 5
@@ -203,7 +203,7 @@ class JobStore:
     # -- read -------------------------------------------------------------------------------
 
     def read(self, job_id: str) -> JobRecord | None:
-        """The record of a job, or None where nobody submitted it or its time has passed."""
+        """Return the record of a job, or None if it was never submitted or has expired."""
         return self.read_many([job_id])[0]
 
     def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
@@ -297,7 +297,7 @@ class JobStore:
         return Depth(lanes, taken, dead_letters)
 
     def sweep(self) -> None:
-        """Cancel jobs whose messages were purged, and send those that nobody sent.
+        """Cancel jobs whose messages were purged, and send messages that are left in the outbox.
 
         A job is lost if nothing of its queue waits and nothing is leased. Each worker calls this
         every few seconds.
@@ -423,8 +423,8 @@ class JobStore:
     ) -> tuple[JobRecord | None, bytes | None]:
         """A record and its outcome.
 
-        A worker of an older version writes outcomes apart from records, and none for jobs of stock
-        producers, whose vectors then tell that they are ours.
+        A worker of an older version writes outcomes apart from records, and no record for a job of
+        a stock producer. Such a job is known by the vectors in its outcome.
         """
         record = self._ours(job_id, fields)
         if raw is None or (record is None and fields):

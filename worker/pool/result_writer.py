@@ -20,7 +20,7 @@ from worker.transport import leases
 
 logger = logging.getLogger(__name__)
 
-#: Jobs, and bytes of their results, that one script completes: Redis serves nobody else meanwhile.
+#: Jobs, and bytes of their results, that one script completes: it blocks Redis meanwhile.
 _JOBS_A_SCRIPT = 512
 _BYTES_A_SCRIPT = 8 * 2**20
 #: Seconds between two tries while Redis is away.
