@@ -10,6 +10,8 @@ from celery import Celery
 from kombu import pools
 from kombu.transport import redis as stock
 
+from worker.contract.app import make_app
+from worker.contract.settings import Settings
 from worker.transport import AMQP, Connection, SentinelTransport, StockAMQP, Transport
 from worker.transport.connection import StockConnection
 
@@ -75,6 +77,20 @@ def test_tls_verifies_certificates_unless_told_otherwise() -> None:
     assert Connection("rediss://host/").ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     lax = Connection("rediss://host/?ssl_cert_reqs=optional")
     assert lax.ssl == {"ssl_cert_reqs": ssl.CERT_OPTIONAL}
+
+
+@pytest.mark.parametrize(
+    ("query", "required"),
+    [
+        ("", ssl.CERT_REQUIRED),
+        ("?ssl_ca_certs=/ca.pem", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=CERT_NONE", ssl.CERT_NONE),
+    ],
+)
+def test_results_come_through_tls_like_messages(query: str, required: ssl.VerifyMode) -> None:
+    servers = {"CELERY_BROKER_URL": f"rediss://host/0{query}"}
+    settings = Settings.from_env(servers | {"CELERY_RESULT_BACKEND": f"rediss://host/1{query}"})
+    assert make_app(settings).backend.connparams["ssl_cert_reqs"] == required
 
 
 def test_the_banner_names_the_url_without_its_password() -> None:

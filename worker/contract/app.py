@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from celery import Celery
@@ -72,6 +73,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 *("redis.exceptions.OutOfMemoryError", "redis.exceptions.ReadOnlyError"),
             ],
         },
+        # As for messages. Celery wants a requirement named; the URL may name another.
+        "redis_backend_use_ssl": (
+            {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+            if settings.result_backend.startswith("rediss://")
+            else None
+        ),
         # Else a connection dropped while a result is stored turns a good job into a failed one.
         "result_backend_always_retry": True,
         "result_expires": settings.result_ttl,
