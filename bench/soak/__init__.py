@@ -10,11 +10,13 @@ the vectors.
 - `failover`  Sentinel names another primary: `python -m bench.soak failover`
 - `takeover`  a worker dies that holds many jobs: `python -m bench.soak takeover`
 - `drift`  a million jobs and two hundred reconnects: `python -m bench.soak drift`
+- `links`  a worker is stopped past its lease with linked jobs: `python -m bench.soak links`
 - `bulk`   what `kills` does, to one batch of requests: `python -m bench.soak bulk`
 - `every`  one after the other: `python -m bench.soak all`
 
 What they are made of: `stage` the processes, and what can be done to them, `sentinels` two Valkeys
-in place of one, `paced` a worker that tells of its pauses; `load` who submits, and what was
-accepted; `chaos` what happens to the processes, by a seed; `watch` who looks on; `audit` what
-became of the jobs, and `settle` what a run comes to.
+in place of one, `access` a user with few rights and TLS, `paced` and `linked` workers that tell of
+pauses and of links; `load` who submits, and what was accepted; `chaos` what happens to the
+processes, by a seed; `watch` who looks on; `audit` what became of the jobs, and `settle` what a run
+comes to.
 """

@@ -5,6 +5,7 @@
   drift     a million jobs and two hundred reconnects leave nothing behind
   failover  Sentinel names another primary
   takeover  a worker is killed that holds 2,000 jobs; another runs them
+  links     a worker is stopped past its lease with linked jobs, and continued
   bulk      everything is killed while one batch of requests runs
   all       all of these but bulk, and chaos on kombu's own transport to compare with
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from bench.soak import bulk, drift, every, failover, full, kills, takeover
+from bench.soak import bulk, drift, every, failover, full, kills, links, takeover
 
 SOAKS: dict[str, Callable[[Sequence[str]], int]] = {
     "chaos": kills.main,
@@ -24,6 +25,7 @@ SOAKS: dict[str, Callable[[Sequence[str]], int]] = {
     "drift": drift.main,
     "failover": failover.main,
     "takeover": takeover.main,
+    "links": links.main,
     "bulk": bulk.main,
     "all": every.main,
 }

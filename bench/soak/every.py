@@ -45,10 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parts(seed: int, *, quick: bool) -> list[Part]:
     seeded = ("--seed", str(seed))
     few = ("--kills", "6", "--connection-kills", "3", "--valkey-kills", "1", "--stops", "1")
+    some = ("--kills", "20", "--connection-kills", "10", "--valkey-kills", "3", "--stops", "2")
     short = ("--seconds", "30", "--maxmemory-mb", "24", "--result-ttl", "5", "--fillers", "1")
     stock = "--transport stock --rest 0 --kills 12 --connection-kills 4 --valkey-kills 1 --stops 0"
     return [
         Part("chaos", ("chaos", *seeded, *(few if quick else ()))),
+        Part("different clocks", ("chaos", "--clocks", "300", *seeded, *(few if quick else some))),
+        Part("few rights", ("chaos", "--access", "restricted", *seeded, *(few if quick else some))),
+        Part("TLS", ("chaos", "--access", "tls", *seeded, *(few if quick else some))),
+        Part("links", ("links", *seeded, *(("--stops", "3") if quick else ()))),
         Part("full", ("full", *seeded, *(short if quick else ()))),
         Part("failover", ("failover", *seeded, *(("--failovers", "2") if quick else ()))),
         Part("takeover", ("takeover",)),
@@ -69,7 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.soak all",
         description="all but bulk, and chaos on kombu's transport; exits with 1 where one of all "
-        "but that does not hold. About 45 minutes.",
+        "but that does not hold. About an hour.",
     )
     parser.add_argument("--quick", action="store_true", help="each in about a minute")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run")

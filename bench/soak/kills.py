@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.costless import expected
+from bench.soak.access import Access
 from bench.soak.chaos import Chaos, Plan
 from bench.soak.load import Load
 from bench.soak.settle import settle
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pause=options.pause,
         seed=seed,
         callers=(options.rest, options.direct),
+        access=Access(options.access),
+        clocks=options.clocks,
     )
     print(json.dumps(report, indent=2))
     return 1 if report["violations"] else 0
@@ -41,6 +44,8 @@ def soak(
     pause: float = 2.0,
     seed: int = 0,
     callers: tuple[int, int] = (4, 4),
+    access: Access = Access.PLAIN,
+    clocks: int = 0,
 ) -> dict[str, Any]:
     """One run. The counts of accepted jobs and of their outcomes, and what is left behind."""
     rest, direct = callers
@@ -51,6 +56,8 @@ def soak(
         forward_ms=10,
         api=rest > 0,
         owners=_OWNERS,
+        access=access,
+        clocks=clocks,
     )
     try:
         load = Load(stage, rest=rest, direct=direct, pause=0.02, seed=seed, expected=expected)
@@ -82,5 +89,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rest", type=int, default=4, help="callers over REST")
     parser.add_argument("--direct", type=int, default=4, help="callers of the Celery task")
     parser.add_argument("--transport", choices=["embedq", "stock"], default="embedq")
+    parser.add_argument(
+        "--access",
+        choices=list(Access),
+        default=Access.PLAIN,
+        help="how processes get at Valkey: as anybody, as the documented user, by TLS",
+    )
+    parser.add_argument(
+        "--clocks",
+        type=int,
+        default=0,
+        help="seconds by which the API's clock is ahead, and every second worker's behind",
+    )
     parser.add_argument("--seed", type=int, default=None, help="repeat a run's order of events")
     return parser.parse_args(arguments)

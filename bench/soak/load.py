@@ -246,6 +246,9 @@ def _is_full(error: BaseException) -> bool:
 
 def _caller(url: str) -> Celery:
     """A program of somebody else's, on stock Celery."""
+    if url.startswith("rediss://"):
+        # Stock Celery wants it said.
+        url += "&ssl_cert_reqs=CERT_REQUIRED"
     app = Celery(broker=url, backend=url)
     app.conf.task_default_queue = os.environ.get("EMBEDQ_QUEUE", "embedq")
     app.conf.broker_transport_options = {"socket_timeout": 10, "master_name": MASTER}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.soak.access import refusals
 from bench.soak.audit import (
     Expected,
     leftovers,
@@ -27,6 +28,7 @@ def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, An
         wait_for_empty(client, QUEUE)
         left = leftovers(client, QUEUE)
         twice = max(unasked(client, QUEUE, accepted.ids) - accepted.unknown, 0)
+        refused = refusals(client)
     right = counts.pop("right", 0)
     report = {
         "accepted": accepted.total,
@@ -40,12 +42,15 @@ def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, An
         "keys that stood for two jobs": accepted.twice + twice,
         "unknown to the caller": accepted.unknown,
         "left": left,
+        "commands that the server refused": refused,
     }
     found = {
+        "nothing was accepted": not accepted.total,
         "jobs are lost": report["lost"],
         "jobs ended wrong": right + len(missing) != accepted.total,
         "callers saw other answers than 200, 202 and a proper 503": report["improper answers"],
         "a key stood for two jobs": report["keys that stood for two jobs"],
+        "the server refused commands": refused,
         "messages are left": left["queued"] or left["leased"] or left["dead letters"],
     }
     return report | {"violations": [name for name, is_so in found.items() if is_so]}

@@ -12,7 +12,9 @@ from types import MappingProxyType
 import orjson
 import redis
 
+from bench.soak.access import Access, Tls, restricted_server, restricted_url
 from bench.soak.sentinels import MASTER, Sentinels
+from tests.clock_shift import shifted
 from tests.processes import (
     Api,
     Process,
@@ -46,22 +48,30 @@ class Stage:
         owners: int = 0,
         sentinel: bool = False,
         valkey_options: Sequence[str] = (),
+        access: Access = Access.PLAIN,
+        clocks: int = 0,
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`owners` API keys, none: open to all; `valkey_options` are options of Valkey.
 
-        With `sentinel` there are two Valkeys, to fail over from one to the other.
+        With `sentinel` there are two Valkeys, to fail over from one to the other. `access` is how
+        the processes get at the server. The API's clock is `clocks` seconds ahead, that of every
+        second worker as much behind.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="embedq-soak-"))
         self.processes = Processes(self.folder)
+        if access is Access.RESTRICTED:
+            valkey_options = (*valkey_options, *restricted_server(self.folder))
         self.valkey = ValkeyServer(
             self.processes, self.folder / "data", free_port(), options=valkey_options
         )
         self._sentinels = Sentinels(self.processes, self.folder) if sentinel else None
         if self._sentinels is None:
             self.valkey.start()
-        #: Of broker and results.
-        self.url = self.valkey.url if self._sentinels is None else self._sentinels.url
+        self._tls = Tls(self.folder, self.valkey.port) if access is Access.TLS else None
+        #: Of broker and results, as the processes take it.
+        self.url = self._url(access)
+        self._clocks, self._workers_started = clocks, 0
         self.app = app
         self.env = {
             "EMBEDQ_TRANSPORT": transport,
@@ -76,7 +86,7 @@ class Stage:
         #: Owners of jobs and what they send as their API keys.
         self.owners = [self._add_key(number) for number in range(owners)]
         self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
-        self.api: Api | None = start_api(self.processes, self.url, env=self.env) if api else None
+        self.api: Api | None = self._start_api() if api else None
 
     def start_worker(self, *, wait: bool = True) -> Process:
         worker = start_worker(
@@ -85,12 +95,23 @@ class Stage:
             "-l",
             "warning",
             app=self.app,
-            env=self.env,
+            env=self.env | shifted(-self._clocks * (self._workers_started % 2)),
             ready=None,
         )
+        self._workers_started += 1
         if wait:
             eventually(lambda: self._is_present(worker), 60, message=worker.log)
         return worker
+
+    def _start_api(self) -> Api:
+        return start_api(self.processes, self.url, env=self.env | shifted(self._clocks))
+
+    def _url(self, access: Access) -> str:
+        if self._sentinels is not None:
+            return self._sentinels.url
+        if self._tls is not None:
+            return self._tls.url
+        return restricted_url(self.valkey.port) if access is Access.RESTRICTED else self.valkey.url
 
     def _add_key(self, number: int) -> tuple[str, str]:
         path = self.folder / "keys.json"
@@ -113,7 +134,7 @@ class Stage:
         """SIGKILL the API and start another, at another address."""
         assert self.api is not None
         self.api.process.kill()
-        self.api = start_api(self.processes, self.url, env=self.env)
+        self.api = self._start_api()
 
     def stop_worker(self, index: int) -> Process:
         """SIGSTOP: it holds its leases and does not renew them."""
@@ -137,9 +158,12 @@ class Stage:
         self._sentinels.fail_over(number)
 
     def client(self) -> redis.Redis:
-        """Of the server, or of whichever is the primary."""
-        return server.connect(self.url, sentinel_master=MASTER)
+        """Of the server, or of whichever is the primary; with all rights."""
+        url = self.valkey.url if self._sentinels is None else self.url
+        return server.connect(url, sentinel_master=MASTER)
 
     def close(self) -> None:
         self.processes.close()
+        if self._tls is not None:
+            self._tls.close()
         shutil.rmtree(self.folder, ignore_errors=True)

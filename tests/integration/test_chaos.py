@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,20 @@ from tests.processes import ROOT, clean_environment
 
 EVENTS = {"--kills": 4, "--connection-kills": 2, "--valkey-kills": 2, "--stops": 1}
 OPTIONS = {"--pause": 1.0, "--rest": 2, "--direct": 2, "--seed": 7}
+#: The ways of a process to the server, and hosts whose clocks differ by minutes.
+WAYS = {
+    "few rights": {"--access": "restricted"},
+    "TLS": {"--access": "tls"},
+    "different clocks": {"--clocks": 300},
+}
+FEW_EVENTS = {
+    "--kills": 2,
+    "--connection-kills": 1,
+    "--valkey-kills": 1,
+    "--stops": 0,
+    "--pause": 3,
+}
+LINKS = {"--stops": 2, "--jobs": 100, "--seed": 2}
 # No bound of results but the memory: the API's own, which forgets by the minute, is not what this
 # is about.
 PAST_MEMORY = {"--seconds": 15, "--maxmemory-mb": 20, "--result-mb": 1000, "--result-ttl": 4}
@@ -51,6 +66,21 @@ def test_every_accepted_job_ends_right_whatever_is_killed() -> None:
     report = soak("chaos", EVENTS | OPTIONS)
     assert report["lost"] == 0
     assert report["left"] | {"ledger tokens": 0} == dict.fromkeys(report["left"], 0)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_accepted_job_ends_right_by_every_way_to_the_server(
+    way: Mapping[str, float | str],
+) -> None:
+    if "tls" in way.values() and shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make certificates")
+    report = soak("chaos", EVENTS | OPTIONS | FEW_EVENTS | way)
+    assert report["answers"]["sent"]
+    assert report["answers"]["202"]
+
+
+def test_links_of_a_worker_that_is_stopped_and_continued_are_fired_once() -> None:
+    assert soak("links", LINKS)["jobs with links"] == 150
 
 
 def test_every_accepted_job_ends_right_while_redis_is_full() -> None:

@@ -57,7 +57,11 @@ class Proxy:
             pump.cancel()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
         self._writers += writer, to_writer
         for source, sink in ((reader, to_writer), (to_reader, writer)):
             pump = asyncio.ensure_future(_pump(source, sink))

@@ -1,0 +1,24 @@
+"""The costless worker with a task that tells of each link that was fired."""
+
+from __future__ import annotations
+
+import os
+
+import redis
+from celery import Task
+
+from bench import costless
+from worker.contract import server
+
+app = costless.app
+
+#: Set: `JOB TASK` for each message of a job's link. One message may run twice, like any task whose
+#: worker was stopped; two messages mean that the link was fired twice.
+FIRED = "bench:fired"
+
+
+@app.task(name="bench.fired", bind=True)
+def fired(self: Task, job: str) -> None:
+    client: redis.Redis = server.connect(os.environ["CELERY_BROKER_URL"], sentinel_master="")
+    with client:
+        client.sadd(FIRED, f"{job} {self.request.id}")

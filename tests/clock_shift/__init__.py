@@ -1,0 +1,15 @@
+"""Hosts whose clocks are wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.processes import ROOT
+
+
+def shifted(seconds: int) -> dict[str, str]:
+    """The environment of a process on a host whose clock is so many seconds ahead."""
+    # Python imports `sitecustomize` by itself.
+    path = (str(Path(__file__).parent), str(ROOT))
+    return {"PYTHONPATH": os.pathsep.join(path), "CLOCK_SHIFT_SECONDS": str(seconds)}
