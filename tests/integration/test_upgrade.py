@@ -27,8 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(400
 #: When jobs of the previous version were submitted: they ended there, were leased by a worker that
 #: was killed, or were not fetched.
 PHASES = ("ended", "leased", "queued")
-#: Those of them in which a cancelled job has been heard of by a worker.
-SETTLED = PHASES[:2]
 #: Jobs that end without vectors, by name.
 OTHERS = {"refused": "failed", "expired": "cancelled", "cancelled": "cancelled"}
 #: Lines of the batch that is under way when its worker is killed, and of the others.
@@ -147,7 +145,7 @@ def test_jobs_succeed_with_their_vectors_for_every_reader(
     assert stand.job(job["id"])["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("phase", SETTLED)
+@pytest.mark.parametrize("phase", PHASES)
 def test_jobs_that_end_otherwise_stay_so_for_every_reader(stand: Stand, phase: str) -> None:
     found = {name: stand.job(stand.ids[phase][name]) for name in OTHERS}
     assert {name: job["status"] for name, job in found.items()} == OTHERS
@@ -162,7 +160,7 @@ def test_jobs_that_end_otherwise_stay_so_for_every_reader(stand: Stand, phase: s
     assert stand.job(stand.ids[phase]["quiet"])["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("phase", SETTLED)
+@pytest.mark.parametrize("phase", PHASES)
 def test_links_chains_and_chords_fire_once_and_none_of_a_cancelled_job(
     stand: Stand, phase: str
 ) -> None:
