@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.integration.transport_loop import FAST, Received, left, looped, send
 from tests.integration.transport_proxy import proxy
 from tests.processes import ValkeyServer
-from worker.transport import admission, fetcher, lease_of, leases
+from worker.transport import Connection, admission, fetcher, lease_of, leases, scripts
 
 
 @pytest.fixture(autouse=True)
@@ -263,3 +265,35 @@ def test_leases_can_be_renewed_where_no_loop_turns(
         assert abs(left_s - float(str(FAST["lease_timeout"]))) < 1
         assert redis_client.zscore("unacked_index", gone) is None
         assert leases.get(gone) is None
+
+
+@pytest.mark.parametrize("losses", [1, 100])
+def test_a_message_whose_reply_is_lost_is_answered_again_or_goes_back(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    send(redis_url, "first", "second")
+    lost: list[Any] = []
+    read = redis.Redis.parse_response
+
+    def parse_response(client: Any, connection: Any, command: Any, **options: Any) -> Any:
+        answer = read(client, connection, command, **options)
+        if command == "EVALSHA" and len(lost) < losses:
+            lost.append(answer)
+            raise redis.ConnectionError("the reply is lost")
+        return answer
+
+    with Connection(redis_url, transport_options=FAST) as connection:
+        channel = connection.channel()
+        redis_client.script_load(scripts.FETCH.text)
+        channel.store.client.set_retry(Retry(NoBackoff(), 2))
+        monkeypatch.setattr(redis.Redis, "parse_response", parse_response)
+        if losses == 1:
+            assert channel.basic_get("jobs").payload == "first"
+            assert left(redis_client) == (1, 1, 1)
+        else:
+            with pytest.raises(redis.ConnectionError):
+                channel.basic_get("jobs")
+            assert len(lost) == 3
+            assert left(redis_client) == (1, 1, 1)
+        monkeypatch.undo()
+    assert left(redis_client) == (2, 0, 0)

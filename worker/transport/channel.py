@@ -66,6 +66,8 @@ class Channel(GuardedChannel):
         """One message, leased in the step that takes it."""
         if no_ack or not self.ack_emulation:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
+        # As above, where a program takes messages one by one.
+        _ = self.qos
         store = self.store
         fetch = store.fetch(self._lists([queue]), renewed=False, count=1, tokens_bytes=1)
         try:
