@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -40,7 +39,7 @@ def create_batch() -> Response:
     with files.storage_problems():
         # Its output will be stored whatever it takes.
         backend().files.room.check(callers.owner())
-    now = time.time()
+    now = backend().batches.now()
     kept = asked.output_expires_after
     batch = contract.Batch(
         contract.new_id(),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 
 from tests.store.stand import QUEUE, ledger, new_job, success
 from worker.contract import keys, store
+from worker.contract.batch import Batch
+from worker.contract.batches import BatchStore
 from worker.contract.jobs import Status
 from worker.contract.lanes import lists_of
 from worker.contract.store import JobStore, Once
@@ -89,6 +92,23 @@ def test_a_worker_sends_the_message_that_a_dead_process_did_not(
     apart.sweep()
     assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
     assert status_of(apart, "one") is Status.QUEUED
+    assert not redis_client.exists(keys.outbox(QUEUE))
+
+
+def test_a_worker_sends_for_the_coordinator_of_a_batch_that_a_dead_process_did_not(
+    apart: JobStore, broker: redis.Redis, redis_client: redis.Redis, at_once: None
+) -> None:
+    class Dying:
+        def lpush(self, *_: object) -> None:
+            raise SystemExit
+
+    broken: Any = Dying()
+    batch = Batch("batch_1", input_file_id="file-1")
+    with pytest.raises(SystemExit):
+        BatchStore(redis_client, broken, QUEUE).create(batch)
+    apart.sweep()
+    apart.sweep()
+    assert broker.llen(keys.batch_queue(QUEUE)) == 1
     assert not redis_client.exists(keys.outbox(QUEUE))
 
 

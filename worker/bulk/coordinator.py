@@ -94,7 +94,7 @@ class Coordinator:
             return batch
         reached = dict(batch.reached)
         if processing.expired:
-            reached[BatchStatus.EXPIRED] = time.time()
+            reached[BatchStatus.EXPIRED] = self._means.batches.now()
         return self._means.batches.move(
             self._claim,
             replace(batch, reached=reached),

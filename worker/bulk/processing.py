@@ -79,7 +79,7 @@ class Processing:
         `until` as `time.monotonic` counts. Returns the batch as it stands then.
         """
         while not self.done and time.monotonic() < until:
-            if time.time() >= self._batch.expires_at:
+            if self._means.batches.now() >= self._batch.expires_at:
                 self._give_up()
             self._advance()
             if self._keep_answers() is BatchStatus.CANCELLING:

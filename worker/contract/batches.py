@@ -6,7 +6,6 @@ run and writes with the number of its claim: one that was taken for dead and is 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, cast
@@ -23,6 +22,7 @@ from worker.contract.batch import (
     parse,
     progress_of,
 )
+from worker.contract.clock import Clock
 
 #: The Celery task that runs a batch.
 TASK_NAME: Final = "embedq.batch"
@@ -69,11 +69,21 @@ class BatchStore:
         self._broker = broker
         self._queue = queue
         self._messages = keys.batch_queue(queue)
+        self._outbox = keys.outbox(queue)
+        self._clock = Clock(client)
         self._claim = client.register_script(_CLAIM)
         self._update = client.register_script(_UPDATE)
 
+    def now(self) -> float:
+        """The time by which batches expire: Redis' clock, in seconds since the epoch."""
+        return self._clock.now()
+
     def create(self, batch: Batch) -> None:
-        """Write a batch and send for its coordinator; in one step where one server has both."""
+        """Write a batch and send for its coordinator in one step.
+
+        If the broker is a server of its own, the message is in the outbox until the broker has it;
+        see `JobStore.submit`.
+        """
         listed = keys.batches(self._queue, batch.owner)
         fields: dict[Any, Any] = {"queue": self._queue, **fields_of(batch)}
         with self._client.pipeline() as pipe:
@@ -82,11 +92,16 @@ class BatchStore:
             pipe.zadd(listed, {batch.id: batch.created_at})
             pipe.expire(listed, BATCH_TTL)
             pipe.zremrangebyscore(listed, 0, batch.created_at - BATCH_TTL)
+            message = self._message(batch.id)
             if self._broker is None:
-                pipe.lpush(self._messages, self._message(batch.id))
+                pipe.lpush(self._messages, message)
+            else:
+                entry = f"{self.now():.6f}\n{self._messages}\n".encode() + message
+                pipe.hset(self._outbox, batch.id, cast("Any", entry))
             pipe.execute()
         if self._broker is not None:
-            self.send(batch.id)
+            self._broker.lpush(self._messages, message)
+            self._client.hdel(self._outbox, batch.id)
 
     def send(self, batch_id: str) -> None:
         """Have a coordinator run it after those that wait already."""
@@ -116,7 +131,7 @@ class BatchStore:
             batch_id,
             "",
             CANCELLABLE,
-            {"status": BatchStatus.CANCELLING, f"at:{BatchStatus.CANCELLING}": time.time()},
+            {"status": BatchStatus.CANCELLING, f"at:{BatchStatus.CANCELLING}": self.now()},
         )
         self._client.publish(keys.EVENTS, orjson.dumps({"batches": [batch_id]}))
 
@@ -140,7 +155,7 @@ class BatchStore:
         Returns it as it stands then, which is with its own status where that was another one.
         Raises Superseded.
         """
-        moved = replace(batch, status=status, reached={**batch.reached, status: time.time()})
+        moved = replace(batch, status=status, reached={**batch.reached, status: self.now()})
         found = self._write(batch.id, str(claim.epoch), come_from, fields_of(moved))
         if found is status:
             return moved
