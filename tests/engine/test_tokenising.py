@@ -56,6 +56,19 @@ def test_a_job_goes_on_where_it_was() -> None:
     assert (first.start, first.stop, second.start, second.stop) == (0, 256, 256, 300)
 
 
+def test_huge_texts_are_tokenised_a_few_at_a_time() -> None:
+    huge, large, small = "x" * 2**22, "x" * 2**18, "x"
+    intake = intake_of(job_of([huge, *[large] * 9, huge, small], "a"), named("b", 1))
+    assert calls_of(intake, 5) == [
+        {"a": 1, "b": 1},
+        {"a": 4},
+        {"a": 4},
+        {"a": 1},
+        {"a": 1},
+    ]
+    assert calls_of(intake, 1) == [{"a": 1}]
+
+
 def test_a_call_has_one_model_and_one_prompt() -> None:
     other = model_info("other")
     intake = intake_of(

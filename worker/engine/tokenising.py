@@ -23,6 +23,8 @@ from worker.watchdog import Busy
 _TEXTS_A_CALL = 512
 _TEXTS_A_JOB = 256
 _LONG_TEXTS_A_JOB = 16
+#: Characters of the texts of one job in a call, if no text alone has more: some tenths of a second.
+_CHARACTERS_A_JOB = 2**20
 
 
 class Slice(NamedTuple):
@@ -139,13 +141,25 @@ def front(jobs: deque[Job]) -> list[Slice]:
             continue
         start = job.tokenised
         most = _TEXTS_A_JOB if job.options.long == "cut" else _LONG_TEXTS_A_JOB
-        job.tokenised = stop = min(start + min(left, most), len(job.texts))
+        job.tokenised = stop = _stop(job, min(start + min(left, most), len(job.texts)))
         left -= stop - start
         slices.append(Slice(job, start, stop))
         if stop < len(job.texts):
             unfinished.append(job)
     jobs.extend(unfinished)
     return slices
+
+
+def _stop(job: Job, stop: int) -> int:
+    """The end of the next texts of a job, at most `stop`, within `_CHARACTERS_A_JOB` or one text."""
+    if job.bytes <= _CHARACTERS_A_JOB:
+        return stop
+    left = _CHARACTERS_A_JOB
+    for at in range(job.tokenised, stop):
+        left -= len(job.texts[at]) if isinstance(job.texts[at], str) else 0
+        if left < 0:
+            return max(at, job.tokenised + 1)
+    return stop
 
 
 def _alike(job: Job, other: Job) -> bool:
