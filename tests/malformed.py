@@ -58,6 +58,13 @@ HEADERS = {
     "Cookie": ["=", "a=\xff;;", "c" * 5000],
     "X-Forwarded-For": ["127.0.0.1, \xff"],
     "X-HTTP-Method-Override": ["DELETE"],
+    "Host": ["", "attacker.example", "localhost:x", "[::1", "[::1]:8000", "a@localhost", "\xff"],
+    "Origin": ["null", "", "http://attacker.example", "http://localhost", "http://[", "\xff"],
+    "Sec-Fetch-Site": ["cross-site", "same-site", "same-origin", "none", "", "\xff"],
+    "X-Forwarded-Host": ["localhost", "attacker.example, \xff"],
+    "X-Forwarded-Prefix": ["/\xff", "//attacker.example"],
+    "Connection": ["keep-alive", "upgrade, http2-settings", "\xff"],
+    "Upgrade": ["h2c", "websocket"],
     "Last-Event-ID": ["NaN", "\xff"],
     "Content-Disposition": ["x"],
     "Content-Range": ["bytes 0-1/2"],
@@ -93,6 +100,16 @@ QUERIES = [
         "/%2e%2e",
         "?",
     ),
+]
+#: Targets that are no path, before the path.
+TARGETS = [
+    "http://localhost",
+    "http://attacker.example",
+    "http://[",
+    "//localhost",
+    "ftp:",
+    "*",
+    "",
 ]
 DISPOSITIONS = [
     *("", "name", 'name="', 'name="file', 'name=""; filename=""', "name*=utf-8''%ff; filename=a"),

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.malformed import (
     ENCODINGS,
     HEADERS,
     QUERIES,
+    TARGETS,
     TYPES,
     VALUES,
     WHOLES,
@@ -36,7 +38,9 @@ class Request:
 
     def raw(self) -> bytes:
         """What goes over the wire; its length is stated unless a header does that already."""
-        headers = (*self.headers, ("Host", "localhost"), ("Connection", "close"))
+        given = {name for name, _ in self.headers}
+        usual = (("Host", "localhost"), ("Connection", "close"))
+        headers = (*self.headers, *(one for one in usual if one[0] not in given))
         if not {name for name, _ in headers} & {"Content-Length", "Transfer-Encoding"}:
             headers = (*headers, ("Content-Length", str(len(self.body))))
         lines = [f"{self.method} {self.path} HTTP/1.1", *(": ".join(one) for one in headers)]
@@ -151,10 +155,15 @@ def _packed(chance: Random, request: Request) -> Request:
             packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
             *(gzip.compress(packed, mtime=0), zlib.compress(request.body), request.body),
             gzip.compress(b"", mtime=0) * 2000 + packed,
-            gzip.compress(bytes(20 * 2**20), mtime=0),
+            _bomb(),
         ]
     )
     return replace(request.with_header("Content-Encoding", chance.choice(ENCODINGS)), body=body)
+
+
+@cache
+def _bomb() -> bytes:
+    return gzip.compress(bytes(20 * 2**20), mtime=0)
 
 
 def _typed(chance: Random, request: Request) -> Request:
@@ -171,6 +180,42 @@ def _told(chance: Random, request: Request) -> Request:
 def _asked(chance: Random, request: Request) -> Request:
     """Another address."""
     return replace(request, path=request.path + chance.choice(QUERIES))
+
+
+def _placed(chance: Random, request: Request) -> Request:
+    """A target in another form."""
+    return replace(request, path=chance.choice(TARGETS) + request.path)
+
+
+def _grown(chance: Random, request: Request) -> Request:
+    """A member, or the whole body, with a random value."""
+    value = orjson.dumps(_value(chance, chance.randrange(6)))
+    if chance.randrange(4) == 0:
+        return replace(request, body=value)
+    name = chance.choice([*_object(request), "input", "long", "metadata"])
+    return replace(request, body=_spelled(request, {name: value}))
+
+
+def _value(chance: Random, depth: int) -> Any:
+    kind = chance.randrange(8 if depth else 5)
+    if kind == 0:
+        return chance.choice((None, True, False, 0, -1, 2**53, -(2**63), 1e308, 5e-324))
+    if kind == 1:
+        return chance.randrange(-(2**40), 2**40)
+    if kind in (2, 3, 4):
+        points = chance.choice(((32, 127), (0, 32), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)))
+        return "".join(chr(chance.randrange(*points)) for _ in range(chance.randrange(40)))
+    count = chance.randrange(5)
+    if kind in (5, 6):
+        return [_value(chance, depth - 1) for _ in range(count)]
+    return {str(_value(chance, 0)): _value(chance, depth - 1) for _ in range(count)}
+
+
+def _crossed(chance: Random, request: Request) -> Request:
+    """A piece of the body in another place."""
+    first, second = sorted(chance.randrange(len(request.body) + 1) for _ in "ab")
+    piece, at = request.body[first:second], chance.randrange(len(request.body) + 1)
+    return replace(request, body=request.body[:at] + piece + request.body[at:])
 
 
 def _called(chance: Random, request: Request) -> Request:
@@ -211,11 +256,13 @@ def _spelled(request: Request, changes: Mapping[str, bytes]) -> bytes:
     return b"{" + b",".join(spelled) + b"}"
 
 
-_OF_ANY: Sequence[Mutation] = (_told, _asked, _called, _typed, _whole)
+_OF_ANY: Sequence[Mutation] = (_told, _asked, _called, _typed, _whole, _placed)
 _OF_JSON: Sequence[Mutation] = (
     *(_member, _packed, _twice, _told, _flipped, _whole, _recoded, _member, _typed, _cut),
     *(_asked, _missing, _odd_name, _packed, _called, _repeated, _member),
+    *(_grown, _crossed, _placed, _grown),
 )
 _OF_FORMS: Sequence[Mutation] = (
     *(_parted, _edged, _flipped, _cut, _typed, _told, _parted, _whole, _asked, _packed, _repeated),
+    *(_crossed, _placed),
 )
