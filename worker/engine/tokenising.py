@@ -151,7 +151,7 @@ def front(jobs: deque[Job]) -> list[Slice]:
 
 
 def _stop(job: Job, stop: int) -> int:
-    """The end of the next texts of a job, at most `stop`, within `_CHARACTERS_A_JOB` or one text."""
+    """The end of a job's next texts, at most `stop`: `_CHARACTERS_A_JOB`, or one text."""
     if job.bytes <= _CHARACTERS_A_JOB:
         return stop
     left = _CHARACTERS_A_JOB
