@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from tests.store.stand import QUEUE, ledger, new_job, success
-from worker.contract import keys, store
+from worker.contract import keys, messages, store
 from worker.contract.batch import Batch
 from worker.contract.batches import BatchStore
-from worker.contract.jobs import Status
+from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.lanes import lists_of
 from worker.contract.store import JobStore, Once
 
@@ -157,6 +157,36 @@ def test_purged_jobs_become_cancelled(
     held = ledger(redis_client)
     assert held["tokens"] == held["expected"] == 0
     assert not redis_client.exists(keys.open_jobs(QUEUE))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_purged_jobs_become_cancelled_while_other_messages_are_leased(
+    redis_client: redis.Redis,
+    broker: redis.Redis,
+    separate: bool,
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "_LEASED_WITHIN", 0)
+    server = broker if separate else redis_client
+    jobs = JobStore(redis_client, QUEUE, result_ttl=60, broker=broker if separate else None)
+    texts = ['a text "correlation_id": "purged"']
+    for job_id in ("leased", "purged"):
+        message = messages.envelope(job_id, texts, DEFAULT_OPTIONS, QUEUE)
+        jobs.submit(new_job(job_id), message)
+        if job_id == "leased":
+            server.hset(keys.LEASED, "tag", b"[" + message + b',"","embedq"]')
+    for number in range(500):
+        other = messages.of_task("theirs", f"other {number}", [], "theirs")
+        server.hset(keys.LEASED, f"other {number}", b"[" + other + b',"","theirs"]')
+    server.delete(*lists_of(QUEUE))
+    jobs.sweep()
+    assert status_of(jobs, "purged") is Status.QUEUED, "it may have been on its way"
+    jobs.sweep()
+    assert status_of(jobs, "purged") is Status.CANCELLED
+    assert status_of(jobs, "leased") is Status.QUEUED
+    jobs.sweep()
+    assert status_of(jobs, "leased") is Status.QUEUED
 
 
 def test_counters_stay_right_while_jobs_wait_on_a_broker_of_its_own(

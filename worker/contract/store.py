@@ -63,6 +63,11 @@ _RESEND_AFTER = 5.0
 #: Seconds in which an open job must have been seen; jobs, and messages, of one step of a sweep.
 _SEEN_WITHIN = 5
 _SWEPT = 1000
+#: The same while there are leases, which may be other queues': each of them is looked at, unless
+#: there are too many, so many at a time.
+_LEASED_WITHIN = 60
+_MOST_LEASED = 20_000
+_LEASED_PAGE = 100
 _RESENT = 100
 
 
@@ -109,6 +114,9 @@ class JobStore:
         self._note = client.register_script(scripts.NOTE)
         self._withdraw = client.register_script(scripts.WITHDRAW)
         self._sweep = client.register_script(scripts.SWEEP)
+        self._leased = client.register_script(scripts.LEASED)
+        #: Jobs that the last sweep found neither waiting nor leased. Its thread's.
+        self._missing: set[str] = set()
         self._release = self._trips.script(scripts.RELEASE)
         self._leave = self._trips.script(scripts.LEAVE)
 
@@ -299,8 +307,8 @@ class JobStore:
     def sweep(self) -> None:
         """Cancel jobs whose messages were purged, and send messages that are left in the outbox.
 
-        A job is lost if nothing of its queue waits and nothing is leased. Each worker calls this
-        every few seconds.
+        A job is lost if nothing of its queue waits and it is not leased. Each worker calls this
+        every few seconds, on one thread.
         """
         if self.broker is not None:
             self._resend_all()
@@ -383,20 +391,41 @@ class JobStore:
     def _lost(self) -> list[str]:
         """Open jobs whose messages are nowhere."""
         lists = lists_of(self._queue)
-        if self.broker is None:
-            given, idle = [self._ledger, self._open, keys.LEASED, *lists], 0
-        else:
-            # First when: what is accepted from now on is none of these.
+        given, state = [self._ledger, self._open, keys.LEASED, *lists], [0, 0]
+        if self.broker is not None:
+            # Before the script looks: what is accepted from now on is too young to be lost.
             with self.broker.pipeline() as pipe:
-                pipe.hlen(keys.LEASED)
                 pipe.exists(*lists)
-                given, idle = [self._ledger, self._open, ""], int(not any(pipe.execute()))
-        answer = self._sweep(keys=given, args=[_SEEN_WITHIN, _SWEPT, idle])
-        found = [raw.decode() for raw in cast("list[bytes]", answer)]
-        if found and self.broker is not None:
-            waiting = self.client.hmget(self._outbox, found)
-            found = [one for one, entry in zip(found, waiting, strict=True) if entry is None]
-        return found
+                pipe.hlen(keys.LEASED)
+                state = [int(not found) for found in pipe.execute()]
+            given = [self._ledger, self._open, ""]
+        answer = self._sweep(keys=given, args=[_SEEN_WITHIN, _LEASED_WITHIN, _SWEPT, *state])
+        lost, missing = ([raw.decode() for raw in ids] for ids in cast("list[list[bytes]]", answer))
+        lost += self._not_leased(missing)
+        if lost and self.broker is not None:
+            waiting = self.client.hmget(self._outbox, lost)
+            lost = [one for one, entry in zip(lost, waiting, strict=True) if entry is None]
+        return lost
+
+    def _not_leased(self, job_ids: Sequence[str]) -> list[str]:
+        """Jobs that no lease names, now and at the last call: a message can move meanwhile."""
+        leased = self._leased_ids() if job_ids else set()
+        missing = set() if leased is None else set(job_ids) - leased
+        self._missing, before = missing, self._missing
+        return sorted(missing & before)
+
+    def _leased_ids(self) -> set[str] | None:
+        """Ids of all tasks whose messages are leased; None if there are too many to look at."""
+        broker, ids, cursor = self.broker or self.client, set[str](), 0
+        if broker.hlen(keys.LEASED) > _MOST_LEASED:
+            return None
+        while True:
+            answer = self._leased(keys=[keys.LEASED], args=[cursor, _LEASED_PAGE], client=broker)
+            following, page = cast("tuple[bytes, list[bytes]]", answer)
+            ids.update(raw.decode(errors="replace") for raw in page)
+            cursor = int(following)
+            if not cursor:
+                return ids
 
     def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
         """Of an ended job, or of a success only."""

@@ -1,33 +1,36 @@
 -- Finds open jobs whose messages are nowhere, as after a purge, and forgets those that have ended.
 -- If no job is open, resets the counters: workers of older versions can leave something there.
 -- KEYS    ledger, open jobs, leased messages or '', lists of the queue
--- ARGV    seconds for which a job must not have been seen, jobs looked at, 1 if the lists are known to
---         be empty: they are on another server
--- Answer  ids of lost jobs
+-- ARGV    seconds for which a job must not have been seen, the same if there are leases, jobs looked
+--         at; if lists and leases are on another server: 1 if the lists are empty, 1 if no leases are
+-- Answer  ids of lost jobs; ids of jobs that are lost unless they are leased
 -- Repeat  the same answer, until they are completed.
 -- Cost    the jobs looked at; FIELDS of the ledger.
 
 local FIELDS = 100
 local ledger, open = KEYS[1], KEYS[2]
-local idle = ARGV[3] == '1'
+local empty, free = ARGV[4] == '1', ARGV[5] == '1'
 if KEYS[3] ~= '' then
-  idle = redis.call('HLEN', KEYS[3]) == 0 and redis.call('EXISTS', unpack(KEYS, 4)) == 0
+  empty = redis.call('EXISTS', unpack(KEYS, 4)) == 0
+  free = redis.call('HLEN', KEYS[3]) == 0
 end
-local lost, changes, before = {}, {}, clock() - tonumber(ARGV[1])
-local rows = redis.call('ZRANGE', open, 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
+local time, changes, lost, missing = clock(), {}, {}, {}
+local rows = redis.call('ZRANGE', open, 0, tonumber(ARGV[3]) - 1, 'WITHSCORES')
 for at = 1, #rows, 2 do
-  local id, part = rows[at], parts(JOB .. rows[at])
+  local id, part, age = rows[at], parts(JOB .. rows[at]), time - tonumber(rows[at + 1])
   if not is_open(part.status) then
     -- It ended in a worker of an older version, or its record has expired.
     settle(part, changes)
     redis.call('HDEL', JOB .. id, 'tokens', 'bytes', 'share', 'size')
     redis.call('ZREM', open, id)
-  elseif idle and tonumber(rows[at + 1]) < before then
+  elseif empty and free and age > tonumber(ARGV[1]) then
     lost[#lost + 1] = id
+  elseif empty and not free and age > tonumber(ARGV[2]) then
+    missing[#missing + 1] = id
   end
 end
 write(ledger, changes)
-if idle and redis.call('EXISTS', open) == 0 then
+if empty and free and redis.call('EXISTS', open) == 0 then
   redis.call('HDEL', ledger, 'tokens', 'size', 'expected')
   local fields = redis.call('HSCAN', ledger, 0, 'COUNT', FIELDS)[2]
   for at = 1, math.min(#fields, 2 * FIELDS), 2 do
@@ -36,4 +39,4 @@ if idle and redis.call('EXISTS', open) == 0 then
     end
   end
 end
-return lost
+return {lost, missing}

@@ -1,0 +1,17 @@
+-- Names the tasks of some leased messages.
+-- KEYS    leased messages
+-- ARGV    cursor, messages of a page
+-- Answer  the next cursor, 0 at the end; ids of tasks
+-- Repeat  the same answer: nothing is written.
+-- Cost    about the messages of a page.
+
+-- Properties are at the end of an envelope, behind the body. Inside a body quotes are escaped.
+local TAIL = 2000
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local ids = {}
+for at = 2, #page[2], 2 do
+  local entry = page[2][at]
+  ids[#ids + 1] = string.match(string.sub(entry, -TAIL), '[^\\]"correlation_id": ?"([^"\\]+)"')
+    or string.match(entry, '[^\\]"correlation_id": ?"([^"\\]+)"')
+end
+return {page[1], ids}
