@@ -257,6 +257,30 @@ def test_what_is_not_http_is_refused_or_closed(service: Service, raw: bytes) -> 
     assert answer is None or not is_bug(answer)
 
 
+#: Hosts as they come over the wire, and the status that they get.
+HOSTS = {
+    b"GET /jobs HTTP/1.1\r\nHost: LOCALHOST.:8000": 200,
+    b"GET http://localhost:8000/jobs HTTP/1.1\r\nHost: localhost": 200,
+    b"GET /jobs HTTP/1.1": 400,
+    b"GET /jobs HTTP/1.1\r\nHost:": 400,
+    b"GET /jobs HTTP/1.1\r\nHost: attacker.example": 400,
+    b"GET /jobs HTTP/1.1\r\nHost: localhost\r\nHost: attacker.example": 400,
+    b"GET http://attacker.example/jobs HTTP/1.1\r\nHost: localhost": 400,
+    b"GET http://localhost/jobs HTTP/1.1\r\nHost: attacker.example": 400,
+    b"GET /jobs HTTP/1.1\r\nHost: attacker.example\r\nX-Forwarded-Host: localhost": 400,
+    b"GET /readyz HTTP/1.1\r\nHost: attacker.example": 200,
+    b"DELETE /jobs/x HTTP/1.1\r\nHost: localhost\r\nOrigin: null": 403,
+    b"DELETE /jobs/x HTTP/1.1\r\nHost: localhost": 404,
+}
+
+
+@pytest.mark.parametrize("head", HOSTS)
+def test_only_trusted_hosts_and_sites_are_answered(service: Service, head: bytes) -> None:
+    answer = send(service, head + b"\r\nConnection: close\r\n\r\n")
+    assert answer is not None
+    assert answer.status == HOSTS[head]
+
+
 def test_callers_who_hang_up_within_their_bodies_leave_nothing(service: Service) -> None:
     connections = []
     for number in range(100):
