@@ -12,6 +12,7 @@ In reading order:
 - `loop`      calls from other threads onto the thread of Celery's event loop
 - `threads`   threads for whatever may block
 - `others`    tasks other than `embed`
+- `isolation` those of them that workers may have died of
 - `callers`   `embed` called as a plain function in the worker
 - `outcomes`  what becomes of jobs: in bulk …
 - `result_writer` … by one script for many, again and again while Redis is away,

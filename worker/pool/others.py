@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,9 @@ from celery.worker.request import Request
 from worker.contract.batches import TASK_NAME as BATCH
 from worker.contract.store import JobStore
 from worker.pool.failures import Failures, is_connection_lost, place_of
+from worker.pool.isolation import Isolation
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import checked, end_unrun, overdue
-from worker.pool.suspects import Suspects, isolated
 from worker.pool.threads import DaemonThreads
 from worker.transport import lease_of, leases
 
@@ -30,9 +29,6 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 256
 #: Batches that are coordinated at once: they wait most of the time, and users' tasks need not.
 _COORDINATORS = 2
-#: A coordinator goes on where the last run was, so crashes beside it say little of it: it may come
-#: back so many times as often as other tasks.
-_COORDINATOR_PATIENCE = 10
 #: Seconds between two tries of a task whose outcome Redis did not take.
 _PAUSE = 0.5
 
@@ -66,10 +62,6 @@ class OtherTasks:
 
     All methods belong to the loop's thread, where Celery's callbacks run, too. Leases are kept
     until the task has ended, so that a lost connection does not make it run twice.
-
-    A redelivered task is a suspect: its worker may have died of it. Suspects run one at a time, on
-    a thread of their own, and only while no suspect of `embed` is in this worker; those that come
-    meanwhile are not counted. So a crash is put down to one suspect.
     """
 
     def __init__(
@@ -77,33 +69,24 @@ class OtherTasks:
     ) -> None:
         self._loop = loop
         self._failures = failures
-        self._suspects = Suspects(store, max_attempts, isolates=True)
-        patience = max_attempts * _COORDINATOR_PATIENCE
-        self._cut_off = Suspects(store, patience, isolates=True)
         self._threads = DaemonThreads(threads, "embedq-task", self._run)
         self._coordinators = DaemonThreads(_COORDINATORS, "embedq-batch", self._run)
-        self._isolated = DaemonThreads(1, "embedq-isolated", self._run)
-        self._waiting_suspects: deque[OtherTask] = deque()
-        #: The suspect that runs.
-        self._suspect: OtherTask | None = None
+        self._isolation = Isolation(self._run, failures, store, max_attempts)
         self._open: dict[OtherTask, None] = {}
         self._closing = threading.Event()
 
     def has_room(self) -> bool:
         """Whether another task may be fetched."""
-        return self._threads.backlog + len(self._waiting_suspects) < _BACKLOG
+        return self._threads.backlog + self._isolation.waiting < _BACKLOG
 
     @property
     def has_suspects(self) -> bool:
-        """Whether suspects wait for `start_suspect`."""
-        return bool(self._waiting_suspects) and self._suspect is None
+        """Whether redelivered tasks wait for their turn."""
+        return self._isolation.waiting > 0
 
-    def start_suspect(self) -> None:
-        """Run the next suspect; no suspect of `embed` is in this worker now."""
-        if self.has_suspects:
-            isolated.set()
-            self._suspect = self._waiting_suspects.popleft()
-            self._isolated.submit(self._suspect)
+    def turn(self) -> None:
+        """Begin the next of them; no suspect of `embed` is in this worker now."""
+        self._isolation.turn()
 
     def submit(self, task: OtherTask) -> None:
         """Run a task on the next free thread."""
@@ -111,7 +94,7 @@ class OtherTasks:
             leases.hold(task.tag)
         self._open[task] = None
         if task.redelivered and not task.resumes:
-            self._waiting_suspects.append(task)
+            self._isolation.submit(task)
         else:
             self._threads_of(task).submit(task)
 
@@ -133,9 +116,8 @@ class OtherTasks:
     def wait(self, seconds: float) -> bool:
         """Whether those that run, and cannot be resumed, ended within so many seconds."""
         deadline = time.monotonic() + seconds
-        return self._threads.wait(seconds) and self._isolated.wait(
-            max(deadline - time.monotonic(), 0.0)
-        )
+        ended = self._threads.wait(seconds)
+        return self._isolation.wait(max(deadline - time.monotonic(), 0.0)) and ended
 
     def close(self) -> None:
         """Put back what still runs; the process is about to end."""
@@ -148,12 +130,9 @@ class OtherTasks:
                 leases.reject(task.tag, requeue=True)
         # What goes on where it was is as good as never begun.
         leases.release([task.tag for task in self._open if task.resumes and task.tag])
-        self._suspects.clear((task.request.id, task.tag) for task in cut_off if task.redelivered)
-        self._cut_off.clear(
-            (task.request.id, task.tag) for task in self._open if task.resumes and task.redelivered
-        )
+        self._isolation.cut_off(task for task in self._open if task.redelivered)
         self._open.clear()
-        for threads in (self._threads, self._coordinators, self._isolated):
+        for threads in (self._threads, self._coordinators, self._isolation):
             threads.close()
 
     def _threads_of(self, task: OtherTask) -> DaemonThreads:
@@ -161,13 +140,7 @@ class OtherTasks:
 
     def _withdraw(self, task: OtherTask) -> bool:
         """Whether a task had not begun; it will not."""
-        if task in self._waiting_suspects:
-            self._waiting_suspects.remove(task)
-            return True
-        return self._threads_of(task).withdraw(task)
-
-    def _suspects_of(self, task: OtherTask) -> Suspects:
-        return self._cut_off if task.resumes else self._suspects
+        return self._isolation.withdraw(task) or self._threads_of(task).withdraw(task)
 
     # -- on a thread of its own -------------------------------------------------------------
 
@@ -177,7 +150,7 @@ class OtherTasks:
             call(self._revoke, task)
             return
         if task.redelivered:
-            crashes = self._suspects_of(task).begin(task.request.id, task.tag)
+            crashes = self._isolation.crashes(task)
             if crashes:
                 call(self._give_up, task, crashes)
                 return
@@ -246,16 +219,9 @@ class OtherTasks:
 
     def _take(self, task: OtherTask) -> bool:
         """Whether the task had not ended yet; it has now, and nobody died of it."""
-        if task is self._suspect:
-            self._suspect = None
-            isolated.clear()
-        if task not in self._open:
-            return False
-        del self._open[task]
         if task.redelivered:
-            delivery = (task.request.id, task.tag)
-            self._failures.soon(self._suspects_of(task).clear, [delivery])
-        return True
+            self._isolation.ended(task)
+        return self._open.pop(task, task) is None
 
 
 def _worker_lost() -> ExceptionInfo:

@@ -152,7 +152,7 @@ class TaskPool(BasePool):
     def _tick(self) -> None:
         """The loop turns. Of suspects those of `embed` go first: each of them is soon done."""
         if self._others.has_suspects and not any(ticket.redelivered for ticket in self._open):
-            self._others.start_suspect()
+            self._others.turn()
         self.parking.turn()
 
     def room(self, lane: Lane) -> int:
