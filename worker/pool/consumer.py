@@ -17,10 +17,12 @@ from worker.contract.jobs import TASK_NAME
 from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.parking import SharedClock
 from worker.pool.taskpool import TaskPool
-from worker.transport import lease_of
+from worker.transport import lease_of, leases
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a message to refuse is away while too many failures wait to be stored.
+_PARKED_SECONDS = 10.0
 #: Characters of a reason, which may quote a header of any length.
 _LONGEST_REASON = 200
 
@@ -152,6 +154,10 @@ class Consumer(consumer.Consumer):
     def _refuse(
         self, message: Any, reason: str, *, error: Exception | None = None, body: Any = None
     ) -> None:
+        lease = lease_of(message)
+        if lease is not None and self._failures.is_full:
+            leases.defer(lease.tag, _PARKED_SECONDS)
+            return
         headers = _headers_of(message)
         job_id = headers.get("id", body.get("id") if isinstance(body, dict) else None)
         reason = _plain(reason[:_LONGEST_REASON])
@@ -161,7 +167,6 @@ class Consumer(consumer.Consumer):
             ours = headers.get("task") == TASK_NAME
             error = JobFailed("invalid_request", reason) if ours else InvalidTaskError(reason)
         _forget(job_id, message)
-        lease = lease_of(message)
         if lease is not None:
             self._failures.refuse(lease.tag, job_id, error, reason)
             return

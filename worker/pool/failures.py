@@ -38,6 +38,8 @@ _LOST = (
 )
 #: What a server refuses now and will take later, as it says.
 _PASSING = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "NOAUTH", "UNKILLABLE")
+#: Failures that may wait to be stored before messages to refuse are parked.
+_BACKLOG = 5000
 #: Calls of a traceback that a log shows.
 _FRAMES = 3
 
@@ -49,6 +51,11 @@ class Failures:
         self._app = app
         self._key = keys.dead_letters(app.conf.task_default_queue)
         self._threads = DaemonThreads(1, "embedq-fail", self._run)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more fail than can be stored, so that messages to refuse have to wait."""
+        return self._threads.backlog >= _BACKLOG
 
     def refuse(self, tag: str, job_id: object, error: Exception, reason: str) -> None:
         """Fail the job of a message that nobody can run, if it has an id, then bury the message.
