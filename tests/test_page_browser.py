@@ -226,7 +226,7 @@ def test_a_job_that_goes_on_keeps_its_row_and_the_focus(
     page = open_tab(url).page
     page.get_by_role("button", name=f"Cancel job {job_id[:8]}").focus()
     other = stand.submitted(["another"])
-    stand.store.progress([(job_id, 1.0, 3, 8)])
+    stand.store.progress([(job_id, 1.0, 3, 8, 0)])
     row = page.locator(f"#jobs tr[data-key='{job_id}']")
     expect(row).to_contain_text("3 of 8")
     expect(page.locator("#jobs tr").first).to_have_attribute("data-key", other)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
 from celery import Celery, states
 from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import Reject
 
 from worker.contract.jobs import TASK_NAME, Status
 from worker.contract.records import store_of
 from worker.contract.results import failure_of, summary_of
 from worker.contract.store import Completion, JobStore
+from worker.transport import EndedElsewhere, following
 
 
 def open_backend(app: Celery, url: str) -> RedisBackend:
@@ -43,7 +46,7 @@ class JobBackend(RedisBackend):
         encoded = self.encode(meta)
         stored = encoded if isinstance(encoded, bytes) else encoded.encode()
         if state in states.READY_STATES:
-            store.complete([_completion(task_id, state, result, stored)])
+            _complete(store, _completion(task_id, state, result, stored))
         else:
             store.note(task_id, stored)
         return result
@@ -77,7 +80,7 @@ class JobBackend(RedisBackend):
         """Complete a job whose result is ignored."""
         store = self._store(task_id, request)
         if store is not None:
-            store.complete([_completion(task_id, state, result)])
+            _complete(store, _completion(task_id, state, result))
 
     def _store(self, task_id: str, request: Any) -> JobStore | None:
         """The store of jobs, if the task is one; without a request its record tells."""
@@ -93,6 +96,27 @@ class JobBackend(RedisBackend):
 
 class SentinelJobBackend(JobBackend, SentinelBackend):
     """The same behind Sentinel."""
+
+
+def _complete(store: JobStore, completion: Completion) -> None:
+    """Complete a job, and send what its task has published.
+
+    Raises EndedElsewhere if the running delivery is not the first that ends it, so that nothing
+    more follows, and Reject, which puts it back, if a full server has no room for what follows.
+    """
+    held = following.get()
+    if held is None or held.stored or held.task_id != completion.id:
+        store.complete([completion])
+        return
+    succeeded = completion.status is Status.SUCCEEDED
+    completion = completion._replace(tag=held.lease.tag)
+    try:
+        known = store.complete([completion], follow=held.messages if succeeded else ())
+    except redis.OutOfMemoryError as error:
+        raise Reject(error, requeue=True) from error
+    held.stored = True
+    if known:
+        raise EndedElsewhere
 
 
 def _completion(task_id: str, state: str, result: Any, meta: bytes = b"") -> Completion:

@@ -66,24 +66,34 @@ class Completions:
         lease_keys: LeaseKeys | None = None,
         *,
         waiting: bool = False,
+        follow: Sequence[tuple[str, bytes]] = (),
+        outbox: str = "",
     ) -> set[int]:
         """Complete jobs, each once: the first outcome stands, a later one only ends its lease.
 
         The leases named by `tag` end with them if `lease_keys` are given. `waiting`: messages of
-        these jobs may still be in the queue, so workers are to drop them. Returns the places of
-        jobs that had ended before. A server that is full takes a few at a time, as far as `RESERVE`
-        goes: else one that is full of messages would never have room for the outcomes that make it.
+        these jobs may still be in the queue, so workers are to drop them. `follow`: messages, by
+        the names of their lists, that a job sends on; with one job only. They are sent, or kept in
+        `outbox`, if it ends by this call, and have no part in the reserve below. Returns the places
+        of jobs that had ended before. A server that is full takes a few at a time, as far as
+        `RESERVE` goes: else one that is full of messages would never have room for the outcomes
+        that make it.
         May be repeated after an error. Raises redis.RedisError, of which OutOfMemoryError says that
         the reserve is used up, too.
         """
-        fixed = [*self._keys, *(lease_keys or ("", ""))]
+        fixed = [*self._keys, *(lease_keys or ("", "")), outbox]
+        fields: list[Any] = [int(waiting), len(follow)]
+        for message in follow:
+            fields += message
         try:
-            return self._call(fixed, completions, "", waiting)
+            return self._call(fixed, completions, "", fields)
         except redis.OutOfMemoryError:
+            if follow:
+                raise
             known: set[int] = set()
             for at in range(0, len(completions), _ENDED_FROM_RESERVE):
                 some = completions[at : at + _ENDED_FROM_RESERVE]
-                known |= {at + place for place in self._call(fixed, some, RESERVE, waiting)}
+                known |= {at + place for place in self._call(fixed, some, RESERVE, fields)}
             return known
 
     def _call(
@@ -91,9 +101,9 @@ class Completions:
         fixed: Sequence[str],
         completions: Sequence[Completion],
         reserve: int | str,
-        waiting: bool,
+        fields: Sequence[Any],
     ) -> set[int]:
-        arguments: list[Any] = [self._queue, self._result_ttl, reserve, int(waiting)]
+        arguments: list[Any] = [self._queue, self._result_ttl, reserve, *fields]
         now = time.time()
         for (status, started, *how), alike in groupby(completions, _HOW):
             some = list(alike)

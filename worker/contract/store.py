@@ -172,9 +172,21 @@ class JobStore:
         lease_keys: LeaseKeys | None = None,
         *,
         waiting: bool = False,
+        follow: Sequence[tuple[str, bytes]] = (),
     ) -> set[int]:
-        """Complete jobs; see `Completions.complete`. The only way by which a job ends."""
-        return self._completions.complete(completions, lease_keys, waiting=waiting)
+        """Complete jobs; see `Completions.complete`. The only way by which a job ends.
+
+        What is to `follow` one goes to the broker, by way of the outbox if that is another server.
+        """
+        outbox = self._outbox if follow and self.broker is not None else ""
+        known = self._completions.complete(
+            completions, lease_keys, waiting=waiting, follow=follow, outbox=outbox
+        )
+        if outbox and not known:
+            for number, (name, message) in enumerate(follow, 1):
+                self._push(name, message)
+                self._sent(f"{completions[0].id}:{number}")
+        return known
 
     def cancel(self, *job_ids: str) -> bool:
         """Complete jobs as cancelled, unless they have ended. Returns whether one had not."""

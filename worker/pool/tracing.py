@@ -25,7 +25,7 @@ from worker.pool.spans import JobSpans
 from worker.pool.suspects import Suspects
 from worker.pool.threads import DaemonThreads
 from worker.pool.tickets import Ticket
-from worker.transport import leases, puts_back
+from worker.transport import EndedElsewhere, Following, following, leases, puts_back
 from worker.watchdog import Busy
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ class Tracer:
             began = time.perf_counter()
             answer = self._trace(traced)
             seconds = time.perf_counter() - began
+        except EndedElsewhere:
+            self._loop.call(ticket.discard)
         except Exception as error:  # noqa: BLE001 - whatever it is; logged here
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
             passes = self.failures is None or is_connection_lost(error)
@@ -173,9 +175,12 @@ class Tracer:
             plain(payload(outcome, encoding_format)) if isinstance(outcome, Outcome) else outcome
         )
         token = puts_back.set(True)
+        held = Following(ticket.id, ticket.lease) if ticket.lease is not None else None
+        links = following.set(held)
         try:
             return ticket.target(*ticket.args)
         finally:
+            following.reset(links)
             puts_back.reset(token)
             tasks.ready.pop(ticket.id, None)
 

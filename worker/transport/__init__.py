@@ -51,6 +51,7 @@ that does not block, `upkeep` and `fetcher` when it is used, `qos`, `foreign`, `
 
 from worker.transport.admission import Admission, admission
 from worker.transport.connection import AMQP, Connection, StockAMQP, puts_back
+from worker.transport.following import EndedElsewhere, Following, following
 from worker.transport.leases import Lease, Leases, lease_of, leases
 from worker.transport.transport import SentinelTransport, Transport
 
@@ -58,12 +59,15 @@ __all__ = [
     "AMQP",
     "Admission",
     "Connection",
+    "EndedElsewhere",
+    "Following",
     "Lease",
     "Leases",
     "SentinelTransport",
     "StockAMQP",
     "Transport",
     "admission",
+    "following",
     "lease_of",
     "leases",
     "puts_back",

@@ -118,6 +118,8 @@ class LeaseStore:
     #: Seconds in which workers connect again to a server that restarted, and renew their leases.
     RECONNECTION: ClassVar[float] = 10.0
 
+    #: Names the server; compared, never used.
+    broker: object
     unacked_key: str
     index_key: str
     dead_letter_key: str
@@ -236,7 +238,7 @@ def open_store(*, broker: object, client: redis.Redis, **fields: Any) -> LeaseSt
     with _stores_lock:
         store = _stores.get(key)
         if store is None:
-            store = _stores[key] = LeaseStore(client=client, **fields)
+            store = _stores[key] = LeaseStore(broker=broker, client=client, **fields)
         else:
             former, store.client = store.client, client
             former.connection_pool.disconnect(inuse_connections=False)

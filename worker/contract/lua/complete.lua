@@ -1,9 +1,10 @@
 -- Completes jobs: stores and publishes their outcomes, closes their records, takes them off the
 -- counters, ends their leases, and gives one notice. The first outcome of a job stands; a later one
 -- only ends its own lease.
--- KEYS    ledger, open jobs, cancelled jobs, leased messages or '', their index or ''
--- ARGV    queue, seconds that results are kept, reserve or '', 1 if messages may still wait; then for
---         jobs that end alike: how many, status, seconds since they started or '', code, message,
+-- KEYS    ledger, open jobs, cancelled jobs, leased messages or '', their index or '', outbox or ''
+-- ARGV    queue, seconds that results are kept, reserve or '', 1 if messages may still wait; how many
+--         messages are to follow, and for each its list and itself, which are sent, or kept in the
+--         outbox if there is one, if a job ends by this call; then for jobs that end alike: how many, status, seconds since they started or '', code, message,
 --         model; and for each of them: id, tag, outcome or '', prompt tokens, texts
 -- Answer  places, from 0, of jobs that had ended before
 -- Repeat  the same answer, and nothing is written twice: a record names the tag that ended it.
@@ -12,10 +13,11 @@
 -- A key of another type, or one that the user may not read, fails the call before its first write, so
 -- that the caller can find the job at fault by asking for fewer.
 
-local ledger, open, cancelled, leased, index = unpack(KEYS)
+local ledger, open, cancelled, leased, index, outbox = unpack(KEYS)
 local queue, ttl, reserve, waiting = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local time = clock()
 local minute, stored = math.floor((time + ttl) / 60), 0
+local follow = tonumber(ARGV[5])
 local changes, closed, known, tags, unmarked = {}, {}, {}, {}, {}
 
 -- The jobs of the call, each with its record and the state of its stored outcome.
@@ -27,7 +29,7 @@ local function read()
     redis.call('HLEN', leased)
     redis.call('ZCARD', index)
   end
-  local jobs, at = {}, 5
+  local jobs, at = {}, 6 + 2 * follow
   while at < #ARGV do
     local how = {status = ARGV[at + 1], started = ARGV[at + 2], code = ARGV[at + 3],
       message = ARGV[at + 4], model = ARGV[at + 5]}
@@ -124,7 +126,7 @@ local function finish(one)
       redis.call('PUBLISH', one.key, one.outcome)
     end
     -- A job of a producer without a record gets one, if its result is wanted.
-    if one.part.status or one.outcome ~= '' then close(one) end
+    if one.part.status or one.outcome ~= '' or follow > 0 then close(one) end
   end
   redis.call('EXPIRE', one.job, ttl)
   return not one.earlier
@@ -144,6 +146,18 @@ end
 local function remove(command, key, members)
   for at = 1, #members, 1000 do
     redis.call(command, key, unpack(members, at, math.min(at + 999, #members)))
+  end
+end
+
+local function send()
+  for at = 1, follow do
+    local list, message = ARGV[4 + 2 * at], ARGV[5 + 2 * at]
+    if outbox == '' then
+      redis.call('LPUSH', list, message)
+    else
+      local name = closed[1] .. ':' .. at
+      redis.call('HSET', outbox, name, seconds(time) .. '\n' .. list .. '\n' .. message)
+    end
   end
 end
 
@@ -170,5 +184,8 @@ if leased ~= '' then
   remove('ZREM', index, tags)
 end
 expire(ledger, time)
-if #closed > 0 then redis.call('PUBLISH', EVENTS, cjson.encode({ended = closed})) end
+if #closed > 0 then
+  send()
+  redis.call('PUBLISH', EVENTS, cjson.encode({ended = closed}))
+end
 return known
