@@ -242,7 +242,7 @@ def test_the_scripts_spell_keys_as_the_rest_does() -> None:
     assert f"'{keys.RESULT_PREFIX}'" in scripts._COMMON
     assert f"'{keys.EVENTS}'" in scripts._COMMON
     assert keys.quota(QUEUE, "me") == f"{QUEUE}:quota:me"
-    assert "queue .. ':quota:' .. part.owner" in scripts.COMPLETE
+    assert "queue .. ':quota:' .. owner" in scripts.COMPLETE
 
 
 def test_a_job_given_twice_in_one_call_ends_once(jobs: JobStore) -> None:

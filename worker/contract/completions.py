@@ -47,6 +47,19 @@ class LeaseKeys(NamedTuple):
     deadlines: str
 
 
+class Refused(redis.ResponseError):
+    """Redis refuses to complete some jobs: their records or outcomes are keys of another type.
+
+    The other jobs of the call are completed. `places` are those of the refused ones, and `known` as
+    `Completions.complete` returns it.
+    """
+
+    def __init__(self, message: str, places: set[int], known: set[int]) -> None:
+        super().__init__(message)
+        self.places = places
+        self.known = known
+
+
 #: What jobs of one batch mostly have in common.
 _HOW = attrgetter("status", "started", "code", "message", "model")
 
@@ -77,7 +90,7 @@ class Completions:
         `outbox`, if it ends by this call, and have no part in the reserve below. Returns the places
         of jobs that had ended before. A server that is full takes a few at a time, as far as
         `RESERVE` goes: else one that is full of messages would never have room for the outcomes
-        that make it.
+        that make it. Raises Refused for jobs that can never be completed.
         May be repeated after an error. Raises redis.RedisError, of which OutOfMemoryError says that
         the reserve is used up, too.
         """
@@ -90,11 +103,23 @@ class Completions:
         except redis.OutOfMemoryError:
             if follow:
                 raise
-            known: set[int] = set()
-            for at in range(0, len(completions), _ENDED_FROM_RESERVE):
-                some = completions[at : at + _ENDED_FROM_RESERVE]
-                known |= {at + place for place in self._call(fixed, some, RESERVE, fields)}
-            return known
+            return self._from_reserve(fixed, completions, fields)
+
+    def _from_reserve(
+        self, fixed: Sequence[str], completions: Sequence[Completion], fields: Sequence[Any]
+    ) -> set[int]:
+        known, places, error = set[int](), set[int](), ""
+        for at in range(0, len(completions), _ENDED_FROM_RESERVE):
+            some = completions[at : at + _ENDED_FROM_RESERVE]
+            try:
+                found = self._call(fixed, some, RESERVE, fields)
+            except Refused as refused:
+                found, error = refused.known, str(refused)
+                places |= {at + place for place in refused.places}
+            known |= {at + place for place in found}
+        if places:
+            raise Refused(error, places, known)
+        return known
 
     def _call(
         self,
@@ -111,4 +136,9 @@ class Completions:
             arguments += (len(some), status, age, *how)
             for one in some:
                 arguments += (one.id, one.tag, one.meta, one.prompt_tokens, one.texts)
-        return set(cast("list[int]", self._complete(keys=list(fixed), args=arguments)))
+        answer = self._complete(keys=list(fixed), args=arguments)
+        known, refused = cast("tuple[list[int], list[tuple[int, bytes]]]", answer)
+        if refused:
+            error = refused[0][1].decode(errors="replace")
+            raise Refused(error, {place for place, _ in refused}, set(known))
+        return set(known)

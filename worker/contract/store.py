@@ -20,7 +20,7 @@ import orjson
 import redis
 
 from worker.contract import keys, listing, scripts
-from worker.contract.completions import Completion, Completions, LeaseKeys
+from worker.contract.completions import Completion, Completions, LeaseKeys, Refused
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.record import JobRecord, parse, with_outcome
@@ -46,6 +46,7 @@ __all__ = [
     "LeaseKeys",
     "NewJob",
     "Once",
+    "Refused",
 ]
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,11 @@ class JobStore:
             Completion(job_id, Status.CANCELLED, tag=call, meta=revoked_meta(job_id))
             for job_id in job_ids
         ]
-        return len(self.complete(ends, waiting=True)) < len(ends)
+        try:
+            known = self.complete(ends, waiting=True)
+        except Refused as error:
+            known = error.known | error.places
+        return len(known) < len(ends)
 
     def cancelled_since(self, when: float) -> list[tuple[str, float]]:
         """Jobs cancelled after a time of Redis' clock whose messages may still wait."""

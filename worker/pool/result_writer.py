@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import redis
 
 from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import Completion, JobStore, LeaseKeys
+from worker.contract.store import Completion, JobStore, LeaseKeys, Refused
 from worker.pool.failures import is_connection_lost
 from worker.pool.tickets import Ticket
 from worker.transport import leases
@@ -70,23 +69,17 @@ class ResultWriter:
 
     def write(self, chunk: Chunk) -> Written | None:
         """Complete jobs. A job that Redis refuses to complete fails alone. None once stopped."""
+        try:
+            known, refused = self._complete(chunk), set[int]()
+        except Refused as error:
+            known, refused = error.known, error.places
+            for place in refused:
+                self.refuse(chunk[place][0], error)
+        if known is None:
+            return None
         written = Written([], [])
-        parts = deque([chunk])
-        while parts:
-            part = parts.popleft()
-            try:
-                known = self._complete(part)
-            except redis.ResponseError as error:
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    parts.extendleft((part[middle:], part[:middle]))
-                else:
-                    self.refuse(part[0][0], error)
-                continue
-            if known is None:
-                return None
-            for place, (ticket, _) in enumerate(part):
-                (written.known if place in known else written.first).append(ticket)
+        for place, (ticket, _) in enumerate(chunk):
+            (written.known if place in known or place in refused else written.first).append(ticket)
         return written
 
     def refuse(self, ticket: Ticket, error: redis.ResponseError) -> None:
@@ -105,16 +98,18 @@ class ResultWriter:
                 leases.bury(ticket.tag, message, self._dead_letters)
 
     def _complete(self, part: Chunk) -> set[int] | None:
-        """Places of jobs that had ended before; None once stopped. Raises for a job at fault."""
+        """Places of jobs that had ended before; None once stopped. Raises Refused."""
         lease_keys = next((found for t, _ in part if (found := self._lease_keys(t))), None)
         backoff = _FIRST_BACKOFF
         while True:
             began = time.perf_counter()
             try:
                 known = self._store.complete([one for _, one in part], lease_keys)
+            except Refused:
+                raise
             except redis.RedisError as error:
-                if not (is_connection_lost(error) or self._refuses_all(lease_keys)):
-                    raise
+                # No job is at fault: the call as such is refused, or Redis is away.
+                self.blocked = not is_connection_lost(error)
                 logger.warning(
                     "%d results wait for Redis (%s); next try in %.2f s",
                     len(part),
@@ -128,15 +123,6 @@ class ResultWriter:
                 self.blocked = False
                 self._observe([ticket for ticket, _ in part], time.perf_counter() - began)
                 return known
-
-    def _refuses_all(self, lease_keys: LeaseKeys | None) -> bool:
-        """Whether no job is at fault: Redis refuses even a call without one."""
-        try:
-            self._store.complete([], lease_keys)
-        except redis.RedisError as error:
-            self.blocked = not is_connection_lost(error)
-            return True
-        return False
 
     def _lease_keys(self, ticket: Ticket) -> LeaseKeys | None:
         lease = ticket.lease

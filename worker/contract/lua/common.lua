@@ -38,8 +38,7 @@ end
 
 -- What is to be added to fields of a ledger, collected over a call.
 local function add(changes, field, amount)
-  amount = tonumber(amount)
-  if amount and amount ~= 0 then changes[field] = (changes[field] or 0) + amount end
+  if amount ~= 0 then changes[field] = (changes[field] or 0) + amount end
 end
 
 -- Counters by owner go when they reach zero, so the ledger holds only owners with open jobs.
@@ -51,26 +50,25 @@ local function write(ledger, changes)
   end
 end
 
--- The fields of a record that `settle` and `close` use, in the order of `part`.
+-- The fields of a record by which `settle` takes it off the counters, in the order of its arguments;
+-- before them the status, after them what only `complete` uses.
 local PARTS = {'status', 'tokens', 'bytes', 'share', 'size', 'owner', 'by', 'charged'}
 local function parts(job)
-  local held, part = redis.call('HMGET', job, unpack(PARTS)), {}
-  for at, name in ipairs(PARTS) do part[name] = held[at] end
-  return part
+  return unpack(redis.call('HMGET', job, unpack(PARTS)))
 end
 
 -- Takes the parts of a record off the counters. The caller removes them from the record.
-local function settle(part, changes)
-  local tokens = tonumber(part.tokens or '') or 0
-  if part.tokens and part.tokens ~= '' then
+local function settle(changes, tokens, bytes, share, size, owner)
+  tokens = tonumber(tokens or '')
+  if tokens then
     add(changes, 'tokens', -tokens)
-    add(changes, 'expected', -(tonumber(part.bytes or '') or 0))
-    if part.share then add(changes, part.share, -tokens) end
+    add(changes, 'expected', -(tonumber(bytes or '') or 0))
+    if share then add(changes, share, -tokens) end
   end
-  local size = tonumber(part.size or '')
+  size = tonumber(size or '')
   if size then
     add(changes, 'size', -size)
-    if part.owner and part.owner ~= '' then add(changes, 'size:' .. part.owner, -size) end
+    if owner and owner ~= '' then add(changes, 'size:' .. owner, -size) end
   end
 end
 

@@ -4,51 +4,28 @@
 -- KEYS    ledger, open jobs, cancelled jobs, leased messages or '', their index or '', outbox or ''
 -- ARGV    queue, seconds that results are kept, reserve or '', 1 if messages may still wait; how many
 --         messages are to follow, and for each its list and itself, which are sent, or kept in the
---         outbox if there is one, if a job ends by this call; then for jobs that end alike: how many, status, seconds since they started or '', code, message,
---         model; and for each of them: id, tag, outcome or '', prompt tokens, texts
--- Answer  places, from 0, of jobs that had ended before
+--         outbox if there is one, if a job ends by this call; then for jobs that end alike: how many,
+--         status, seconds since they started or '', code, message, model; and for each of them: id,
+--         tag, outcome or '', prompt tokens, texts
+-- Answer  places, from 0, of jobs that had ended before; places of jobs whose record or outcome is a
+--         key of another type, each with the error: nothing of these is changed
 -- Repeat  the same answer, and nothing is written twice: a record names the tag that ended it.
 -- Cost    the jobs given.
---
--- A key of another type, or one that the user may not read, fails the call before its first write, so
--- that the caller can find the job at fault by asking for fewer.
 
 local ledger, open, cancelled, leased, index, outbox = unpack(KEYS)
 local queue, ttl, reserve, waiting = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
-local time = clock()
-local minute, stored = math.floor((time + ttl) / 60), 0
 local follow = tonumber(ARGV[5])
-local changes, closed, known, tags, unmarked = {}, {}, {}, {}, {}
+local time = clock()
+local finished, minute, stored = seconds(time), math.floor((time + ttl) / 60), 0
+local changes, closed, known, refused, tags, unmarked = {}, {}, {}, {}, {}, {}
 
--- The jobs of the call, each with its record and the state of its stored outcome.
-local function read()
-  redis.call('HEXISTS', ledger, 'tokens')
-  redis.call('ZCARD', open)
-  redis.call('ZCARD', cancelled)
-  if leased ~= '' then
-    redis.call('HLEN', leased)
-    redis.call('ZCARD', index)
-  end
-  local jobs, at = {}, 6 + 2 * follow
-  while at < #ARGV do
-    local how = {status = ARGV[at + 1], started = ARGV[at + 2], code = ARGV[at + 3],
-      message = ARGV[at + 4], model = ARGV[at + 5]}
-    local past = at + 6 + 5 * ARGV[at]
-    for one = at + 6, past - 1, 5 do
-      local id, outcome = ARGV[one], ARGV[one + 2]
-      local head = redis.pcall('GETRANGE', RESULT .. id, 0, 48)
-      if type(head) == 'table' then
-        -- A record can be closed without its outcome.
-        if outcome ~= '' then return nil, head end
-        head = ''
-      end
-      jobs[#jobs + 1] = {id = id, tag = ARGV[one + 1], outcome = outcome, key = RESULT .. id,
-        tokens = tonumber(ARGV[one + 3]), texts = ARGV[one + 4], how = how, job = JOB .. id,
-        part = parts(JOB .. id), earlier = status_of(head)}
-    end
-    at = past
-  end
-  return jobs
+-- A shared key of another type fails the call here, before its first write.
+redis.call('HEXISTS', ledger, 'tokens')
+redis.call('ZCARD', open)
+redis.call('ZCARD', cancelled)
+if leased ~= '' then
+  redis.call('HLEN', leased)
+  redis.call('ZCARD', index)
 end
 
 -- Lets this script write on a full server, while that uses no more than its `maxmemory` and `reserve`
@@ -63,11 +40,30 @@ local function use_reserve()
   if used < bound + math.max(tonumber(reserve), bound / 20) then redis.call('HDEL', ledger, '') end
 end
 
+-- Stores an outcome. Returns the status of an earlier one, which stands, and an error.
+local function store(key, outcome)
+  if outcome ~= '' and redis.call('SET', key, outcome, 'NX', 'EX', ttl) then
+    redis.call('PUBLISH', key, outcome)
+    return
+  end
+  local head = redis.pcall('GETRANGE', key, 0, 48)
+  if type(head) == 'table' then
+    -- A record can be closed without its outcome.
+    return nil, outcome ~= '' and head.err
+  end
+  local earlier = status_of(head)
+  if outcome ~= '' and not earlier then
+    redis.call('SET', key, outcome, 'EX', ttl)
+    redis.call('PUBLISH', key, outcome)
+  end
+  return earlier
+end
+
 -- Charges an owner's quota of tokens for the difference to the estimate; see `quota`.
-local function charge(part, tokens)
-  local estimate = tonumber(part.charged or '')
-  if not part.owner or part.owner == '' or not estimate or tokens == 0 then return end
-  local bucket, more = queue .. ':quota:' .. part.owner, tokens - estimate
+local function charge(owner, estimate, tokens)
+  estimate = tonumber(estimate or '')
+  if not estimate or tokens == 0 then return end
+  local bucket, more = queue .. ':quota:' .. owner, tokens - estimate
   local limit = tonumber(redis.call('HGET', bucket, 'limit2') or '0')
   if limit <= 0 or more == 0 then return end
   redis.call('HINCRBYFLOAT', bucket, '2', -more)
@@ -78,75 +74,83 @@ local function charge(part, tokens)
   end
 end
 
-local function close(one)
-  local how, outcome = one.how, one.outcome
-  local fields = {'status', how.status, 'finished', seconds(time), 'by', one.tag, 'queue', queue,
-    'tokens', '', 'size', ''}
+-- Fields of all records that end alike.
+local function shared_fields(at)
+  local fields = {'status', ARGV[at + 1], 'finished', finished, 'tokens', '', 'size', ''}
+  if ARGV[at + 2] ~= '' then
+    fields[9], fields[10] = 'started', seconds(time - tonumber(ARGV[at + 2]))
+  end
+  if ARGV[at + 3] ~= '' then
+    local last = #fields
+    fields[last + 1], fields[last + 2] = 'code', ARGV[at + 3]
+    fields[last + 3], fields[last + 4] = 'message', ARGV[at + 4]
+  end
+  return fields
+end
+
+-- Closes a record; one that is not there yet is made, of a job of a stock producer.
+local function close(job, at, how, fields, is_new)
+  local last, outcome = #fields, ARGV[at + 2]
   local function note(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
   end
-  if how.started ~= '' then note('started', seconds(time - tonumber(how.started))) end
-  if how.model ~= '' then note('model', how.model) end
-  if how.status == 'succeeded' then
-    note('prompt_tokens', one.tokens)
-    note('done', one.texts)
-    note('total', one.texts)
+  if ARGV[at + 1] ~= '' then note('by', ARGV[at + 1]) end
+  if ARGV[how + 1] == 'succeeded' then
+    note('prompt_tokens', ARGV[at + 3])
+    note('done', ARGV[at + 4])
+    if is_new then note('total', ARGV[at + 4]) end
   end
-  if how.code ~= '' then
-    note('code', how.code)
-    note('message', how.message)
+  if is_new then
+    note('queue', queue)
+    note('model', ARGV[how + 5])
   end
   if outcome ~= '' then
     note('stored', #outcome)
     note('kept_until', minute)
     stored = stored + #outcome
   end
-  redis.call('HSET', one.job, unpack(fields))
-  charge(one.part, one.tokens)
-  closed[#closed + 1] = one.id
+  redis.call('HSET', job, unpack(fields))
+  for field = #fields, last + 1, -1 do fields[field] = nil end
+  closed[#closed + 1] = ARGV[at]
   if waiting then
-    redis.call('ZADD', cancelled, time, one.id)
+    redis.call('ZADD', cancelled, time, ARGV[at])
     redis.call('EXPIRE', cancelled, 604800)
   end
 end
 
--- An open job, or one without a record. Returns whether this is its first outcome.
-local function finish(one)
-  if one.earlier then
-    -- The record is behind its outcome, which a worker of an older version stored.
-    if one.part.status then
-      redis.call('HSET', one.job, 'status', one.earlier, 'finished', seconds(time), 'tokens', '',
-        'size', '')
-      closed[#closed + 1] = one.id
+-- Completes the job at a place of ARGV. Returns whether this is its first outcome, and an error.
+local function complete(at, how, fields)
+  local id, outcome = ARGV[at], ARGV[at + 2]
+  local job = JOB .. id
+  local held = redis.pcall('HMGET', job, unpack(PARTS))
+  if held.err then return false, held.err end
+  local status, tokens, bytes, share, size, owner, by, charged = unpack(held)
+  if status and not is_open(status) then
+    -- Counters that a worker of an older version did not know of.
+    if size and size ~= '' then
+      settle(changes, tokens, bytes, share, size, owner)
+      redis.call('HSET', job, 'tokens', '', 'size', '')
     end
-  else
-    if one.outcome ~= '' then
-      redis.call('SET', one.key, one.outcome, 'EX', ttl)
-      redis.call('PUBLISH', one.key, one.outcome)
+    if status == 'cancelled' and by ~= ARGV[at + 1] then unmarked[#unmarked + 1] = id end
+    return by and by == ARGV[at + 1]
+  end
+  local earlier, failure = store(RESULT .. id, outcome)
+  if failure then return false, failure end
+  settle(changes, tokens, bytes, share, size, owner)
+  if earlier then
+    if earlier == 'cancelled' then unmarked[#unmarked + 1] = id end
+    if status then
+      -- The record is behind its outcome, which a worker of an older version stored.
+      redis.call('HSET', job, 'status', earlier, 'finished', finished, 'tokens', '', 'size', '')
+      closed[#closed + 1] = id
     end
-    -- A job of a producer without a record gets one, if its result is wanted.
-    if one.part.status or one.outcome ~= '' or follow > 0 then close(one) end
+  elseif status or outcome ~= '' or follow > 0 then
+    close(job, at, how, fields, not status)
+    if owner and owner ~= '' then charge(owner, charged, tonumber(ARGV[at + 3])) end
   end
-  redis.call('EXPIRE', one.job, ttl)
-  return not one.earlier
-end
-
-local function complete(one)
-  local part = one.part
-  settle(part, changes)
-  if not part.status or is_open(part.status) then return finish(one) end
-  -- Counters that a worker of an older version did not know of.
-  if part.size and part.size ~= '' then redis.call('HSET', one.job, 'tokens', '', 'size', '') end
-  local first = one.tag ~= '' and part.by == one.tag
-  return first
-end
-
--- In parts that Lua's stack holds.
-local function remove(command, key, members)
-  for at = 1, #members, 1000 do
-    redis.call(command, key, unpack(members, at, math.min(at + 999, #members)))
-  end
+  redis.call('EXPIRE', job, ttl)
+  return not earlier
 end
 
 local function send()
@@ -156,24 +160,34 @@ local function send()
       redis.call('LPUSH', list, message)
     else
       local name = closed[1] .. ':' .. at
-      redis.call('HSET', outbox, name, seconds(time) .. '\n' .. list .. '\n' .. message)
+      redis.call('HSET', outbox, name, finished .. '\n' .. list .. '\n' .. message)
     end
   end
 end
 
-local jobs, failure = read()
-if failure then return failure end
-use_reserve()
-local ids = {}
-for place, one in ipairs(jobs) do
-  -- A job may be there twice: the second time it has ended.
-  if ids[one.id] then one.part, one.earlier = parts(one.job), one.how.status end
-  if not complete(one) then
-    known[#known + 1] = place - 1
-    if (one.earlier or one.part.status) == 'cancelled' then unmarked[#unmarked + 1] = one.id end
+-- In parts that Lua's stack holds.
+local function remove(command, key, members)
+  for at = 1, #members, 1000 do
+    redis.call(command, key, unpack(members, at, math.min(at + 999, #members)))
   end
-  ids[one.id], ids[#ids + 1] = true, one.id
-  if leased ~= '' and one.tag ~= '' then tags[#tags + 1] = one.tag end
+end
+
+use_reserve()
+local how, place, ids = 6 + 2 * follow, 0, {}
+while how < #ARGV do
+  local past, fields = how + 6 + 5 * ARGV[how], shared_fields(how)
+  for at = how + 6, past - 1, 5 do
+    local first, failure = complete(at, how, fields)
+    if failure then
+      refused[#refused + 1] = {place, failure}
+    else
+      if not first then known[#known + 1] = place end
+      ids[#ids + 1] = ARGV[at]
+      if leased ~= '' and ARGV[at + 1] ~= '' then tags[#tags + 1] = ARGV[at + 1] end
+    end
+    place = place + 1
+  end
+  how = past
 end
 write(ledger, changes)
 keep(ledger, stored, minute, time)
@@ -188,4 +202,4 @@ if #closed > 0 then
   send()
   redis.call('PUBLISH', EVENTS, cjson.encode({ended = closed}))
 end
-return known
+return {known, refused}

@@ -10,15 +10,15 @@ local queue, changes, told, any, time = ARGV[1], {}, {}, false, clock()
 for at = 3, #ARGV, 5 do
   local id, done, total = ARGV[at], ARGV[at + 2], ARGV[at + 3]
   local job, estimate = JOB .. id, tonumber(ARGV[at + 4])
-  local part = parts(job)
+  local status, tokens, _, share = parts(job)
   -- A job of a producer without a record gets one.
-  if (not part.status or is_open(part.status)) and not outcome_status(RESULT .. id) then
+  if (not status or is_open(status)) and not outcome_status(RESULT .. id) then
     redis.call('HSET', job, 'status', 'running', 'started', seconds(time - tonumber(ARGV[at + 1])),
       'done', done, 'total', total, 'queue', queue)
-    if estimate > 0 and part.tokens and part.tokens ~= '' then
-      local more = estimate - tonumber(part.tokens)
+    if estimate > 0 and tonumber(tokens or '') then
+      local more = estimate - tonumber(tokens)
       add(changes, 'tokens', more)
-      if part.share then add(changes, part.share, more) end
+      if share then add(changes, share, more) end
       redis.call('HSET', job, 'tokens', estimate)
     end
     redis.call('EXPIRE', job, ARGV[2])

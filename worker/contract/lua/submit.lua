@@ -88,11 +88,11 @@ if verdict then return {verdict, id, level, lane, '', ''} end
 local changes = {}
 -- A task that is sent again under its id; as with Celery, only a success stands. A full server
 -- refuses a script only before its first write, so that is none which frees memory.
-local before = parts(job)
-settle(before, changes)
+local status, held_tokens, bytes, held_share, held_size, owner = parts(job)
+settle(changes, held_tokens, bytes, held_share, held_size, owner)
 redis.call('HSET', job, 'status', 'queued')
 redis.call('DEL', job)
-if before.status and outcome_status(RESULT .. id) ~= 'succeeded' then
+if status and outcome_status(RESULT .. id) ~= 'succeeded' then
   redis.call('DEL', RESULT .. id)
 end
 -- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.

@@ -17,10 +17,11 @@ end
 local time, changes, lost, missing = clock(), {}, {}, {}
 local rows = redis.call('ZRANGE', open, 0, tonumber(ARGV[3]) - 1, 'WITHSCORES')
 for at = 1, #rows, 2 do
-  local id, part, age = rows[at], parts(JOB .. rows[at]), time - tonumber(rows[at + 1])
-  if not is_open(part.status) then
+  local id, age = rows[at], time - tonumber(rows[at + 1])
+  local status, tokens, bytes, share, size, owner = parts(JOB .. id)
+  if not is_open(status) then
     -- It ended in a worker of an older version, or its record has expired.
-    settle(part, changes)
+    settle(changes, tokens, bytes, share, size, owner)
     redis.call('HDEL', JOB .. id, 'tokens', 'bytes', 'share', 'size')
     redis.call('ZREM', open, id)
   elseif empty and free and age > tonumber(ARGV[1]) then

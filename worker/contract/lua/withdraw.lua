@@ -6,7 +6,7 @@
 -- Cost    one job.
 
 local changes = {}
-settle(parts(KEYS[1]), changes)
+settle(changes, select(2, parts(KEYS[1])))
 redis.call('DEL', KEYS[1])
 write(KEYS[3], changes)
 redis.call('ZREM', KEYS[2], ARGV[1])
