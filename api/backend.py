@@ -14,7 +14,6 @@ from api.revocations import Revocations
 from api.waiting import Waiting
 from worker.contract import server
 from worker.contract.batches import BatchStore
-from worker.contract.clock import Clock
 from worker.contract.eviction import EvictionCheck
 from worker.contract.files import FileStore
 from worker.contract.liveness import Liveness
@@ -45,7 +44,6 @@ class Backend:
     probe: redis.Redis
     liveness: Liveness
     room: Room
-    clock: Clock
     waiting: Waiting
     revocations: Revocations
     metrics: Metrics
@@ -70,7 +68,6 @@ class Backend:
             probe=_connect(settings, settings.result_backend, _PROBE_TIMEOUT),
             liveness=liveness,
             room=Room(client, settings),
-            clock=Clock(client),
             waiting=waiting,
             revocations=Revocations(settings),
             metrics=Metrics(store, liveness, waiting),

@@ -14,7 +14,6 @@ import orjson
 import redis
 
 from worker.contract import keys
-from worker.contract.clock import Clock
 from worker.contract.figures import Figures
 from worker.contract.liveness import Liveness
 from worker.contract.models import ModelInfo
@@ -56,7 +55,6 @@ class Presence:
         node: str,
         watchdog: Watchdog,
         figures: Callable[[], Figures] = dict,
-        clock: Clock | None = None,
         cancelled: Callable[[str], object] = lambda _: None,
         blocked: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -74,7 +72,7 @@ class Presence:
         self._pulse = Pulse(self._client, queue, self._node)
         self._watchdog = watchdog
         self._figures = figures
-        self._clock = clock or Clock(self._client)
+        self._clock = store.clock
         self._cancelled = cancelled
         self._cancelled_until = 0.0
         self._blocked = blocked

@@ -46,6 +46,9 @@ class EmbedTask(Task):
         options.setdefault("argsrepr", shown_args(len(texts)))
         options.setdefault("kwargsrepr", "{}")
         options["headers"] = new_headers() | (options.get("headers") or {})
+        for name, absolute in (("countdown", "eta"), ("expires", "expires")):
+            if isinstance(options.get(name), int | float):
+                options[absolute] = records.at(self.app, options.pop(name))
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         whole = (kwargs or {}).get("long") == "mean"

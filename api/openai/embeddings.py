@@ -75,7 +75,7 @@ def _submit(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submi
             call.options,
             owner=callers.owner(),
             shared=True,
-            deadline=backend.clock.now() + patience.left,
+            deadline=backend.store.clock.now() + patience.left,
             patience=patience,
         )
     except Problem as problem:

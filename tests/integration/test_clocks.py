@@ -53,6 +53,9 @@ class Stand:
     client: redis.Redis
     api: Api
     workers: list[Process]
+    url: str
+    #: Seconds that the clock of the API's host is ahead.
+    shift: float
 
     def post(self, path: str, **headers: str) -> requests.Response:
         body = {"input": TEXTS, "model": DEFAULT_MODEL_NAME}
@@ -78,7 +81,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
         ]
         api = start_api(processes, server.url, env=env | shifted(of_api))
         with server.client() as client:
-            yield Stand(processes, client, api, workers)
+            yield Stand(processes, client, api, workers, server.url, of_api)
 
 
 def test_the_clocks_are_wrong(stand: Stand) -> None:
@@ -123,6 +126,17 @@ def test_embeddings_come_within_ten_seconds(stand: Stand, number: int) -> None:
     assert answer.status_code == 200, answer.text
     found = [one["embedding"] for one in answer.json()["data"]]
     np.testing.assert_allclose(found, expected(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["expires=20", "countdown=1", "countdown=1, expires=20"])
+def test_a_direct_call_with_times_from_now_runs_in_time(stand: Stand, option: str) -> None:
+    program = (
+        "from worker.tasks import embed; "
+        f"print(embed.apply_async((['a'],), {option}).get(timeout=30)['dimensions'])"
+    )
+    urls = dict.fromkeys(("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"), stand.url)
+    caller = stand.processes.python("-c", program, env=urls | shifted(stand.shift))
+    assert caller.wait(60) == 0, caller.log()
 
 
 def test_a_batch_completes_and_its_files_expire_by_redis_clock(stand: Stand) -> None:

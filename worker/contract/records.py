@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -67,6 +69,19 @@ def submit(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = Fals
     except redis.RedisError as error:
         raise OperationalError(str(error)) from error
     return True
+
+
+def at(app: Celery, seconds: float) -> datetime:
+    """The time in so many seconds, by Redis' clock: hosts' clocks differ.
+
+    Raises OperationalError if Redis cannot be reached.
+    """
+    store = store_of(app)
+    try:
+        now = time.time() if store is None else store.clock.now()
+    except redis.RedisError as error:
+        raise OperationalError(str(error)) from error
+    return datetime.fromtimestamp(now + seconds, UTC)
 
 
 def purged(app: Celery, task_ids: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import orjson
 import redis
 
 from worker.contract import keys, listing, scripts
+from worker.contract.clock import Clock
 from worker.contract.completions import Completion, Completions, LeaseKeys, Refused
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
@@ -102,6 +103,7 @@ class JobStore:
         """`broker`: the server that has the messages, None if it is the same one."""
         self.client = client
         self.broker = broker
+        self.clock = Clock(client)
         self._queue = queue
         self._ledger = keys.ledger(queue)
         self._open = keys.open_jobs(queue)

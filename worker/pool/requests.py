@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
 
 from celery import Celery, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 
+from worker.contract.clock import Clock
 from worker.contract.messages import OWNER, shown_args
 
 #: Signals that Celery's tracer sends around a task. With nobody listening it need not run.
@@ -45,10 +47,18 @@ class EmbedRequest(Request):
     Raises InvalidTaskError for a message of the wrong form, before anybody works with it.
     """
 
+    #: Redis' clock; the pool sets it before the first message.
+    clock: ClassVar[Clock | None] = None
+    _expires: Any
+
     def __init__(self, message: Any, *, where: Where | None = None, **options: Any) -> None:
         """As Celery's, or with `where`, `on_ack` and `on_reject` for what has no eta nor expiry."""
         if where is None:
             super().__init__(message, **options)
+            if self._expires and self.clock is not None:
+                # Celery compares it with the host's clock, which may be another.
+                ahead = time.time() - self.clock.estimate()
+                self._expires += timedelta(seconds=ahead)
         else:
             self._fill(message, where, **options)
         #: Callbacks, errbacks, chain and chord of the message. Celery's own way there is slow.

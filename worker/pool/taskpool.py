@@ -20,7 +20,6 @@ from celery.worker import state
 from worker import loading, tasks
 from worker.cache import open_cache
 from worker.contract import server
-from worker.contract.clock import Clock
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.eviction import EvictionCheck
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_text, resolve
@@ -99,7 +98,8 @@ class TaskPool(BasePool):
         )
         conf = self.app.conf
         self._spans = JobSpans.of_environment()
-        self.clock = Clock(store.client)
+        self.clock = store.clock
+        EmbedRequest.clock = self.clock
         self._outcomes = Outcomes(
             self.app,
             store,
@@ -132,7 +132,6 @@ class TaskPool(BasePool):
                 [*self._engine.threads, self._outcomes.tracer.busy], settings.forward_seconds
             ),
             figures=partial(figures, self._engine, self._outcomes.counts),
-            clock=self.clock,
             cancelled=partial(self._loop.call, state.revoked.add),
             blocked=lambda: self._outcomes.writer.blocked,
         )
