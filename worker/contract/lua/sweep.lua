@@ -8,6 +8,8 @@
 -- Cost    the jobs looked at; FIELDS of the ledger.
 
 local FIELDS = 100
+-- Jobs looked at while messages wait: none of these can be lost, some may have ended.
+local FEW = 20
 local ledger, open = KEYS[1], KEYS[2]
 local empty, free = ARGV[4] == '1', ARGV[5] == '1'
 if KEYS[3] ~= '' then
@@ -15,7 +17,8 @@ if KEYS[3] ~= '' then
   free = redis.call('HLEN', KEYS[3]) == 0
 end
 local time, changes, lost, missing = clock(), {}, {}, {}
-local rows = redis.call('ZRANGE', open, 0, tonumber(ARGV[3]) - 1, 'WITHSCORES')
+local looked = empty and tonumber(ARGV[3]) or FEW
+local rows = redis.call('ZRANGE', open, 0, looked - 1, 'WITHSCORES')
 for at = 1, #rows, 2 do
   local id, age = rows[at], time - tonumber(rows[at + 1])
   local status, tokens, bytes, share, size, owner = parts(JOB .. id)
