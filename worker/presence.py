@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 
 import orjson
 import redis
@@ -107,10 +108,35 @@ class Presence:
             os._exit(EX_HUNG)
 
     def _write(self) -> None:
-        engine, figures = self._engine, self._figures()
+        """Write the heartbeat, and do what else is due every few seconds.
+
+        A step that Redis refuses, by a key of another type for example, keeps none of the others.
+        """
+        figures = self._figures()
+        steps: dict[str, Callable[[], object]] = {
+            "heartbeat": partial(self._beat, figures),
+            "pulse": partial(self._write_pulse, figures),
+            "clock": self._clock.measure,
+            "cancelled jobs": self._drop_cancelled,
+            "sweep": self._store.sweep,
+        }
+        for name, step in steps.items():
+            try:
+                step()
+            except redis.RedisError as error:
+                self._watchdog.excuse()
+                logger.warning("Redis did not take the %s: %s", name, type(error).__name__)
+                if not isinstance(error, redis.ResponseError):
+                    return
+
+    def _beat(self, figures: Figures) -> None:
+        if self._blocked():
+            self._watchdog.excuse()
+            return
+        engine = self._engine
         silent = time.monotonic() - engine.beat
         # The script adds `at`.
-        presence = {
+        heartbeat = {
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "models": self._models,
@@ -125,43 +151,35 @@ class Presence:
             "busy_seconds": engine.busy_seconds,
             "figures": figures,
         }
-        try:
-            members = orjson.dumps(presence)[1:]
-            if self._blocked():
-                self._watchdog.excuse()
-            else:
-                self._heartbeat(keys=[self._key], args=[self._node, silent, members])
-            self._pulse.write(
-                engine,
-                now=time.monotonic(),
-                queued_tokens=self._store.queued_tokens(),
-                job_counts=figures.get("job_seconds", {}).get("counts", ()),
-            )
-            self._clock.measure()
-            self._drop_cancelled()
-            self._store.sweep()
-        except redis.RedisError as error:
-            self._watchdog.excuse()
-            logger.warning("The worker's heartbeat was not written: %s", type(error).__name__)
+        members = orjson.dumps(heartbeat)[1:]
+        self._heartbeat(keys=[self._key], args=[self._node, silent, members])
+
+    def _write_pulse(self, figures: Figures) -> None:
+        self._pulse.write(
+            self._engine,
+            now=time.monotonic(),
+            queued_tokens=self._store.queued_tokens(),
+            job_counts=figures.get("job_seconds", {}).get("counts", ()),
+        )
 
     def _drop_cancelled(self) -> None:
         """Learn of jobs that were cancelled while this worker, or its connection, was away."""
-        for job_id, time_ in self._store.cancelled_since(self._cancelled_until):
-            self._cancelled_until = max(self._cancelled_until, time_)
+        for job_id, when in self._store.cancelled_since(self._cancelled_until):
+            self._cancelled_until = max(self._cancelled_until, when)
             self._cancelled(job_id)
 
     def _forget_the_dead(self) -> None:
         """Remove heartbeats of workers that have been silent for long, and what is none."""
         try:
             found, now = Liveness(self._client, self._queue).heartbeats()
-            dead = [node for node, raw in found.items() if _beat(raw) < now - _FORGOTTEN_AFTER]
+            dead = [node for node, raw in found.items() if _time_of(raw) < now - _FORGOTTEN_AFTER]
             if dead:
                 self._client.hdel(self._key, *dead)
         except redis.RedisError as error:
             logger.warning("Heartbeats of dead workers stay: %s", type(error).__name__)
 
 
-def _beat(raw: bytes) -> float:
+def _time_of(raw: bytes) -> float:
     """The time of a heartbeat, 0 if it is none: a live worker writes its own again."""
     try:
         return float(orjson.loads(raw)["at"])
