@@ -88,7 +88,7 @@ def test_a_share_is_free_again_when_its_jobs_have_ended(
 def test_a_purged_queue_leaves_no_shares(
     jobs: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.contract.store._SEEN_WITHIN", 0)
+    monkeypatch.setattr("worker.contract.lost._SEEN_WITHIN", 0)
     accept(jobs, "one", Lane.BULK)
     jobs.sweep()
     assert shares(redis_client) == {"2:me": 100}

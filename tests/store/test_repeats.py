@@ -184,7 +184,7 @@ def steps(dice: random.Random, number: int, *, fresh: bool) -> Callable[[Deploym
             lambda one: one.jobs.leave(job_id, owner, caller),
             lambda one: one.jobs.read_and_leave(job_id, owner, caller)[1] is None,
             lambda one: one.jobs.sweep(),
-            lambda one: one.jobs._leased_ids(),
+            lambda one: one.jobs._lost._leased_ids(),
             lambda one: one.quotas.take(owner, tokens, requests_limit=9, tokens_limit=900).granted,
             lambda one: one.heartbeat(keys=[keys.workers(QUEUE)], args=["node", 1.0, '"pid":1}']),
             requeue,

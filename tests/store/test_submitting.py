@@ -9,11 +9,12 @@ import pytest
 import redis
 
 from tests.store.stand import QUEUE, ledger, new_job, success
-from worker.contract import keys, messages, store
+from worker.contract import keys, lost, messages, outbox
 from worker.contract.batch import Batch
 from worker.contract.batches import BatchStore
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.lanes import lists_of
+from worker.contract.outbox import Outbox
 from worker.contract.store import JobStore, Once
 
 SHARED = Once(fingerprint="body", shared=True)
@@ -36,8 +37,8 @@ def apart(redis_client: redis.Redis, broker: redis.Redis) -> JobStore:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has to be old to be looked at."""
-    monkeypatch.setattr(store, "_SEEN_WITHIN", 0)
-    monkeypatch.setattr(store, "_RESEND_AFTER", -1.0)
+    monkeypatch.setattr(lost, "_SEEN_WITHIN", 0)
+    monkeypatch.setattr(outbox, "_RESEND_AFTER", -1.0)
 
 
 def status_of(jobs: JobStore, job_id: str) -> Status:
@@ -53,7 +54,7 @@ def died_before_sending(jobs: JobStore, monkeypatch: pytest.MonkeyPatch, **optio
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "_push", die)
+        patch.setattr(Outbox, "send", die)
         with pytest.raises(SystemExit):
             jobs.submit(new_job("one"), b"the message", **options)  # type: ignore[arg-type]
 
@@ -126,7 +127,7 @@ def test_a_job_whose_message_the_broker_refuses_was_never_there(
     def away(*_: object) -> None:
         raise redis.ConnectionError("away")
 
-    monkeypatch.setattr(apart, "_push", away)
+    monkeypatch.setattr(Outbox, "send", away)
     with pytest.raises(redis.ConnectionError):
         apart.submit(new_job("one", owner="me"), b"m", once=KEYED)
     assert apart.read("one") is None
@@ -167,7 +168,7 @@ def test_purged_jobs_become_cancelled_while_other_messages_are_leased(
     at_once: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "_LEASED_WITHIN", 0)
+    monkeypatch.setattr(lost, "_LEASED_WITHIN", 0)
     server = broker if separate else redis_client
     jobs = JobStore(redis_client, QUEUE, result_ttl=60, broker=broker if separate else None)
     texts = ['a text "correlation_id": "purged"']

@@ -18,6 +18,8 @@ In reading order:
 - `scripts`   Lua: the steps that must happen whole or not at all
 - `endings`   how jobs end, many at once
 - `record`    a job as its owner sees it
+- `outbox`    messages on their way to a broker of its own
+- `lost`      jobs whose messages were purged
 - `submissions` a job that is offered, and how that went
 - `store`     the record of a job: accepted, read, cancelled, listed
 - `liveness`  the workers that live, and what they serve

@@ -23,6 +23,7 @@ from worker.contract.batch import (
     progress_of,
 )
 from worker.contract.clock import Clock
+from worker.contract.outbox import Outbox, entry_of
 
 #: The Celery task that runs a batch.
 TASK_NAME: Final = "embedq.batch"
@@ -69,7 +70,6 @@ class BatchStore:
         self._broker = broker
         self._queue = queue
         self._messages = keys.batch_queue(queue)
-        self._outbox = keys.outbox(queue)
         self._clock = Clock(client)
         self._claim = client.register_script(_CLAIM)
         self._update = client.register_script(_UPDATE)
@@ -96,12 +96,11 @@ class BatchStore:
             if self._broker is None:
                 pipe.lpush(self._messages, message)
             else:
-                entry = f"{self.now():.6f}\n{self._messages}\n".encode() + message
-                pipe.hset(self._outbox, batch.id, cast("Any", entry))
+                entry = entry_of(self.now(), self._messages, message)
+                pipe.hset(keys.outbox(self._queue), batch.id, cast("Any", entry))
             pipe.execute()
         if self._broker is not None:
-            self._broker.lpush(self._messages, message)
-            self._client.hdel(self._outbox, batch.id)
+            Outbox(self._client, self._broker, self._queue).send(batch.id, self._messages, message)
 
     def send(self, batch_id: str) -> None:
         """Have a coordinator run it after those that wait already."""

@@ -24,6 +24,8 @@ from worker.contract.clock import Clock
 from worker.contract.completions import Completion, Completions, LeaseKeys, Refused
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
+from worker.contract.lost import SWEPT, LostJobs
+from worker.contract.outbox import Outbox
 from worker.contract.record import JobRecord, parse, with_outcome
 from worker.contract.results import revoked_meta
 from worker.contract.round_trips import Command, RoundTrips
@@ -60,17 +62,6 @@ LISTED_JOBS = 100_000
 _SENT_LATER = 600
 #: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
 _KEPT_FOR_REPEAT = 10
-#: Seconds after which a worker sends a message in the outbox: the process that put it there died.
-_RESEND_AFTER = 5.0
-#: Seconds in which an open job must have been seen; jobs, and messages, of one step of a sweep.
-_SEEN_WITHIN = 5
-_SWEPT = 1000
-#: The same while there are leases, which may be other queues': each of them is looked at, unless
-#: there are too many, so many at a time.
-_LEASED_WITHIN = 60
-_MOST_LEASED = 20_000
-_LEASED_PAGE = 100
-_RESENT = 100
 
 
 class Depth(NamedTuple):
@@ -107,7 +98,8 @@ class JobStore:
         self._queue = queue
         self._ledger = keys.ledger(queue)
         self._open = keys.open_jobs(queue)
-        self._outbox = keys.outbox(queue)
+        self._outbox = None if broker is None else Outbox(client, broker, queue)
+        self._lost = LostJobs(client, broker, queue)
         #: For what many callers ask for at once.
         self._trips = RoundTrips(client)
         self._submit = self._trips.script(scripts.SUBMIT)
@@ -116,10 +108,6 @@ class JobStore:
         self._progress = client.register_script(scripts.PROGRESS)
         self._note = client.register_script(scripts.NOTE)
         self._withdraw = client.register_script(scripts.WITHDRAW)
-        self._sweep = client.register_script(scripts.SWEEP)
-        self._leased = client.register_script(scripts.LEASED)
-        #: Jobs that the last sweep found neither waiting nor leased. Its thread's.
-        self._missing: set[str] = set()
         self._release = self._trips.script(scripts.RELEASE)
         self._leave = self._trips.script(scripts.LEAVE)
 
@@ -155,17 +143,18 @@ class JobStore:
             Lane(lane),
             float(created) if created else None,
         )
-        if unsent:
-            self._resend(acceptance.job_id, unsent)
-        elif self.broker is not None and message and acceptance.verdict == "accepted":
-            self._send(job.id, list_of(self._queue, acceptance.lane.step), message)
+        if self._outbox is not None:
+            if unsent:
+                self._outbox.send_entry(acceptance.job_id, unsent)
+            elif message and acceptance.verdict == "accepted":
+                self._send(self._outbox, acceptance, message)
         return acceptance
 
     def withdraw(self, job_id: str) -> None:
         """Forget a job whose message could not be sent."""
         owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
         given = [keys.job(job_id), keys.jobs(self._queue, owner), self._ledger]
-        self._withdraw(keys=[*given, self._open, self._outbox], args=[job_id])
+        self._withdraw(keys=[*given, self._open, keys.outbox(self._queue)], args=[job_id])
 
     # -- complete ---------------------------------------------------------------------------
 
@@ -181,14 +170,17 @@ class JobStore:
 
         What is to `follow` one goes to the broker, by way of the outbox if that is another server.
         """
-        outbox = self._outbox if follow and self.broker is not None else ""
+        outbox = self._outbox if follow else None
         known = self._completions.complete(
-            completions, lease_keys, waiting=waiting, follow=follow, outbox=outbox
+            completions,
+            lease_keys,
+            waiting=waiting,
+            follow=follow,
+            outbox="" if outbox is None else outbox.key,
         )
-        if outbox and not known:
+        if outbox is not None and not known:
             for number, (name, message) in enumerate(follow, 1):
-                self._push(name, message)
-                self._sent(f"{completions[0].id}:{number}")
+                outbox.send(f"{completions[0].id}:{number}", name, message)
         return known
 
     def cancel(self, *job_ids: str) -> bool:
@@ -326,17 +318,17 @@ class JobStore:
     def sweep(self) -> None:
         """Cancel jobs whose messages were purged, and send messages that are left in the outbox.
 
-        A job is lost if nothing of its queue waits and it is not leased. Each worker calls this
-        every few seconds, on one thread.
+        Each worker calls this every few seconds, on one thread.
         """
-        if self.broker is not None:
-            self._resend_all()
+        if self._outbox is not None:
+            self._outbox.send_overdue()
         while True:
-            lost = self._lost()
+            found = self._lost.find()
+            lost = found if self._outbox is None else self._outbox.without(found)
             if lost:
                 logger.warning("%d jobs are cancelled: their messages were purged", len(lost))
                 self.cancel(*lost)
-            if len(lost) < _SWEPT:
+            if len(lost) < SWEPT:
                 return
 
     # -- helpers ----------------------------------------------------------------------------
@@ -368,83 +360,24 @@ class JobStore:
         return self._submit(
             [
                 *(keys.job(job.id), keys.jobs(self._queue, job.owner), self._ledger, self._open),
-                *(self._outbox, once.key_of(self._queue, job.owner), keys.LEASED, *lists),
+                *(
+                    keys.outbox(self._queue),
+                    once.key_of(self._queue, job.owner),
+                    keys.LEASED,
+                    *lists,
+                ),
             ],
             [orjson.dumps(given), message or b""],
         )
 
-    def _send(self, job_id: str, name: str, message: bytes) -> None:
-        """Have the broker take a message that is in the outbox."""
+    def _send(self, outbox: Outbox, acceptance: Acceptance, message: bytes) -> None:
+        """Have the broker take the message of an accepted job, or forget the job."""
+        name = list_of(self._queue, acceptance.lane.step)
         try:
-            self._push(name, message)
+            outbox.send(acceptance.job_id, name, message)
         except redis.RedisError:
-            self.withdraw(job_id)
+            self.withdraw(acceptance.job_id)
             raise
-        self._sent(job_id)
-
-    def _push(self, name: str, message: bytes) -> None:
-        (self.broker or self.client).lpush(name, message)
-
-    def _sent(self, job_id: str) -> None:
-        try:
-            self.client.hdel(self._outbox, job_id)
-        except redis.RedisError as error:
-            # It is sent a second time, and only its first outcome counts.
-            logger.warning("The outbox keeps job %s: %s", job_id, type(error).__name__)
-
-    def _resend(self, job_id: str, entry: bytes) -> None:
-        _, name, message = entry.split(b"\n", 2)
-        self._push(name.decode(), message)
-        self._sent(job_id)
-
-    def _resend_all(self) -> None:
-        """Send what is in the outbox for longer than its process can need."""
-        seconds, _ = self.client.time()
-        _, entries = cast(
-            "tuple[int, dict[bytes, bytes]]", self.client.hscan(self._outbox, count=_RESENT)
-        )
-        for job_id, entry in entries.items():
-            if float(entry.partition(b"\n")[0]) < seconds - _RESEND_AFTER:
-                self._resend(job_id.decode(), entry)
-
-    def _lost(self) -> list[str]:
-        """Open jobs whose messages are nowhere."""
-        lists = lists_of(self._queue)
-        given, state = [self._ledger, self._open, keys.LEASED, *lists], [0, 0]
-        if self.broker is not None:
-            # Before the script looks: what is accepted from now on is too young to be lost.
-            with self.broker.pipeline() as pipe:
-                pipe.exists(*lists)
-                pipe.hlen(keys.LEASED)
-                state = [int(not found) for found in pipe.execute()]
-            given = [self._ledger, self._open, ""]
-        answer = self._sweep(keys=given, args=[_SEEN_WITHIN, _LEASED_WITHIN, _SWEPT, *state])
-        lost, missing = ([raw.decode() for raw in ids] for ids in cast("list[list[bytes]]", answer))
-        lost += self._not_leased(missing)
-        if lost and self.broker is not None:
-            waiting = self.client.hmget(self._outbox, lost)
-            lost = [one for one, entry in zip(lost, waiting, strict=True) if entry is None]
-        return lost
-
-    def _not_leased(self, job_ids: Sequence[str]) -> list[str]:
-        """Jobs that no lease names, now and at the last call: a message can move meanwhile."""
-        leased = self._leased_ids() if job_ids else set()
-        missing = set() if leased is None else set(job_ids) - leased
-        self._missing, before = missing, self._missing
-        return sorted(missing & before)
-
-    def _leased_ids(self) -> set[str] | None:
-        """Ids of all tasks whose messages are leased; None if there are too many to look at."""
-        broker, ids, cursor = self.broker or self.client, set[str](), 0
-        if broker.hlen(keys.LEASED) > _MOST_LEASED:
-            return None
-        while True:
-            answer = self._leased(keys=[keys.LEASED], args=[cursor, _LEASED_PAGE], client=broker)
-            following, page = cast("tuple[bytes, list[bytes]]", answer)
-            ids.update(raw.decode(errors="replace") for raw in page)
-            cursor = int(following)
-            if not cursor:
-                return ids
 
     def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
         """Of an ended job, or of a success only."""
