@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
@@ -44,7 +45,7 @@ class Arrival:
 
     def __enter__(self) -> Self:
         if self._socket is not None:
-            _watch.add(self)
+            _watch().add(self)
         return self
 
     def __exit__(
@@ -126,4 +127,9 @@ class _Watch:
                 self.add(arrival)
 
 
-_watch = _Watch()
+#: One for each process: locks made before a fork, or before gevent's patches, are not its own.
+_watches: dict[int, _Watch] = {}
+
+
+def _watch() -> _Watch:
+    return _watches.setdefault(os.getpid(), _Watch())

@@ -8,14 +8,13 @@ from typing import Any
 
 import redis
 from kombu.transport import redis as stock
-from kombu.utils.json import dumps
 from kombu.utils.scheduling import cycle_by_name
 
 from worker.contract.lanes import Lane, lane_of
 from worker.transport import foreign, scripts
 from worker.transport.admission import admission
 from worker.transport.fetcher import Fetcher
-from worker.transport.following import following
+from worker.transport.following import broker_of
 from worker.transport.guard import GuardedChannel
 from worker.transport.leases import Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse, task_ids
@@ -87,17 +86,6 @@ class Channel(GuardedChannel):
         if not self.closed:
             self.fetcher.close()
         super().close()
-
-    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        """Send a message, or hold it until the task that publishes it has its outcome."""
-        held = following.get()
-        is_held = held is not None and not held.stored and held.lease.store.broker == self._broker
-        if held is None or not is_held or queue in self._expires or kwargs:
-            super()._put(queue, message, **kwargs)
-            return
-        priority = self._get_message_priority(message, reverse=False)
-        key = self.global_keyprefix + self._q_for_pri(queue, priority)
-        held.messages.append((key, dumps(message).encode()))
 
     def _purge(self, queue: str) -> int:
         """Remove what waits now. Jobs are told of before their messages are gone for good."""
@@ -246,15 +234,10 @@ class Channel(GuardedChannel):
                 sources.append(Source(queue, key, level, priority))
         return sources
 
-    @property
-    def _broker(self) -> object:
-        connection = self.connection.client
-        return tuple(sorted(connection.alt)) or connection.as_uri()
-
     def _open_store(self) -> LeaseStore:
         prefix = self.global_keyprefix
         return open_store(
-            broker=self._broker,
+            broker=broker_of(self),
             client=self._store_client(),
             unacked_key=prefix + self.unacked_key,
             index_key=prefix + self.unacked_index_key,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.collections import HashedSeq
 
 from worker.contract import records
+from worker.transport.following import following, holding
 from worker.transport.leases import leases
 from worker.transport.transport import SentinelTransport, Transport
 
@@ -73,6 +74,19 @@ class _PatientAMQP(amqp.AMQP):
 
 class AMQP(_PatientAMQP):
     """For `Celery(amqp="worker.transport:AMQP")`."""
+
+    @cached_property
+    def send_task_message(self) -> Any:
+        """Celery: what sends the message of a task, or holds it for the running one."""
+        send = self._create_task_sender()
+
+        def send_or_hold(producer: Any, *args: Any, **options: Any) -> Any:
+            if following.get() is None:
+                return send(producer, *args, **options)
+            with holding(producer.channel):
+                return send(producer, *args, **options)
+
+        return send_or_hold
 
     Connection = BrokerConnection = Connection
 

@@ -7,9 +7,13 @@ meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from celery.exceptions import Reject
+from kombu.utils.json import dumps
 
 from worker.transport.leases import Lease
 
@@ -32,3 +36,32 @@ class Following:
 
 #: What the running task publishes on its own broker, None if that is sent at once.
 following: ContextVar[Following | None] = ContextVar("embedq_following", default=None)
+
+
+@contextmanager
+def holding(channel: Any) -> Iterator[None]:
+    """Hold what a producer's channel is given inside, if the running task is to send it later.
+
+    Producers have channels of kombu's own. Messages for another broker are sent at once.
+    """
+    held = following.get()
+    if held is None or held.stored or held.lease.store.broker != broker_of(channel):
+        yield
+        return
+
+    def put(queue: str, message: Any, **_: Any) -> None:
+        priority = channel._get_message_priority(message, reverse=False)  # noqa: SLF001
+        key = channel.global_keyprefix + channel._q_for_pri(queue, priority)  # noqa: SLF001
+        held.messages.append((key, dumps(message).encode()))
+
+    channel._put = put  # noqa: SLF001
+    try:
+        yield
+    finally:
+        del channel._put  # noqa: SLF001
+
+
+def broker_of(channel: Any) -> object:
+    """The servers of a channel; compared, never used."""
+    connection = channel.connection.client
+    return tuple(sorted(connection.alt)) or connection.as_uri()

@@ -118,8 +118,6 @@ class LeaseStore:
     #: Seconds in which workers connect again to a server that restarted, and renew their leases.
     RECONNECTION: ClassVar[float] = 10.0
 
-    #: Names the server; compared, never used.
-    broker: object
     unacked_key: str
     index_key: str
     dead_letter_key: str
@@ -132,6 +130,8 @@ class LeaseStore:
     visibility_timeout: float
     #: Set by each channel that begins to consume, so that it follows a change of servers.
     client: redis.Redis = field(repr=False)
+    #: Names the server; compared, never used.
+    broker: object = None
     _server: bytes = b""
 
     def fetch(
