@@ -79,7 +79,7 @@ end
 
 local earlier = once ~= '' and replay()
 if earlier then return earlier end
-local known = redis.call('HMGET', job, 'call', 'lane', 'created')
+local known = redis.call('HMGET', job, 'call', 'lane', 'created', 'status')
 if known[1] == given.call then return accepted(id, known[2], known[3]) end
 expire(ledger, time)
 local verdict, level = refusal()
@@ -88,12 +88,11 @@ if verdict then return {verdict, id, level, lane, '', ''} end
 local changes = {}
 -- A task that is sent again under its id; as with Celery, only a success stands. A full server
 -- refuses a script only before its first write, so that is none which frees memory.
-local status, held_tokens, bytes, held_share, held_size, owner = parts(job)
-settle(changes, held_tokens, bytes, held_share, held_size, owner)
-redis.call('HSET', job, 'status', 'queued')
-redis.call('DEL', job)
-if status and outcome_status(RESULT .. id) ~= 'succeeded' then
-  redis.call('DEL', RESULT .. id)
+if known[4] then
+  settle(changes, select(2, parts(job)))
+  redis.call('HSET', job, 'status', 'queued')
+  redis.call('DEL', job)
+  if outcome_status(RESULT .. id) ~= 'succeeded' then redis.call('DEL', RESULT .. id) end
 end
 -- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
 if bounds.lane_share > 0 then
