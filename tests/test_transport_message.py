@@ -9,6 +9,7 @@ import zlib
 from functools import partial
 from typing import Any
 
+import brotli
 import pytest
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message as BaseMessage
@@ -104,6 +105,16 @@ def test_a_bomb_of_many_streams_is_not_decompressed() -> None:
     body = Base64().encode(bz2.compress(b"0" * 10_000_000) * 7)
     bomb = message(body, encoding="base64", headers={"compression": "bzip2"})
     with pytest.raises(DecodeError, match="67108864 bytes"):
+        bomb._reraise_error()
+
+
+def test_a_body_in_a_format_without_a_bound_is_refused_with_the_formats_that_have_one() -> None:
+    body = brotli.compress(b"0" * (LARGEST_BODY + 1))
+    bomb = message(
+        Base64().encode(body), encoding="base64", headers={"compression": "application/x-brotli"}
+    )
+    assert bomb.body == body
+    with pytest.raises(DecodeError, match="x-brotli' has no bound; use gzip, bzip2 or lzma"):
         bomb._reraise_error()
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 #: Bytes that a compressed body may have when it is decompressed.
 LARGEST_BODY = 64 * 1024 * 1024
-#: By kombu's names.
+#: By kombu's names; it also knows formats of libraries that may be installed.
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), zlib.decompressobj),
     **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), bz2.BZ2Decompressor),
@@ -119,24 +119,28 @@ def task_ids(messages: Iterable[bytes]) -> list[str]:
 
 
 def _check_size(payload: Any, channel: Any) -> None:
-    """Raise DecodeError for a body that decompresses to too much; kombu has no bound.
+    """Raise DecodeError for a body that decompresses to too much, or may do so.
 
-    Whatever else is wrong with it is left to kombu.
+    kombu has no bound. Whatever else is wrong with the body is left to kombu.
     """
     try:
-        start = _DECOMPRESSORS[payload["headers"]["compression"]]
-        body = channel.decode_body(payload["body"], payload["properties"].get("body_encoding"))
+        name = payload["headers"].get("compression")
+        start = _DECOMPRESSORS.get(name)
         left = LARGEST_BODY
-        # Some formats join streams.
-        while body and left >= 0:
-            stream = start()
-            left -= len(stream.decompress(body, left + 1))
-            body = stream.unused_data
-    except Exception as error:  # noqa: BLE001 - kombu raises it again, or has no compressed body
+        if start is not None:
+            body = channel.decode_body(payload["body"], payload["properties"].get("body_encoding"))
+            # Some formats join streams.
+            while body and left >= 0:
+                stream = start()
+                left -= len(stream.decompress(body, left + 1))
+                body = stream.unused_data
+    except Exception as error:  # noqa: BLE001 - kombu raises it again
         logger.debug("Not a compressed body: %s", type(error).__name__)
         return
     if left < 0:
         raise DecodeError(f"the body is larger than {LARGEST_BODY} bytes when decompressed")
+    if name and start is None:
+        raise DecodeError(f"the compression {name!r} has no bound; use gzip, bzip2 or lzma")
 
 
 def _plain_body(payload: Any) -> bytes | None:
