@@ -83,6 +83,9 @@ class Request:
     def on_accepted(self, pid: int, started: float) -> None:
         raise OSError("nobody listens")
 
+    def on_success(self, answer: tuple[int, Any, float]) -> None:
+        raise OSError("nobody listens")
+
     def acknowledge(self) -> None:
         self.acknowledged = True
 
@@ -99,3 +102,14 @@ def test_a_job_whose_start_celery_cannot_be_told_of_is_over_when_it_has_ended(
     assert request.acknowledged
     assert open_tickets == {}
     assert caplog.text.count("Celery could not be told that job one runs") == 1
+
+
+def test_a_job_whose_end_celery_cannot_be_told_of_keeps_no_lease() -> None:
+    request: Any = Request()
+    owner: Any = None
+    open_tickets: dict[Ticket, None] = {}
+    ticket = Ticket(owner, open_tickets, request, lambda: None, Limits(None, None))
+    with pytest.raises(OSError, match="nobody listens"):
+        ticket.end((0, None, 0.0))
+    assert request.acknowledged
+    assert open_tickets == {}

@@ -209,7 +209,11 @@ class Ticket:
             return False
         if self.burial is not None and self.tag:
             leases.bury(self.tag, *self.burial)
-        self.request.on_success(answer)
+        try:
+            self.request.on_success(answer)
+        finally:
+            # Its outcome is stored: whatever that raised, no lease is left. Once only, for Celery.
+            self.request.acknowledge()
         return True
 
     def revoke(self) -> None:
