@@ -16,18 +16,26 @@ from kombu.exceptions import OperationalError
 
 from tests.processes import eventually
 from worker import tasks
+from worker.contract.app import make_app
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
 from worker.contract.results import Outcome
+from worker.contract.settings import Settings
 from worker.contract.store import Completion, JobStore, NewJob
 from worker.pool import tracing
 from worker.pool.counts import JobCounts
+from worker.pool.failures import Failures
 from worker.pool.loop import LoopCalls
 from worker.pool.result_writer import ResultWriter
 from worker.pool.suspects import Suspects
 from worker.pool.tracing import Tracer
-from worker.transport import AMQP
+
+
+class Request:
+    """A request as Celery's records of those under way see it; they hold it weakly."""
+
+    id = "job"
 
 
 class Ticket:
@@ -44,6 +52,7 @@ class Ticket:
         self.heard: list[Any] = []
         self.open = True
         self.submitted_at: float | None = None
+        self.request = Request()
 
     def end(self, answer: Any) -> bool:
         self.heard.append(answer)
@@ -54,6 +63,10 @@ class Ticket:
 
     def put_back(self) -> None:
         self.heard.append("put back")
+
+    def close(self) -> bool:
+        self.heard.append("closed")
+        return True
 
 
 @pytest.fixture
@@ -71,13 +84,33 @@ def counts() -> JobCounts:
     return JobCounts()
 
 
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with make_app(Settings(broker_url=redis_url, result_backend=redis_url)) as app:
+        yield app
+
+
+@pytest.fixture
+def failures(app: Celery) -> Iterator[Failures]:
+    failures = Failures(app)
+    yield failures
+    failures.close()
+
+
 def writer(store: JobStore) -> ResultWriter:
     return ResultWriter(store, "embedq", atomic=True, observe=lambda *_: None)
 
 
 @pytest.fixture
-def tracer(store: JobStore, loop: LoopCalls, counts: JobCounts) -> Iterator[Tracer]:
-    tracer = Tracer(store, loop, counts, writer(store))
+def suspects(store: JobStore) -> Suspects:
+    return Suspects(store, max_attempts=1)
+
+
+@pytest.fixture
+def tracer(
+    store: JobStore, loop: LoopCalls, counts: JobCounts, failures: Failures, suspects: Suspects
+) -> Iterator[Tracer]:
+    tracer = Tracer(store, loop, counts, writer(store), failures, suspects)
     yield tracer
     tracer.close(5)
 
@@ -117,49 +150,57 @@ def test_the_tasks_body_finds_the_outcome(tracer: Tracer, loop: LoopCalls) -> No
     assert tasks.ready == {}
 
 
+def away(*_: Any) -> None:
+    raise ConnectionError("nowhere to store it")
+
+
 def test_a_job_whose_outcome_cannot_be_stored_is_put_back(
     tracer: Tracer, loop: LoopCalls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def target(name: str, job_id: str) -> None:
-        raise OSError("nowhere to store it")
-
-    ticket: Any = Ticket(target)
+    ticket: Any = Ticket(away)
     with caplog.at_level(logging.CRITICAL, "worker.pool.tracing"):
         tracer.end(ticket, outcome())
         assert heard(ticket, loop) == "put back"
     assert tasks.ready == {}
 
 
+def test_a_job_that_would_fail_to_end_in_every_worker_fails(
+    tracer: Tracer, loop: LoopCalls, counts: JobCounts, store: JobStore
+) -> None:
+    def target(*_: Any) -> None:
+        raise TypeError("a link is no signature")
+
+    store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
+    ticket: Any = Ticket(target)
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == "closed"
+    failure = eventually(lambda: store.outcome("job"))
+    assert "what follows the job cannot be sent (TypeError)" in str(failure["result"])
+    assert counts.figures()["jobs_ended"] == [["failed", "invalid_request", 1]]
+
+
 def test_a_job_whose_links_cannot_be_sent_is_put_back_and_others_fail(
-    tracer: Tracer, loop: LoopCalls, redis_url: str
+    tracer: Tracer, loop: LoopCalls, app: Celery
 ) -> None:
     def publish() -> None:
         raise OperationalError("the server is full")
 
-    with Celery(broker=redis_url, amqp=AMQP, set_as_current=False) as app:
-        ticket: Any = Ticket(lambda *_: app.amqp._retry_publish(publish))
-        tracer.end(ticket, outcome())
-        assert heard(ticket, loop) == "put back"
-        with pytest.raises(OperationalError):
-            app.amqp._retry_publish(publish)
+    ticket: Any = Ticket(lambda *_: app.amqp._retry_publish(publish))
+    tracer.end(ticket, outcome())
+    assert heard(ticket, loop) == "put back"
+    with pytest.raises(OperationalError):
+        app.amqp._retry_publish(publish)
 
 
 def test_a_job_put_back_for_want_of_room_is_no_suspect(
-    store: JobStore, loop: LoopCalls, redis_client: redis.Redis
+    tracer: Tracer, loop: LoopCalls, suspects: Suspects
 ) -> None:
-    suspects = Suspects(store, max_attempts=1)
-    tracer = Tracer(store, loop, JobCounts(), writer(store), suspects=suspects)
-
-    def target(*_: Any) -> None:
-        raise OSError("nowhere to store it")
-
     for attempt in range(3):
-        ticket: Any = Ticket(target, redelivered=True)
+        ticket: Any = Ticket(away, redelivered=True)
         ticket.tag = f"tag {attempt}"
         assert suspects.begin("job", ticket.tag) == 0
         tracer.end(ticket, outcome())
         assert heard(ticket, loop) == "put back"
-    tracer.close(5)
 
 
 @pytest.mark.parametrize("redelivered", [True, False])

@@ -19,6 +19,7 @@ from worker.contract.results import Outcome, payload, success_meta
 from worker.contract.store import Completion, JobStore
 from worker.engine import Job
 from worker.pool.counts import SUCCEEDED, JobCounts
+from worker.pool.failures import Failures
 from worker.pool.loop import LoopCalls
 from worker.pool.requests import heard_by_signals, overdue
 from worker.pool.result_writer import Chunk, ResultWriter, Written, chunks_of
@@ -44,6 +45,7 @@ class Outcomes:
         app: Celery,
         store: JobStore,
         loop: LoopCalls,
+        failures: Failures,
         *,
         atomic: bool,
         max_attempts: int,
@@ -63,7 +65,7 @@ class Outcomes:
         self._spans = spans
         queue = app.conf.task_default_queue
         self.writer = ResultWriter(store, queue, atomic=atomic, observe=self._observe)
-        self.tracer = Tracer(store, loop, self.counts, self.writer, spans, self._suspects)
+        self.tracer = Tracer(store, loop, self.counts, self.writer, failures, self._suspects, spans)
 
     # -- the engine's sink ------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_
 from worker.contract.lanes import Lane
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
+from worker.contract.store import JobStore
+from worker.encoder.protocol import Encoder
 from worker.engine import Engine, Job
 from worker.pool.callers import Callers, Reception
 from worker.pool.counts import CANCELLED, EXPIRED
@@ -74,6 +76,55 @@ class TaskPool(BasePool):
         """Load the models, before the first message is taken. Ends the process where it cannot."""
         # At debug level Celery would log the arguments of every task, and so texts.
         self._does_debug = False
+        settings, encoders, store = self._loaded()
+        EvictionCheck((store.client, store.broker)).start()
+        loading.relieve_collector()
+        self._settings = settings
+        self._infos = {name: encoder.info for name, encoder in encoders.items()}
+        usual = resolve(DEFAULT_OPTIONS, self._infos)
+        #: Model and prompt of jobs that ask for nothing in particular.
+        self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
+        self.clock = EmbedRequest.clock = store.clock
+        self._loop = LoopCalls()
+        self.failures = Failures(self.app)
+        self._others = OtherTasks(
+            settings.task_threads, self._loop, self.failures, store, settings.max_attempts
+        )
+        conf = self.app.conf
+        self.parking = Parking(
+            self.app,
+            self.clock,
+            self.app.tasks,
+            traced=bool(conf.result_extended or conf.task_track_started),
+        )
+        self._spans = JobSpans.of_environment()
+        self._outcomes = Outcomes(
+            self.app,
+            store,
+            self._loop,
+            self.failures,
+            atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
+            max_attempts=settings.max_attempts,
+            clock=self.clock,
+            spans=self._spans,
+        )
+        self._engine = Engine(
+            encoders, Reception(self._outcomes), open_cache(settings, self._infos)
+        )
+        self._engine.counts.watch = self._spans
+        self._callers = Callers(self._engine, self._infos)
+        self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
+        self._engine.start()
+        self._presence = self._present(store)
+        self._presence.start()
+        # Jobs that were cancelled before this worker was there.
+        self._loop.run()
+        admission.room, admission.handed_over = self.room, self._hand_in
+        tasks.run_here = self._callers.run
+        signals.task_revoked.connect(self._on_revoked)
+
+    def _loaded(self) -> tuple[Settings, dict[str, Encoder], JobStore]:
+        """The settings, every served model, and where jobs are. Raises SystemExit."""
         try:
             settings = Settings.from_env()
             encoders = loading.load_encoders(settings)
@@ -84,63 +135,24 @@ class TaskPool(BasePool):
         if store is None:
             logger.critical("embedq keeps results on Redis; the result backend is another")
             raise SystemExit(EX_CONFIG)
-        EvictionCheck((store.client, store.broker)).start()
-        loading.relieve_collector()
-        self._settings = settings
-        self._infos = {name: encoder.info for name, encoder in encoders.items()}
-        usual = resolve(DEFAULT_OPTIONS, self._infos)
-        #: Model and prompt of jobs that ask for nothing in particular.
-        self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
-        self._loop = LoopCalls()
-        self.failures = Failures(self.app)
-        self._others = OtherTasks(
-            settings.task_threads, self._loop, self.failures, store, settings.max_attempts
-        )
-        conf = self.app.conf
-        self._spans = JobSpans.of_environment()
-        self.clock = store.clock
-        EmbedRequest.clock = self.clock
-        self._outcomes = Outcomes(
-            self.app,
-            store,
-            self._loop,
-            atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
-            max_attempts=settings.max_attempts,
-            clock=self.clock,
-            spans=self._spans,
-        )
-        self._outcomes.tracer.failures = self.failures
-        self.parking = Parking(
-            self.app,
-            self.clock,
-            self.app.tasks,
-            traced=bool(conf.result_extended or conf.task_track_started),
-        )
-        cache = open_cache(settings, self._infos)
-        self._engine = Engine(encoders, Reception(self._outcomes), cache)
-        self._engine.counts.watch = self._spans
-        self._callers = Callers(self._engine, self._infos)
-        self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
-        self._engine.start()
-        self._presence = Presence(
+        return settings, encoders, store
+
+    def _present(self, store: JobStore) -> Presence:
+        """What tells Redis of this worker, and watches its threads."""
+        outcomes, settings = self._outcomes, self._settings
+        return Presence(
             self._engine,
             store,
             settings.queue,
             self._infos,
             node=str((self.options.get("initargs") or (None, ""))[1]),
             watchdog=Watchdog(
-                [*self._engine.threads, self._outcomes.tracer.busy], settings.forward_seconds
+                [*self._engine.threads, outcomes.tracer.busy], settings.forward_seconds
             ),
-            figures=partial(figures, self._engine, self._outcomes.counts),
+            figures=partial(figures, self._engine, outcomes.counts),
             cancelled=partial(self._loop.call, state.revoked.add),
-            blocked=lambda: self._outcomes.writer.blocked,
+            blocked=lambda: outcomes.writer.blocked,
         )
-        self._presence.start()
-        # Jobs that were cancelled before this worker was there.
-        self._loop.run()
-        admission.room, admission.handed_over = self.room, self._hand_in
-        tasks.run_here = self._callers.run
-        signals.task_revoked.connect(self._on_revoked)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Celery: the loop is about to turn, again after each reconnect."""

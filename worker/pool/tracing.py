@@ -61,11 +61,12 @@ class Tracer:
         loop: LoopCalls,
         counts: JobCounts,
         writer: ResultWriter,
+        failures: Failures,
+        suspects: Suspects,
         spans: JobSpans | None = None,
-        suspects: Suspects | None = None,
     ) -> None:
-        #: Takes what cannot be ended; set by the pool. Without it, that is put back.
-        self.failures: Failures | None = None
+        #: Takes what cannot be ended.
+        self._failures = failures
         self._store = store
         self._writer = writer
         self._suspects = suspects
@@ -130,20 +131,20 @@ class Tracer:
             self._loop.call(ticket.discard)
         except Exception as error:  # noqa: BLE001 - whatever it is; logged here
             # Not the job's own failure, which the tracer answers: its outcome was not stored.
-            passes = self.failures is None or is_connection_lost(error)
+            passes = is_connection_lost(error)
             logger.error(  # noqa: TRY400 - its text may quote the message
                 "Job %s could not be ended; it is %s:\n%s",
                 *(ticket.id, "put back" if passes else "refused", place_of(error)),
                 extra={"job_id": ticket.id},
             )
-            if isinstance(error, redis.ResponseError) and not is_connection_lost(error):
+            if isinstance(error, redis.ResponseError) and not passes:
                 self._writer.refuse(ticket, error)
                 self._loop.call(ticket.discard)
                 return
             if not passes:
                 self._loop.call(self._refuse, ticket, error)
                 return
-            if self._suspects is not None and ticket.redelivered:
+            if ticket.redelivered:
                 # It did not die of this job.
                 self._suspects.clear([(ticket.id, ticket.tag)])
             self._loop.call(ticket.put_back)
@@ -158,11 +159,11 @@ class Tracer:
 
     def _refuse(self, ticket: Ticket, error: Exception) -> None:
         """End a job that would fail the same way wherever it ran."""
-        if ticket.close() and self.failures is not None:
+        if ticket.close():
             state.task_ready(ticket.request)
             reason = f"what follows the job cannot be sent ({type(error).__name__})"
             failure = JobFailed("invalid_request", reason)
-            self.failures.refuse(ticket.tag, ticket.id, failure, reason)
+            self._failures.refuse(ticket.tag, ticket.id, failure, reason)
             self._counts.ended(ended_by(failure), [ticket])
 
     def _end(self, ticket: Ticket, answer: tuple[int, Any, float], how: Ended) -> None:
