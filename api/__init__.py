@@ -1,31 +1,32 @@
-"""The REST interface: jobs in, vectors out. Knows the contract, never the model.
+"""The REST interface: accepts jobs and serves results. Imports the contract, never the model.
 
 In reading order:
 
-- `application`  the routes put together
-- `jobs`         routes of native jobs
-- `submission`   from a request body to an accepted job
-- `waits`        how long a caller wants to wait
-- `waiting`      one subscription a process wakes whoever waits
-- `results`      vectors in the form asked for
-- `events`       progress as server-sent events
-- `bulk`         OpenAI's files and batches
-- `operations`   health, readiness, metrics
-- `page`         the page to look at, the documents rendered, and their `assets`
-- `status`       what the page shows, and its `history`
-- `mounting`     at a server's root, or inside somebody's own application
-- `bodies`       requests, read within bounds
-- `arrival`      bodies that come too slowly are cut off
-- `schemas`      what is answered, as models
-- `openapi`      the same as a document
-- `errors`       what went wrong, and its status
-- `trust`        hosts and pages that may ask without keys
-- `callers`      who asks, by their key, and whose jobs they see
-- `quotas`       what a key may still submit
-- `backend`      what the routes share
-- `serving`      gunicorn's configuration
-- `request_ids`, `logs`   what lines of the log have in common
-- `limits`, `revocations`, `metrics`, `worker_figures`, `answers`   its parts
+- `application`: assemble the routes
+- `jobs`: routes of native jobs
+- `submission`: check a request, submit the job, wait for its end
+- `waits`: parse the wait time of a request
+- `waiting`: wake waiting requests, with one subscription per process
+- `results`: serialize vectors in the requested format
+- `events`: progress as server-sent events
+- `bulk`: OpenAI's files and batches
+- `openai`: OpenAI's embeddings and models
+- `operations`: health, readiness, metrics
+- `page`, `assets`: the status page, the rendered documents, and their files
+- `status`, `history`: the data of the page
+- `mounting`: run at a server's root or inside another application
+- `bodies`: read request bodies within bounds
+- `arrival`: cut off slow request bodies
+- `schemas`: the answers, as models
+- `openapi`, `openapi_parts`, `openapi_examples`: the OpenAPI document
+- `errors`: error codes and their status
+- `trust`: trusted hosts and cross-site requests
+- `callers`: API keys and the jobs that they see
+- `quotas`: charge requests and tokens to a key
+- `backend`: the state that the routes share
+- `serving`: gunicorn's configuration
+- `request_ids`, `logs`: common fields of log lines
+- `limits`, `revocations`, `metrics`, `worker_figures`, `answers`: helpers of the routes
 """
 
 from __future__ import annotations

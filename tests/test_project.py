@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -33,6 +34,29 @@ def loaded_by(statement: str) -> set[str]:
         timeout=60,
     )
     return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        str(file.parent.relative_to(ROOT))
+        for package in ("api", "worker")
+        for file in sorted((ROOT / package).rglob("__init__.py"))
+        if file.parent.name != "cli"
+    ],
+)
+def test_the_map_of_a_package_lists_its_modules_each_once(package: str) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text()))
+    listed = [
+        name
+        for names in re.findall(r"^- ((?:`\w+`(?:, )?)+): ", docstring or "", re.MULTILINE)
+        for name in re.findall(r"\w+", names)
+    ]
+    modules = [
+        *(file.stem for file in (ROOT / package).glob("[!_]*.py")),
+        *(file.parent.name for file in (ROOT / package).glob("[!_]*/__init__.py")),
+    ]
+    assert sorted(listed) == sorted(modules)
 
 
 def compose(*names: str) -> dict[str, Any]:

@@ -2,26 +2,28 @@
 
 In reading order:
 
-- `contract`   what API and worker agree on: settings, jobs, results, keys
-- `tasks`      `embed`, the task that users call
-- `collection` many texts through the task, in order, some at a time
-- `bulk`       batches of requests, coordinated by a task of their own
-- `transport`  how messages are fetched, leased and acknowledged
-- `pool`       how Celery hands over requests and how they end
-- `engine`     the threads: tokenise, schedule, encode, write
-- `packing`, `tokens`  texts side by side in one batch, and what they weigh
-- `encoder`    the model on its device; the only package that knows torch
-- `loading`    models by their settings; `tuned` is what `tune` found best for a machine
-- `counting`   counts that cost next to nothing to keep
-- `cache`      vectors of earlier texts, in Redis
-- `presence`   what the worker says of itself
-- `watchdog`   threads that hang, and the end of a worker with one
-- `service`    the same engine inside somebody's own process
-- `corpus`     files of texts to files of vectors
-- `remote`     a service, called over REST
-- `verify`     vectors beside the library's
-- `local`      Valkey, workers and the API on one machine
-- `cli`        the `embedq` command
+- `contract`: shared with the API: settings, jobs, results, keys
+- `tasks`: the task `embed`
+- `backend`: the result backend, which completes jobs
+- `collection`: submit many texts through the task, in order, with a bounded number under way
+- `bulk`: a task that coordinates batches of requests
+- `transport`: fetch, lease and acknowledge messages
+- `pool`: the Celery pool, which completes jobs
+- `engine`: the threads: tokenize, schedule, encode, write
+- `packing`, `tokens`: pack texts into a batch; blocks of tokens
+- `encoder`: the model on its device; the only package that imports torch
+- `loading`: load models by their settings
+- `tune`, `tuned`: find the best settings for a machine, and load them
+- `counting`: cheap counters
+- `cache`: vectors of earlier texts, in Redis
+- `presence`: write the worker's heartbeat
+- `watchdog`: stop a worker with a hung thread
+- `service`: the same engine inside another program
+- `corpus`: embed files of texts into files of vectors
+- `remote`: a client of the REST interface
+- `verify`: compare vectors with the library's
+- `local`: Valkey, workers and the API on one machine
+- `cli`: the command `embedq`
 """
 
 from __future__ import annotations

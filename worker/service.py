@@ -66,9 +66,9 @@ class EmbeddingService:
     the engine's. `model` is a path, a Hub id, or None for what the environment says; the other
     settings come from the environment too.
 
-    Every call raises JobFailed where no text has a vector, TextsFailed where some have none,
-    InvalidJob for wrong options, ModelUnavailable and its kin where the model cannot be loaded,
-    ServiceClosed, and EngineLost.
+    Every call raises JobFailed if no text has a vector, TextsFailed if only some have one,
+    InvalidJob for wrong options, ModelUnavailable, DeviceUnavailable or DeviceMemoryError if the
+    model cannot be loaded, ServiceClosed, and EngineLost.
     """
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:

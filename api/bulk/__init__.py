@@ -1,10 +1,11 @@
-"""OpenAI's files and batches: requests by the thousand, nobody waiting for them.
+"""OpenAI's files and batches API, under `/v1`.
 
 In reading order:
 
-- `files`    routes of files
-- `uploads`  a multipart body, streamed into the storage
-- `batches`  routes of batches
-- `pages`    lists as OpenAI's clients page through them
-- `schemas`  what is answered, as models
+- `files`: routes of files
+- `uploads`: stream a multipart body into the storage
+- `batches`: routes of batches
+- `pages`: pagination as OpenAI's clients expect it
+- `schemas`: the answers, as models
+- `document`: the routes in the OpenAPI document
 """

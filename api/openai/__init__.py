@@ -1,13 +1,13 @@
-"""OpenAI's embeddings API under `/v1`, in OpenAI's shapes.
+"""OpenAI's embeddings API, under `/v1`.
 
 In reading order:
 
-- `routes`      the routes put together, and what every answer under `/v1` has
-- `embeddings`  a request that waits for its vectors
-- `outcomes`    from a stored outcome to vectors or an error
-- `deadlines`   how long a caller waits, and whether one still does
-- `models`      what is served
-- `schemas`     what is taken and answered, as models
-- `errors`      what went wrong, in OpenAI's words
-- `document`    all of it, for the OpenAPI document
+- `routes`: assemble the routes; headers of every answer
+- `embeddings`: `POST /v1/embeddings`
+- `outcomes`: convert a stored outcome into vectors or an error
+- `deadlines`: the timeout of a request, and closed connections
+- `models`: list the served models
+- `schemas`: requests and answers, as models
+- `errors`: errors in OpenAI's format
+- `document`: the routes in the OpenAPI document
 """

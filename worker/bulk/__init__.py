@@ -1,13 +1,15 @@
-"""Batches of requests by the thousand: a Celery task reads them, has them run, writes the answers.
+"""OpenAI's batches: a Celery task reads the requests, runs them as jobs and writes the answers.
 
 In reading order:
 
-- `task`         the Celery task, and how often it tries
-- `coordinator`  one run over a batch, from wherever the last one came to
-- `requests`     the lines of a file, checked
-- `windows`      lines that are answered, written and counted together
-- `dispatch`     their texts as jobs, a bounded number at a time
-- `notices`      word of jobs that ended
-- `answers`      lines of the output
-- `means`        what a coordinator works with
+- `task`: the Celery task and its retries
+- `coordinator`: one run of the task, from the last saved progress
+- `processing`: run the requests in windows
+- `requests`: validate the lines of a file
+- `windows`: requests whose answers are written together
+- `dispatch`: submit the texts as jobs, with a bounded number under way
+- `notices`: receive notices of completed jobs
+- `answers`: lines of the output file
+- `finishing`: join the parts of the output into files
+- `means`: the connections and settings of a coordinator
 """

@@ -1,10 +1,10 @@
-"""Vectors of earlier texts, in Redis: off unless the operator gives it room.
+"""Vectors of earlier texts, in Redis. Disabled unless `EMBEDQ_CACHE_MB` is set.
 
 In reading order:
 
-- `entries`   what a text is found by, and what is kept of it
-- `revision`  what a model's vectors depend on
-- `store`     the entries in Redis: many at once, bounded, and never for long
+- `entries`: key and format of an entry
+- `revision`: a digest of everything that affects a model's vectors
+- `store`: read and write many entries, within a memory limit and a lifetime
 """
 
 from worker.cache.entries import Entry, Keys

@@ -1,46 +1,46 @@
-"""What the API and the worker agree on: settings, jobs, keys and the wire. Never torch.
+"""Shared by the API and the worker: settings, jobs, keys and wire formats. Never imports torch.
 
 In reading order:
 
-- `settings`  every `EMBEDQ_*` variable, read once at the edge
-- `redaction` secrets of URLs, kept out of answers and logs
-- `hosts`     names by which the API may be called
-- `errors`    what can go wrong, each with its code
-- `models`    what a loaded model says of itself
-- `jobs`      a job's arguments, checked; its states
-- `results`   vectors and failures as they are stored
-- `lanes`     which jobs are taken first, and where they wait
-- `keys`      every Redis key and channel, spelled once
-- `server`    Redis clients from Celery's URLs
-- `clock`     Redis' clock, which all processes share
-- `eviction` a warning if Redis may drop keys
-- `round_trips` commands of many threads go together
-- `scripts`   Lua: the steps that must happen whole or not at all
-- `endings`   how jobs end, many at once
-- `record`    a job as its owner sees it
-- `outbox`    messages on their way to a broker of its own
-- `lost`      jobs whose messages were purged
-- `submissions` a job that is offered, and how that went
-- `store`     the record of a job: accepted, read, cancelled, listed
-- `liveness`  the workers that live, and what they serve
-- `figures`   what a worker counts, and how that travels
-- `pulse`     the last minutes of a queue, for the page
-- `storage`   where files lie: a folder, or a bucket by URL
-- `listing`   pages of what an owner has
-- `files`     files of users, and what is known of them
-- `file_room` how many files and bytes may be stored
-- `result_room` how many bytes stored results may hold
-- `batch`     a batch of requests, and what of it is done
-- `batches`   batches created, claimed, listed, cancelled
-- `api_keys`  keys of the API, and the file that holds them
-- `quota`     what a key may spend in a minute
-- `estimates` what a job will cost, before it is tokenised
-- `records`   records of jobs that go through Celery itself
-- `dead_letters` messages that no worker could run
-- `openai`    OpenAI's embeddings requests and answers
-- `messages`  a job as a Celery message, built without a producer
-- `traces`    whether somebody collects traces
-- `spans`     spans of requests and jobs, for OpenTelemetry
-- `logs`      log records as lines of JSON
-- `app`       the Celery application and its configuration
+- `settings`: every `EMBEDQ_*` variable, read once at startup
+- `redaction`: remove secrets of URLs from answers and logs
+- `hosts`: parse and match trusted host names
+- `errors`: every error, with its code
+- `models`: the properties of a loaded model
+- `jobs`: validate the arguments of a job; its states
+- `results`: formats of stored vectors and failures
+- `lanes`: priorities, and the Redis list of each
+- `keys`: every Redis key and channel
+- `server`: Redis clients from Celery's URLs
+- `clock`: Redis' clock, common to all processes
+- `eviction`: warn if Redis may evict keys
+- `round_trips`: combine the commands of many threads
+- `scripts`: load the Lua scripts of a job's life
+- `record`: the tenant's view of a job
+- `submissions`: a submission, its bounds and its verdict
+- `completions`: complete many jobs in one script
+- `outbox`: messages for a broker on another server, kept until it has them
+- `lost`: find jobs whose messages were purged
+- `store`: submit, complete, read, cancel and list jobs
+- `liveness`: live workers and their models
+- `figures`: format of a worker's counters
+- `pulse`: the last minutes of a queue, for the page
+- `storage`: files in a folder, or in a bucket by URL
+- `listing`: pages of a tenant's jobs, files or batches
+- `files`: users' files and their records
+- `file_room`: bounds of stored files
+- `room`: bounds of waiting messages and stored results
+- `batch`: one batch of requests and its progress
+- `batches`: create, claim, list and cancel batches
+- `api_keys`: API keys and their file
+- `quota`: requests and tokens per minute of a key
+- `estimates`: estimate the tokens and bytes of a job
+- `records`: records of jobs that are submitted through Celery
+- `dead_letters`: messages that no worker can run
+- `openai`: OpenAI's embeddings requests and answers
+- `messages`: build the Celery message of a job without a producer
+- `traces`: detect a collector of traces
+- `spans`: OpenTelemetry spans of requests and jobs
+- `logs`: log records as JSON lines
+- `app`: the Celery application and its configuration
 """

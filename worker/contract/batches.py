@@ -107,7 +107,7 @@ class BatchStore:
         (self._broker or self._client).lpush(self._messages, self._message(batch_id))
 
     def read(self, batch_id: str) -> Batch | None:
-        """A batch, or None where there is none, or none any more."""
+        """Return the batch, or None if it does not exist or has expired."""
         return self._read_many([batch_id])[0]
 
     def page(self, owner: str, *, limit: int, after: str | None) -> tuple[list[Batch], str | None]:

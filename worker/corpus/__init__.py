@@ -1,8 +1,13 @@
-"""Files of texts in, files of vectors out: what `embedq embed` does.
+"""Embed files of texts into files of vectors, for `embedq embed`.
 
-In reading order: `rows` reads texts out of files one by one, `encoding` turns windows of them into
-vectors, on this machine or through a service, in order; `keeping` holds what is done so that an
-interrupted run goes on; `writing` makes the output of it; `run` is the whole.
+In reading order:
+
+- `rows`: read texts from files, one row at a time
+- `encoders`: the engine in this process, or a service
+- `encoding`: encode windows of texts, several at a time, in order
+- `keeping`: save the progress, so that an interrupted run can continue
+- `writing`: write the vectors into a file
+- `run`: one run, from a source to an output
 """
 
 from worker.corpus.run import Report, run, stream

@@ -2,29 +2,30 @@
 
 In reading order:
 
-`protocol`       what the engine asks of a model: tokenise, forward, and little else
-`torch_encoder`  the torch backend: load, choose a forward pass by evidence
-`openvino_encoder`  the OpenVINO backend, `openvino_graph`, its copy of a model,
-`openvino_forward`  how a batch runs through it, and
-`graph_cache`    what becomes of copies on disk
-`accuracy`       how close the number formats below float32 come to it
-`english`        texts to calibrate and measure with
-`kinds`          which kind of model a checkpoint holds, from its files
-`library`        models and their facts as sentence-transformers loads them
-`devices`        device, number format, running out of memory
-`cpu`            what makes torch faster there
-`token_rules`    how a model wants its texts tokenised …
-`chats`          … around them a chat, if the model has a template for it …
-`tokenizer`      … and the Rust calls that do it
-`forward`        a batch packed into one sequence, padded into rectangles, or looked up
-`bert`           the layers of BERT and its closest relatives, for packed batches on a CPU
-`streams`        a batch in parts, each on a core of its own
-`rectangles`     texts of like length, padded to the longest
-`layout`         where each text of a packed batch lies
-`attention`      attention that stays inside each text of a packed batch
-`pooling`        pooling of packed tokens
-`probe`          whether a forward pass gives the library's vectors
-`reference`      the library itself, to compare with
+- `protocol`: the interface of a model, for the engine
+- `torch_encoder`: the torch backend, and its choice of a forward pass
+- `openvino_encoder`: the OpenVINO backend
+- `openvino_graph`: convert a model for OpenVINO
+- `openvino_forward`: run a batch through OpenVINO
+- `graph_cache`: converted models on disk
+- `accuracy`: cosine of the number formats below float32 to float32
+- `english`: texts for calibration and measurement
+- `kinds`: detect the kind of a model from its files
+- `library`: load models through sentence-transformers
+- `devices`: device, number format, out-of-memory errors
+- `cpu`: torch settings for CPUs
+- `token_rules`: the tokenization rules of a model
+- `chats`: apply a model's chat template
+- `tokenizer`: call the Rust tokenizer by these rules
+- `forward`: run a batch packed into one sequence, padded into rectangles, or as a lookup
+- `bert`: the layers of BERT and related models, for packed batches on a CPU
+- `streams`: run the parts of a batch, one per core
+- `rectangles`: pad texts of similar length to the longest
+- `layout`: positions of texts in a packed batch
+- `attention`: attention within each text of a packed batch
+- `pooling`: pool the tokens of a packed batch
+- `probe`: compare a forward pass with the library
+- `reference`: the library's own vectors
 
 Importing this package loads no torch; `load` does.
 """

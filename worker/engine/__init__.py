@@ -1,28 +1,29 @@
-"""Continuous batching over texts: jobs go in, vectors come out, full batches in between.
+"""Continuous batching of texts: jobs enter, full batches run, vectors leave.
 
 In reading order:
 
-- `job`         a job under way: its texts, what is tokenised, what has come back
-- `pooled`      its texts that are read in windows, and the mean of their vectors
-- `sink`        who is told what becomes of jobs
-- `windows`     a text beyond the model's limit as several within it
-- `tokenising`  texts into tokens, of several jobs in turn
-- `shares`      the waiting texts of one lane: a share for each tenant, and of that for each job
-- `schedule`    which waiting texts make the next batch; no clock, lock or device
-- `batch`       pieces of jobs joined for the model, and its rows given back to them
-- `forward`     one batch through the model, whatever one of its texts does to it
-- `counts`      what is counted of batches and of the tokenizer
-- `room`        how many tokens wait and how many bytes are held, and how many more may come
-- `outbox`      what the writer has to tell
-- `threads`     started, watched and joined together
-- `isolation`   a job that workers may have died of runs while every other thread rests
-- `arrivals`    jobs to be looked up in the cache, where there is one
-- `backlog`     the jobs under way and what threads hand to one another, behind one lock
-- `tokeniser`   one thread's calls of the tokenizer
-- `composer`    what the device runs next: cut, admitted, each text once
-- `recall`      what the cache has is looked up, what it has not is kept
-- `encoding`    one thread's batches: composed, run, counted
-- `core`        the engine itself: tokenise, encode, write
+- `job`: a running job, its texts, tokens and vectors
+- `pooled`: long texts that are encoded in windows, and their mean vectors
+- `sink`: the receiver of the engine's events
+- `windows`: split a text beyond the model's limit
+- `tokenising`: tokenize texts of several jobs in turn
+- `shares`: divide a lane among tenants, and a tenant's part among its jobs
+- `schedule`: choose the texts of the next batch; no clock, lock or device
+- `batch`: join pieces of jobs, and return rows to their jobs
+- `repeats`: encode equal texts of a batch once
+- `forward`: run one batch, and isolate texts that fail
+- `counts`: counters of batches and of the tokenizer
+- `room`: waiting tokens, held bytes, and remaining capacity
+- `outbox`: events for the writer thread
+- `threads`: start, watch and join the threads
+- `isolation`: run a suspected job while every other thread rests
+- `arrivals`: jobs to look up in the cache
+- `backlog`: the state that the threads share, behind one lock
+- `tokeniser`: the loop of the tokenizer thread
+- `composer`: cut the next batch, admit its jobs, remove repeated texts
+- `recall`: read vectors from the cache and add new ones
+- `encoding`: the loop of an encoding thread
+- `core`: the engine: tokenize, encode, write
 """
 
 from worker.engine.core import Engine

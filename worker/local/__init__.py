@@ -1,5 +1,14 @@
-"""A whole embedq on one machine: its processes, its Valkey, and what ends them.
+"""All of embedq on one machine, for `embedq up`.
 
-Read `children` (how a process is started so that it cannot be left behind), `valkey` (the
-embedded server), `supervisor` (who is restarted, who ends it all), `demo` (the sample job).
+In reading order:
+
+- `up`: the command, from the first process to the last
+- `deployment`: the programs, their command lines, environment and order
+- `folder`: the data folder and its lock
+- `children`: child processes that end with their parent
+- `launch`: the start of a child
+- `guardian`: a process that ends the children of a killed parent
+- `supervisor`: restart and stop the children
+- `valkey`: the embedded Valkey server
+- `demo`: the sample job
 """

@@ -1,28 +1,28 @@
-"""How Celery hands requests over, and how they end.
+"""The Celery pool of the worker: takes requests over and completes their jobs.
 
 In reading order:
 
-- `consumer`  messages that nobody can run, and how much is fetched
-- `requests`  one request of `embed`, without its texts where people look
-- `failures`  what neither the engine nor a task can fail itself
-- `parking`   messages that have to wait, in Redis
-- `strategy`  how a message becomes one, and what of Celery's way it can do without
-- `tickets`   what is kept of it until it has ended
-- `taskpool`  the pool itself
-- `loop`      calls from other threads onto the thread of Celery's event loop
-- `threads`   threads for whatever may block
-- `others`    tasks other than `embed`
-- `isolation` those of them that workers may have died of
-- `callers`   `embed` called as a plain function in the worker
-- `outcomes`  what becomes of jobs: in bulk …
-- `result_writer` … by one script for many, again and again while Redis is away,
-- `tracing`   … or through Celery's own tracer
-- `limits`    jobs that run for too long
-- `counts`    how jobs end and how long they take, counted
-- `figures`   everything counted, put together
-- `spans`     what becomes of jobs, for OpenTelemetry
-- `keeping`   leases while the worker stops
-- `suspects`  jobs that workers may have died of
+- `consumer`: bound the number of fetched messages, and refuse malformed ones
+- `requests`: a request of `embed`, without its texts in logs and events
+- `failures`: store failures that neither the engine nor a task can store
+- `parking`: return messages that must wait to Redis
+- `strategy`: turn a message of `embed` into a request
+- `tickets`: the pool's state of one request
+- `taskpool`: the pool
+- `loop`: call functions on the thread of Celery's event loop
+- `threads`: daemon threads for blocking calls
+- `others`: run tasks other than `embed`
+- `isolation`: run redelivered tasks other than `embed` one at a time
+- `callers`: `embed` called as a function inside the worker
+- `outcomes`: the engine's sink, which completes simple jobs in bulk
+- `result_writer`: complete many jobs in one script, with retries while Redis is away
+- `tracing`: complete the other jobs through Celery's tracer
+- `limits`: time limits of jobs
+- `counts`: counters of completed jobs and their duration
+- `figures`: collect all counters
+- `spans`: OpenTelemetry spans of jobs
+- `keeping`: renew leases while the worker stops
+- `suspects`: count the crashes of redelivered jobs
 """
 
 from worker.pool.taskpool import TaskPool

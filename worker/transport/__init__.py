@@ -43,10 +43,18 @@ an ACL the worker needs, beside what kombu needs, EVAL, EVALSHA, BLMOVE, HMGET, 
 in scripts GET, SET, RPOP, RPUSH, LPUSH, HGET, HSET, HDEL, HLEN, HSTRLEN, SADD, SREM, ZADD, ZREM,
 ZCARD, ZMSCORE and ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster, as with kombu.
 
-Reading order: `leases` what is held, `admission` how much is wanted, `scripts` what the server
-does, `command` how it is called, `store` where, `message` what was fetched, `wire` a connection
-that does not block, `upkeep` and `fetcher` when it is used, `qos`, `foreign`, `guard`, `channel`,
-`poller` and `transport` the seams to kombu, `connection` how Celery comes to use it.
+In reading order:
+
+- `leases`: the leases of this process and their pending endings
+- `following`: messages that a task publishes, held until its outcome is stored
+- `admission`: the remaining capacity of the pool
+- `scripts`, `command`: the Lua scripts and their calls
+- `store`: the leases of one server
+- `message`: decode a message
+- `wire`: a connection that does not block
+- `upkeep`, `fetcher`: renew, restore and fetch on the event loop
+- `qos`, `foreign`, `guard`, `channel`, `poller`, `transport`: the adapters to kombu
+- `connection`: the adapters to Celery
 """
 
 from worker.transport.admission import Admission, admission

@@ -1,7 +1,9 @@
-"""OpenAI's embeddings requests, for whoever answers them: the API at once, a batch line by line.
+"""OpenAI's embeddings requests and answers, for `/v1/embeddings` and for lines of batches.
 
-- `requests`    the body of a request, as a model
-- `calls`       from a body to texts and options
-- `answers`     from vectors to the body of an answer, from an error to its document
-- `token_table` token ids back to text
+In reading order:
+
+- `requests`: the body of a request, as a model
+- `calls`: convert a body into texts and options
+- `answers`: convert vectors into the body of an answer, and an error into its document
+- `token_table`: decode token ids into text
 """
