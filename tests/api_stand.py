@@ -23,10 +23,11 @@ from tests.documented import watch
 from tests.stored import failure_meta
 from worker.contract import keys
 from worker.contract.errors import JobFailed
-from worker.contract.jobs import Status, TextError
+from worker.contract.jobs import Status
 from worker.contract.lanes import lists_of
 from worker.contract.models import ModelInfo
-from worker.contract.results import Outcome, payload, success_meta
+from worker.contract.outcomes import Outcome, TextError
+from worker.contract.results import payload, success_meta
 from worker.contract.settings import Settings
 from worker.contract.store import Completion, JobStore
 from worker.presence import Presence

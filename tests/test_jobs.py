@@ -19,10 +19,9 @@ from worker.contract.jobs import (
     parse_body,
     parse_call,
     parse_options,
-    prompt_text,
     resolve,
 )
-from worker.contract.models import UNLIMITED, ModelInfo
+from worker.contract.models import UNLIMITED, ModelInfo, prompt_text
 
 SECRET = "a text that nobody else may read"
 

@@ -19,7 +19,8 @@ from worker.contract import keys, records
 from worker.contract.app import make_app
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME, Status
-from worker.contract.results import Outcome, payload, plain
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain
 from worker.contract.settings import Settings
 from worker.contract.store import JobRecord, JobStore
 from worker.tasks import EmbedTask

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from worker import app
 from worker.contract.errors import JobFailed
-from worker.contract.jobs import TextError
+from worker.contract.outcomes import TextError
 from worker.contract.records import store_of
 from worker.contract.results import matrix
 from worker.tasks import embed

@@ -14,9 +14,9 @@ import orjson
 import urllib3
 
 from worker.contract.errors import EmbedqError, JobFailed
-from worker.contract.jobs import TextError
+from worker.contract.outcomes import Outcome, TextError
 from worker.contract.redaction import redact
-from worker.contract.results import Outcome, matrix
+from worker.contract.results import matrix
 
 #: Seconds that one request waits for a job's end.
 WAIT = 50

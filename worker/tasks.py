@@ -16,7 +16,8 @@ from worker.contract import records
 from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
 from worker.contract.messages import new_headers, new_id, shown_args
-from worker.contract.results import Outcome, payload, plain
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain
 
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
 #: The pool puts one in right before it runs the body, on the same thread.

@@ -22,8 +22,8 @@ from worker.contract.batch import COMPLETION_SECONDS, Batch, new_id
 from worker.contract.errors import JobFailed
 from worker.contract.files import BATCH, FileRecord, object_name
 from worker.contract.files import new_id as new_file_id
-from worker.contract.jobs import TextError
 from worker.contract.lanes import lists_of
+from worker.contract.outcomes import TextError
 
 
 def line(custom_id: str = "a", **body: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worker.cache import Entry, Keys
+from worker.cache.entries import Entry, Keys
 from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
 
 KEYS = Keys({"m": b"one", "other": b"two", "alias": b"one"})

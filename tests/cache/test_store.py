@@ -12,7 +12,9 @@ import pytest
 import redis
 
 from tests.processes import ValkeyServer, eventually, free_port
-from worker.cache import Cache, Keys, store
+from worker.cache import store
+from worker.cache.entries import Keys
+from worker.cache.store import Cache
 from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS
 

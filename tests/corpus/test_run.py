@@ -12,8 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from worker.contract.errors import JobFailed
-from worker.contract.jobs import TextError
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome, TextError
 from worker.corpus import Report, run
 from worker.corpus.encoding import WINDOW
 from worker.corpus.rows import CorpusError, Source

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.stand import Start
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink
-from worker.cache import Cache
+from worker.cache.store import Cache
 from worker.engine import Engine
 
 

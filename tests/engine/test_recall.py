@@ -31,8 +31,9 @@ from tests.fakes import (
     model_info,
 )
 from tests.processes import eventually
-from worker.cache import Cache, Keys
-from worker.contract.results import Outcome
+from worker.cache.entries import Keys
+from worker.cache.store import Cache
+from worker.contract.outcomes import Outcome
 from worker.engine import Engine
 
 REVISIONS = {"fake": b"one", "other": b"two"}

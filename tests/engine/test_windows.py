@@ -19,8 +19,7 @@ from tests import tiny_models
 from tests.engine.stand import Start, assert_vectors, busy, texts
 from tests.fakes import NAN, POISON, FakeEncoder, RecordingSink, job_of, model_info, vector_of
 from worker.contract.errors import InvalidText
-from worker.contract.jobs import MOST_WINDOWS
-from worker.contract.models import ModelSpec
+from worker.contract.models import MOST_WINDOWS, ModelSpec
 from worker.encoder import load
 from worker.encoder.tokenizer import Tokenizer, TokenRules
 from worker.engine import windows

@@ -22,7 +22,8 @@ from tests.processes import Process, Processes, eventually, start_worker
 from worker.contract import estimates, messages, records
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import Lane, lists_of
-from worker.contract.results import Matrix, matrix
+from worker.contract.outcomes import Matrix
+from worker.contract.results import matrix
 from worker.contract.store import Bounds, NewJob
 from worker.tasks import embed
 

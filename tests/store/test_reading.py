@@ -19,12 +19,8 @@ from tests.store.stand import (
 from worker.contract import keys, store
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
-from worker.contract.results import (
-    Outcome,
-    payload,
-    plain,
-    revoked_meta,
-)
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain, revoked_meta
 from worker.contract.store import JobStore
 
 #: Celery's own way of storing a result.

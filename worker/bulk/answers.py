@@ -11,7 +11,7 @@ import orjson
 
 from worker.contract.jobs import EncodingFormat
 from worker.contract.openai import answers
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 
 
 def embedded(

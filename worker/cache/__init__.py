@@ -6,8 +6,3 @@ In reading order:
 - `revision`: a digest of everything that affects a model's vectors
 - `store`: read and write many entries, within a memory limit and a lifetime
 """
-
-from worker.cache.entries import Entry, Keys
-from worker.cache.store import Cache, open_cache
-
-__all__ = ["Cache", "Entry", "Keys", "open_cache"]

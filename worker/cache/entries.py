@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from worker.contract.jobs import JobOptions
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
+
+if TYPE_CHECKING:
+    from worker.contract.jobs import JobOptions
 
 #: The form of keys and values; another one finds nothing of earlier ones.
 _FORMAT = b"embedq 1"

@@ -8,6 +8,7 @@ In reading order:
 - `errors`: every error, with its code
 - `models`: the properties of a loaded model
 - `jobs`: validate the arguments of a job; its states
+- `outcomes`: outcomes of jobs, as data
 - `results`: formats of stored vectors and failures
 - `lanes`: priorities, and the Redis list of each
 - `keys`: every Redis key and channel

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker.contract.jobs import MOST_WINDOWS, JobOptions, prompt_text
-from worker.contract.models import ModelInfo
+from worker.contract.models import MOST_WINDOWS, ModelInfo, prompt_text
+
+if TYPE_CHECKING:
+    from worker.contract.jobs import JobOptions
 
 #: About four characters make a token; two special ones come on top. In dense scripts, whose
 #: characters take more bytes of UTF-8, a character makes about one.

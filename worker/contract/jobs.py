@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -11,12 +10,10 @@ from celery import states
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.contract.errors import InvalidJob
-from worker.contract.models import ModelInfo
+from worker.contract.models import MOST_WINDOWS, ModelInfo
 
 TASK_NAME = "embedq.embed"
 MAX_TEXTS = 4096
-#: Windows of one text that is read in several, see `JobOptions.long`.
-MOST_WINDOWS = 128
 #: Characters of a prompt, for each token that the model reads; of a model without a limit, for as
 #: many tokens as others read at most.
 _PROMPT_CHARACTERS_A_TOKEN = 16
@@ -100,15 +97,6 @@ class JobRequest(JobOptions):
 
 
 DEFAULT_OPTIONS: Final = JobOptions()
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TextError:
-    """Why one text of a job has no vector."""
-
-    index: int
-    code: str
-    message: str
 
 
 def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], JobOptions]:
@@ -229,19 +217,6 @@ def resolve(options: JobOptions, models: Mapping[str, ModelInfo]) -> ModelInfo:
             code="invalid_prompt",
         )
     return info
-
-
-def prompt_text(options: JobOptions, info: ModelInfo) -> str | None:
-    """The prompt to put before the texts, chosen as `SentenceTransformer.encode` does."""
-    if options.prompt is not None:
-        return options.prompt
-    name = options.prompt_name or info.default_prompt_name
-    return info.prompts.get(name) if name is not None else None
-
-
-def most_tokens(options: JobOptions, info: ModelInfo) -> int:
-    """Tokens that the model reads of one text at most."""
-    return info.max_tokens * (MOST_WINDOWS if options.long == "mean" else 1)
 
 
 def _check_dimensions(dimensions: int | None, info: ModelInfo) -> None:

@@ -1,12 +1,18 @@
-"""What a loaded model says of itself; data only, shared by worker and API."""
+"""The properties of a loaded model; data only, shared by worker and API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.contract.jobs import JobOptions
 
 #: `ModelInfo.max_tokens` of a model without a limit.
 UNLIMITED = 2**31 - 1
+#: Windows of one text that is read in several, see `JobOptions.long`.
+MOST_WINDOWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,16 @@ class ModelInfo:
     matryoshka: tuple[int, ...] = ()
     #: Mean cosine to float32 vectors, measured on this machine at load; None in float32.
     cosine: float | None = None
+
+
+def prompt_text(options: JobOptions, info: ModelInfo) -> str | None:
+    """The prompt to put before the texts, chosen as `SentenceTransformer.encode` does."""
+    if options.prompt is not None:
+        return options.prompt
+    name = options.prompt_name or info.default_prompt_name
+    return info.prompts.get(name) if name is not None else None
+
+
+def most_tokens(options: JobOptions, info: ModelInfo) -> int:
+    """Tokens that the model reads of one text at most."""
+    return info.max_tokens * (MOST_WINDOWS if options.long == "mean" else 1)

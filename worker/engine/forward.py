@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.encoder.protocol import Begun, Encoder
 from worker.tokens import TokenBlock
 

@@ -6,18 +6,20 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from worker.cache import Entry
 from worker.contract.errors import JobFailed
-from worker.contract.jobs import JobOptions, TextError
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
-from worker.contract.results import Matrix, Outcome
+from worker.contract.outcomes import Matrix, Outcome, TextError
 from worker.engine.pooled import Pooled
 from worker.tokens import TokenBlock
+
+if TYPE_CHECKING:
+    from worker.cache.entries import Entry
+    from worker.contract.jobs import JobOptions
 
 
 class Piece(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 
 #: How far from 1 the squared length of a vector may be that a model scaled to 1, in 16 bits too.
 _UNIT = 1e-2

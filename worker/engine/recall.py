@@ -8,14 +8,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from worker.cache import Cache, Entry
-from worker.contract.results import Matrix
+from worker.cache.entries import Entry
+from worker.contract.outcomes import Matrix
 from worker.engine.backlog import Backlog
 from worker.engine.counts import Counts
 from worker.engine.job import Job
 from worker.engine.sink import Sink
+
+if TYPE_CHECKING:
+    from worker.cache.store import Cache
 
 #: Texts that are looked up together, and kept together, if no job alone has more.
 _TEXTS_A_LOOKUP, _TEXTS_A_WRITE = 1024, 4096

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from worker.contract import estimates
 from worker.contract.errors import EmbedqError
-from worker.contract.jobs import MOST_WINDOWS, most_tokens
 from worker.contract.lanes import Lane
+from worker.contract.models import MOST_WINDOWS, most_tokens
 from worker.encoder.protocol import Encoder
 from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece

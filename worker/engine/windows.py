@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from worker.contract.jobs import MOST_WINDOWS
+from worker.contract.models import MOST_WINDOWS
 from worker.encoder.protocol import Encoder
 from worker.tokens import TokenBlock
 

@@ -15,7 +15,8 @@ from worker.contract import keys
 from worker.contract.clock import Clock
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
-from worker.contract.results import Outcome, payload, success_meta
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, success_meta
 from worker.contract.store import Completion, JobStore
 from worker.engine import Job
 from worker.pool.counts import SUCCEEDED, JobCounts

@@ -18,12 +18,13 @@ from celery.utils import log as celery_log
 from celery.worker import state
 
 from worker import loading, tasks
-from worker.cache import open_cache
+from worker.cache.store import open_cache
 from worker.contract import server
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.eviction import EvictionCheck
-from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, prompt_text, resolve
+from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, resolve
 from worker.contract.lanes import Lane
+from worker.contract.models import prompt_text
 from worker.contract.records import store_of
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
