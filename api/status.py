@@ -46,6 +46,11 @@ class ServedModel(BaseModel):
     device: str
     backend: str
     dtype: str
+    path: str = Field(
+        default="",
+        description="How forward passes run: kernel, layers, groups, padded or table; empty if "
+        "the worker does not report it.",
+    )
 
 
 class Worker(BaseModel):

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 #: Label values are short by nature; a longer one is not what it seems to be.
 _LONGEST_LABEL = 128
 #: Facts of a model that `embedq_worker_info` shows.
-_SHOWN_FACTS = ("device", "backend", "dtype")
+_SHOWN_FACTS = ("device", "backend", "dtype", "path")
 
 _FAMILIES: dict[str, Callable[..., Metric]] = {
     "counter": CounterMetricFamily,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from worker import app, loading
 from worker.contract.models import ModelInfo
 from worker.contract.settings import Settings
-from worker.encoder.protocol import Encoder
+from worker.encoder.protocol import Cause, Encoder
 from worker.tokens import TokenBlock
 
 __all__ = ["DIMENSIONS", "CostlessEncoder", "app", "expected"]
@@ -76,8 +76,8 @@ class CostlessEncoder:
     def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
         """It has no cores to share."""
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, MemoryError)
+    def cause(self, error: BaseException) -> Cause:
+        return Cause.MEMORY if isinstance(error, MemoryError) else Cause.TEXT
 
     def release_memory(self) -> None:
         pass

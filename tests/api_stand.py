@@ -44,6 +44,7 @@ MODEL = ModelInfo(
     batch_tokens=1024,
     prompts={"query": "query: "},
     matryoshka=(2,),
+    path="layers",
 )
 
 

@@ -16,6 +16,7 @@ from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Outcome
+from worker.encoder.protocol import Cause
 from worker.engine import Job
 from worker.tokens import TokenBlock
 
@@ -116,8 +117,10 @@ class FakeEncoder:
     def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
         pass
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, OutOfMemory)
+    def cause(self, error: BaseException) -> Cause:
+        if isinstance(error, OutOfMemory):
+            return Cause.MEMORY
+        return Cause.DEVICE if "device-side" in str(error) else Cause.TEXT
 
     def release_memory(self) -> None:
         self.releases += 1

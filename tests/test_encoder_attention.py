@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.encoder import attention
 from worker.encoder.attention import attending_to, packed_attention
 from worker.encoder.layout import pack
 from worker.packing import GroupCost
@@ -108,23 +107,28 @@ def test_one_kernel_attends_inside_each_text(
         key_starts: torch.Tensor,
         longest: int,
         longest_key: int,
+        dropout: float,
+        is_causal: bool,
+        return_debug_mask: bool,
         *,
         scale: float,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
-    ) -> torch.Tensor:
+        window_size_left: int,
+        window_size_right: int,
+    ) -> tuple[torch.Tensor, ...]:
         assert starts.dtype == key_starts.dtype == torch.int32
         assert longest == longest_key == max(LENGTHS)
-        assert enable_gqa == (query.shape[1] != key.shape[1])
-        left, right = window_size
+        assert not dropout
+        assert not return_debug_mask
+        left, right = window_size_left, window_size_right
         assert right in (0, left)
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
         assert scale == 0.3
         window = None if left < 0 else left + 1
-        want = text_by_text(q, k, v, starts.tolist(), causal=right == 0 != left, window=window)
-        return want[0]
+        assert right == 0 or not is_causal
+        want = text_by_text(q, k, v, starts.tolist(), causal=is_causal, window=window)
+        return want[0], *[torch.empty(0)] * 4
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
     batch = pack(a_batch(), None, torch.device("cpu"))
     query, key, value = tensors(key_heads)
     with attending_to(batch):

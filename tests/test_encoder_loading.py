@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tests import tiny_models
+from worker import encoder as encoder_package
 from worker.contract.errors import (
     DeviceMemoryError,
     DeviceUnavailable,
@@ -23,6 +26,7 @@ from worker.contract.errors import (
 from worker.contract.models import ModelSpec
 from worker.encoder import bert, devices, forward, library, load, token_rules
 from worker.encoder.layout import Group
+from worker.encoder.protocol import Cause
 from worker.encoder.reference import Reference
 from worker.tokens import TokenBlock
 
@@ -43,7 +47,7 @@ def test_a_model_that_packs_wrongly_is_run_padded(
         encoder = load(tiny(path), device="cpu")
     assert not encoder.info.packed
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "tiny does not run packed: vectors differ by" in caplog.text
+    assert "tiny cannot run by the path 'groups': vectors differ by" in caplog.text
     want = Reference(tiny(path), device="cpu").encode_alone(TEXTS)
     found = encoder.forward(encoder.tokenize(TEXTS))
     np.testing.assert_allclose(found, want, atol=1e-5, rtol=0)
@@ -126,21 +130,94 @@ def test_a_model_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("not enough memory of the plot"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), Cause.MEMORY),
+        (MemoryError(), Cause.MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), Cause.MEMORY),
+        (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cuda"), Cause.MEMORY),
+        (RuntimeError("CUDA error: out of memory"), Cause.MEMORY),
+        (RuntimeError("HIP error: out of memory"), Cause.MEMORY),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            Cause.MEMORY,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Cause.MEMORY),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), Cause.MEMORY),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), Cause.MEMORY),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), Cause.DEVICE),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), Cause.DEVICE),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), Cause.DEVICE),
+        (RuntimeError("HIP error: unspecified launch failure"), Cause.DEVICE),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access"), Cause.DEVICE),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `x`"), Cause.TEXT),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Cause.TEXT),
+        (ValueError("not enough memory of the plot"), Cause.TEXT),
+        (ValueError("CUDA error: in a text"), Cause.TEXT),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert devices.is_out_of_memory(error) is expected
+def test_errors_of_memory_and_device_are_told_from_those_of_texts(
+    error: Exception, expected: Cause
+) -> None:
+    assert devices.cause(error) is expected
 
 
 def test_a_real_failed_allocation_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, dtype=torch.float32)
     assert devices.is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(("weight", "chosen"), [(1.0, "float16"), (1e6, "bfloat16")])
+def test_a_gpu_runs_the_16_bit_format_that_is_closer_to_float32(
+    weight: float, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, as if `auto` were bfloat16 there; a weight of a million is none of float16's."""
+    path = tiny_models.bert(tmp_path)
+    model = SentenceTransformer(str(path), device="cpu")
+    with torch.no_grad():
+        model[0].auto_model.encoder.layer[0].output.LayerNorm.weight[0] = weight
+    model.save(str(path), create_model_card=False)
+    formats = {"auto": torch.bfloat16}
+    monkeypatch.setattr(devices, "choose_dtype", lambda name, _: formats[name])
+    info = load(tiny(path), device="cpu").info
+    assert info.dtype == chosen
+    assert info.cosine is not None
+    assert info.cosine > 0.99
+
+
+def test_models_with_growing_residuals_stay_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "choose_dtype", lambda *_: torch.bfloat16)
+    assert load(tiny(tiny_models.qwen3(tmp_path)), device="cpu").info.dtype == "bfloat16"
+
+
+def test_memory_of_cuda_grows_in_place_unless_the_user_set_it_otherwise() -> None:
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
+    encoder_package._set_allocator(own)
+    assert len(own) == 1
+    env: dict[str, str] = {}
+    encoder_package._set_allocator(env)
+    assert set(env.values()) == {"expandable_segments:True"}
+
+
+def test_the_second_gpu_is_current_while_it_runs() -> None:
+    block = devices.current(torch.device("cuda:1"))
+    assert isinstance(block, torch.cuda.device)
+    assert block.idx == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (tiny_models.bert, "layers"),
+        (tiny_models.modernbert, "groups"),
+        (tiny_models.static, "table"),
+    ],
+)
+def test_info_names_the_path_of_forward_passes(make: Any, path: str, tmp_path: Path) -> None:
+    if path == "layers" and platform.machine() not in ("x86_64", "AMD64"):
+        path = "groups"
+    assert load(tiny(make(tmp_path)), device="cpu").info.path == path
 
 
 def test_info_says_what_was_asked_for(tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ def test_workers_are_counted_with_their_models_and_rates() -> None:
     assert workers.tokens_per_second == 10.0
 
 
+def test_a_worker_of_an_earlier_version_names_no_path() -> None:
+    assert live_workers({b"a": presence()}, NOW).models["tiny"].path == ""
+
+
 def test_a_silent_worker_does_not_count() -> None:
     silent = presence(at=NOW - SILENCE - 1)
     assert live_workers({b"a": silent}, NOW).count == 0

@@ -120,6 +120,7 @@ def test_the_status_tells_the_queue_and_the_workers(api: ApiStand) -> None:
         "device": "cpu",
         "backend": "torch",
         "dtype": "float32",
+        "path": "layers",
     }
     assert job_id not in str(status)
 

@@ -71,7 +71,7 @@ def test_the_models_prompts_are_verified(tmp_path: Path) -> None:
 def test_the_command_ends_well_on_the_packaged_model() -> None:
     ended = CliRunner().invoke(command, ["--device", "cpu"])
     assert ended.exit_code == 0
-    assert "all-MiniLM-L6-v2 on cpu, torch float32, packed batches, 384 dimensions" in ended.output
+    assert "all-MiniLM-L6-v2 on cpu, torch float32, path layers, 384 dimensions" in ended.output
     assert "all agree" in ended.output
 
 

@@ -82,13 +82,13 @@ def _load_encoders(settings: Settings) -> dict[str, Encoder]:
         encoder.warm_up()
         info = encoder.info
         logger.warning(
-            "Model %s: %d dimensions, %s %s on %s, %s batches of %d tokens, ready in %.1f s",
+            "Model %s: %d dimensions, %s %s on %s, path %s, batches of %d tokens, ready in %.1f s",
             info.name,
             info.dimensions,
             info.backend,
             info.dtype,
             info.device,
-            "packed" if info.packed else "padded",
+            info.path,
             info.batch_tokens,
             time.monotonic() - started,
         )

@@ -113,9 +113,8 @@ def built_in_cases(info: ModelInfo) -> list[Case]:
 
 def table(info: ModelInfo, rows: list[Row]) -> str:
     """The rows as text, one line each, with what was verified above and the verdict below."""
-    way = "packed" if info.packed else "padded"
     lines = [
-        f"{info.name} on {info.device}, {info.backend} {info.dtype}, {way} batches, "
+        f"{info.name} on {info.device}, {info.backend} {info.dtype}, path {info.path}, "
         f"{info.dimensions} dimensions, up to {info.max_tokens} tokens",
         "largest difference to SentenceTransformer.encode of each text alone:",
         "",

@@ -116,8 +116,33 @@ def test_memory_that_runs_out_lowers_the_budget_and_costs_no_vector(
     engine = start(encoder)
     engine.submit(job_of(texts(60), "a"))
     assert_vectors(sink.outcome("a").vectors, texts(60))
-    assert engine.budgets == {"fake": 16}
-    assert engine.splits == 1
+    assert engine.budgets["fake"] < 32
+    assert engine.splits == engine.memory_splits >= 1
+
+
+def test_a_full_device_costs_no_job(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    encoder.memory = 0
+    engine = start(encoder)
+    engine.submit(job_of(texts(20), "a"))
+    eventually(lambda: encoder.releases > 2)
+    assert engine.busy_since is None, "a full device counts as a hang"
+    encoder.memory = None
+    assert_vectors(sink.outcome("a").vectors, texts(20))
+    assert sink.outcome("a").errors == []
+
+
+def test_an_engine_with_a_full_device_closes_and_returns_its_jobs(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    encoder.memory = 0
+    engine = start(encoder)
+    engine.submit(job_of(texts(3), "a"))
+    eventually(lambda: encoder.releases > 2)
+    assert [job.id for job in engine.close(DEADLINE)] == ["a"]
+    assert engine.stopped
+    assert sink.outcomes == {}
 
 
 @crashes

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.fakes import INFINITE, NAN, OPPOSITES, POISON, FakeEncoder, model_info, vector_of
-from worker.engine.forward import DeviceLost, Forward
+from tests.fakes import (
+    INFINITE,
+    NAN,
+    OPPOSITES,
+    POISON,
+    FakeEncoder,
+    OutOfMemory,
+    model_info,
+    vector_of,
+)
+from worker.engine.forward import Closing, DeviceLost, Forward
 from worker.tokens import TokenBlock
 
 
@@ -150,12 +159,103 @@ def test_memory_is_given_back_only_when_the_failed_pass_holds_none_any_more() ->
     assert encoder.releases == 7
 
 
-def test_a_device_that_fails_on_everything_is_lost_and_no_text_is_blamed() -> None:
+def test_full_batches_recover_a_budget_that_was_halved() -> None:
+    encoder = FakeEncoder()
+    encoder.memory = 512
+    forward = forward_of(encoder, budget=1024)
+    forward.run(encoder.tokenize(texts(256)))
+    assert forward.budget == 512
+    encoder.memory = None
+    full, small = encoder.tokenize(texts(256)), encoder.tokenize(texts(3))
+    forward.run(small)
+    assert forward.budget == 512, "a small batch shows nothing"
+    budgets = []
+    for _ in range(130):
+        forward.run(full)
+        budgets.append(forward.budget)
+    assert budgets[0] == 516
+    assert budgets[-1] == 1024
+
+
+def test_a_full_device_is_tried_again_until_it_has_memory() -> None:
+    encoder = FakeEncoder()
+    forward = forward_of(encoder)
+    given = texts(8)
+    block = encoder.tokenize(given)
+    encoder.memory = 0
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            encoder.memory = None
+        return True
+
+    forward.pause = pause
+    vectors, faults = forward.run(block)
+    assert faults == {}
+    assert_vectors(vectors, given, {})
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+
+
+def test_a_text_that_does_not_fit_fails_after_a_full_device_has_memory_again() -> None:
+    encoder = FakeEncoder(model_info(max_tokens=500))
+    forward = forward_of(encoder)
+    block = encoder.tokenize(["word " * 40])
+    encoder.memory = 0
+
+    def pause(_: float) -> bool:
+        encoder.memory = 30
+        return True
+
+    forward.pause = pause
+    _, faults = forward.run(block)
+    assert {row: fault.code for row, fault in faults.items()} == {0: "out_of_memory"}
+
+
+def test_a_full_device_does_not_keep_a_closing_engine() -> None:
+    encoder = FakeEncoder()
+    forward = forward_of(encoder)
+    encoder.memory = 0
+    forward.pause = lambda _: False
+    with pytest.raises(Closing):
+        forward.run(encoder.tokenize(texts(4)))
+
+
+def test_a_batch_that_does_not_begin_is_run_like_any_other() -> None:
+    class Unready(FakeEncoder):
+        def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+            raise OutOfMemory
+
+    encoder = Unready()
+    forward = forward_of(encoder)
+    block = encoder.tokenize(texts(4))
+    assert forward.begin(block) is None
+    vectors, faults = forward.run(block)
+    assert faults == {}
+    assert_vectors(vectors, texts(4), {})
+
+
+def test_a_lost_device_is_reported_at_once_and_no_text_is_blamed() -> None:
     encoder = FakeEncoder()
     forward = forward_of(encoder)
     encoder.lost = True
-    with pytest.raises(DeviceLost):
+    with pytest.raises(DeviceLost, match="device-side assert"):
         forward.run(encoder.tokenize(texts(512)))
+    assert len(encoder.batches) == 1
+
+
+def test_a_device_that_fails_on_everything_is_lost_and_no_text_is_blamed() -> None:
+    encoder = FakeEncoder()
+    forward = forward_of(encoder)
+    block = encoder.tokenize(texts(512))
+
+    def fail(_: list[str]) -> None:
+        raise RuntimeError("something unknown")
+
+    encoder.before = fail
+    with pytest.raises(DeviceLost):
+        forward.run(block)
     assert len(encoder.batches) <= 12, "it is found out early"
 
 

@@ -33,6 +33,8 @@ NOTES = "notes"
 #: still, each until it has taken `step` away; `entered` gets a line for each that does.
 GATE = "GATE"
 CLOSED, ENTERED, STEP = "closed", "entered", "step"
+#: While this file exists there, forward passes raise an error of the device with its content.
+FAULT = "fault"
 #: A text that ends the process of whoever encodes it.
 DEADLY = "deadly nightshade"
 #: Texts that end it in the tokenizer, or where its result is written, and one that never leaves
@@ -209,6 +211,8 @@ class GatedEncoder:
             if stop - start == len(self._deadly)
         ):
             os._exit(9)
+        if self._gate.joinpath(FAULT).exists():
+            raise RuntimeError(self._gate.joinpath(FAULT).read_text())
         if self._gate.joinpath(CLOSED).exists():
             with self._gate.joinpath(ENTERED).open("a") as entered:
                 entered.write("\n")

@@ -47,6 +47,9 @@ class ModelInfo:
     default_prompt_name: str | None = None
     #: Smaller sizes the model was trained for (Matryoshka), without the native one.
     matryoshka: tuple[int, ...] = ()
+    #: How forward passes run: `kernel` (packed, attention in one kernel), `layers` (packed, layers
+    #: of our own), `groups` (packed, attention in groups of texts), `padded` or `table`.
+    path: str = ""
     #: Mean cosine to float32 vectors, measured on this machine at load; None in float32.
     cosine: float | None = None
 

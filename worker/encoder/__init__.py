@@ -32,6 +32,9 @@ Importing this package loads no torch; `load` does.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,7 @@ def load(
             min_cosine=min_cosine,
             cache=cache or user_cache(),
         )
+    _set_allocator(os.environ)
     from worker.encoder.torch_encoder import load_torch
 
     return load_torch(
@@ -92,6 +96,17 @@ def load(
         min_cosine=min_cosine,
         padded=padded,
     )
+
+
+def _set_allocator(environ: MutableMapping[str, str]) -> None:
+    """Let CUDA's memory grow in place: batches of many sizes otherwise leave gaps that none fits.
+
+    torch reads this when it first uses CUDA. A user's own setting stays. The name without CUDA is
+    that of torch 2.9 and newer, which warns of the other one unless both are there.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in environ for name in names):
+        environ.update(dict.fromkeys(names, "expandable_segments:True"))
 
 
 def _load_openvino(spec: ModelSpec, **options: Any) -> Encoder:

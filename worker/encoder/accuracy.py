@@ -39,18 +39,11 @@ def cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArra
     return finite
 
 
-def checked(
-    spec: ModelSpec,
-    found: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    dtype: str,
-    least: float,
-) -> float:
-    """The mean cosine of `found` to the float32 vectors `expected`, which the log is told.
+def check(spec: ModelSpec, values: NDArray[np.float64], dtype: str, least: float) -> float:
+    """Log and return the mean of `cosines` to float32 vectors.
 
-    Raises `ModelUnavailable` where it is below `least`.
+    Raises `ModelUnavailable` if it is below `least`.
     """
-    values = cosines(found, expected)
     mean, worst = float(values.mean()), float(values.min())
     if not mean >= least:
         raise ModelUnavailable(

@@ -11,19 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from worker.encoder.layout import Group, PackedBatch
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    # Older than torch 2.10: 16-bit models on CUDA attend in groups, as all others do.
-    varlen_attn = None  # type: ignore[assignment]
 
 #: The name of this attention in a transformers configuration.
 PACKED_ATTENTION = "embedq_packed"
@@ -114,26 +108,29 @@ def _rectangle(group: Group, packed: torch.Tensor) -> torch.Tensor:
 def _varlen(
     batch: PackedBatch, rule: _Rule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of the whole batch in one kernel, for 16-bit numbers on CUDA.
+    """Attention of the whole batch in one kernel: flash attention, for 16-bit numbers on CUDA.
 
-    Its window counts the keys to the left and right of a query, -1 for all of them.
+    `torch.nn.attention.varlen`, from torch 2.10, calls the same operator, but takes a scale and a
+    window only from 2.11 and shared keys from 2.12. The operator takes all of them from 2.6. Its
+    window counts the keys to the left and right of a query, -1 for all of them.
     """
-    if varlen_attn is None:
-        raise NotImplementedError("this torch has no attention over variable lengths")
     reach = -1 if rule.window is None else rule.window - 1
-    attended = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+    attended: torch.Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
+        query.squeeze(0).transpose(0, 1),
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
         batch.offsets,
         batch.offsets,
         batch.longest,
         batch.longest,
+        0.0,
+        rule.causal,
+        False,
         scale=rule.scaling,
-        window_size=(reach, 0 if rule.causal else reach),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return cast("torch.Tensor", attended)[None]
+        window_size_left=reach,
+        window_size_right=0 if rule.causal else reach,
+    )[0]
+    return attended.unsqueeze(0)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

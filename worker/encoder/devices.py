@@ -1,15 +1,28 @@
-"""Which device and number format a model runs in, and what running out of memory looks like."""
+"""Devices, number formats, and the errors of devices."""
 
 from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from worker.contract.errors import DeviceUnavailable, SettingsError
+from worker.encoder.protocol import Cause
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: What the allocators of torch say on a CPU, where they raise a plain RuntimeError.
-_CPU_OUT_OF_MEMORY = ("defaultcpuallocator", "can't allocate memory", "not enough memory")
+#: In messages of RuntimeErrors: the CPU's allocator, the drivers of CUDA and ROCm, cuBLAS, cuDNN
+#: and MPS report exhausted memory so. torch.OutOfMemoryError stands for torch's own CUDA allocator.
+_OUT_OF_MEMORY = (
+    *("defaultcpuallocator", "can't allocate memory", "not enough memory"),
+    *("cuda error: out of memory", "hip error: out of memory", "mps backend out of memory"),
+    *("triton error [cuda]: out of memory", "triton error [hip]: out of memory"),
+    *("cublas_status_alloc_failed", "hipblas_status_alloc_failed", "cudnn_status_alloc_failed"),
+)
+#: A failed kernel makes the process's CUDA context unusable: every later call fails, too. A call
+#: that cuBLAS refuses is "CUDA error: CUBLAS_STATUS_…" and leaves the context as it is.
+_DEVICE_ERROR = re.compile(r"(cuda|hip) error: (?!cublas_|hipblas_)|triton error \[(cuda|hip)\]")
 
 
 def existing_devices() -> list[str]:
@@ -42,10 +55,28 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+        with current(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     if name not in DTYPES:
         raise SettingsError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def describe(name: str) -> str:
+    """The hardware behind a device's name: a GPU's own name, else the device's type."""
+    try:
+        device = choose_device(name)
+    except DeviceUnavailable:
+        return name
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` the thread's current one inside the block.
+
+    torch itself follows its tensors; kernels and libraries beside it use the current device.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def default_batch_tokens(device: torch.device) -> int:
@@ -59,12 +90,21 @@ def default_batch_tokens(device: torch.device) -> int:
     return 65_536 if device.type == "cuda" else 16_384
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice, on any device."""
+def cause(error: BaseException) -> Cause:
+    """Return the cause of an exception of torch, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
+        return Cause.MEMORY
+    if not isinstance(error, RuntimeError):
+        return Cause.TEXT
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in message for sign in _CPU_OUT_OF_MEMORY)
+    if any(sign in message for sign in _OUT_OF_MEMORY):
+        return Cause.MEMORY
+    return Cause.DEVICE if _DEVICE_ERROR.search(message) else Cause.TEXT
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device, or of this machine, did not suffice."""
+    return cause(error) is Cause.MEMORY
 
 
 def release_cached_memory(device: torch.device) -> None:

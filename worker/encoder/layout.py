@@ -99,8 +99,8 @@ def pack(batch: TokenBlock, cost: GroupCost | None, device: torch.device) -> Pac
     groups = () if cost is None else tuple(_groups(lengths, offsets, cost, device))
     ids = batch.ids[came_from].astype(np.int64)
     return PackedBatch(
-        torch.from_numpy(ids).to(device)[None],
-        torch.from_numpy(positions).to(device)[None],
+        torch.from_numpy(ids).to(device).unsqueeze(0),
+        torch.from_numpy(positions).to(device).unsqueeze(0),
         torch.from_numpy(offsets.astype(np.int32)).to(device),
         order,
         lengths,

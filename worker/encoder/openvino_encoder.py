@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from worker.contract.errors import ModelUnavailable, SettingsError
 from worker.contract.models import UNLIMITED, ModelInfo, ModelSpec
-from worker.encoder import accuracy, probe
-from worker.encoder.devices import is_out_of_memory
+from worker.encoder import accuracy, devices, probe
 from worker.encoder.library import matryoshka_sizes, open_model
 from worker.encoder.openvino_forward import RectangleForward
 from worker.encoder.openvino_graph import graph
+from worker.encoder.protocol import Cause
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
 from worker.tokens import TokenBlock
@@ -73,7 +73,8 @@ def load_openvino(
         if objection := probe.objection(found, expected, exact=True):
             raise ModelUnavailable(f"model {spec.name!r} does not run on openvino: {objection}")
     else:
-        cosine = accuracy.checked(spec, found, expected, dtype, min_cosine)
+        values = accuracy.cosines(found, expected)
+        cosine = accuracy.check(spec, values, dtype, min_cosine)
     info = ModelInfo(
         name=spec.name,
         dimensions=expected.shape[1],
@@ -86,6 +87,7 @@ def load_openvino(
         prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         matryoshka=matryoshka_sizes(model, expected.shape[1]),
+        path="padded",
         cosine=cosine,
     )
     return OpenVinoEncoder(info, tokenizer, forward)
@@ -119,8 +121,8 @@ class OpenVinoEncoder:
     def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
         """Its requests end together."""
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return is_out_of_memory(error) or "bad_alloc" in str(error)
+    def cause(self, error: BaseException) -> Cause:
+        return Cause.MEMORY if "bad_alloc" in str(error) else devices.cause(error)
 
     def release_memory(self) -> None:
         self._forward.forget_buffers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,17 @@ from numpy.typing import NDArray
 
 from worker.contract.models import ModelInfo
 from worker.tokens import TokenBlock
+
+
+class Cause(Enum):
+    """The cause of an exception that a forward pass raised."""
+
+    #: One of the texts; smaller batches show which.
+    TEXT = "text"
+    #: The device's memory; a smaller batch fits.
+    MEMORY = "memory"
+    #: The device; every later batch in this process fails, too.
+    DEVICE = "device"
 
 
 class Begun(Protocol):
@@ -27,7 +39,7 @@ class Encoder(Protocol):
 
     Two threads use it, each owning its half: any one thread at a time tokenises, and one thread,
     the device thread, calls everything else. The halves share nothing that changes. A third may
-    call what `express` gives, and ask `is_out_of_memory` and for `release_memory`.
+    call what `express` gives, `cause` and `release_memory`.
     """
 
     @property
@@ -68,8 +80,8 @@ class Encoder(Protocol):
         Meant for one thread more. None where the device would begin it only after the other.
         """
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error`, raised by `forward`, says that a smaller batch would fit."""
+    def cause(self, error: BaseException) -> Cause:
+        """Return the cause of an exception that `begin` or `forward` raised."""
 
     def release_memory(self) -> None:
         """Give cached device memory back, after a batch ran out of it."""

@@ -21,7 +21,7 @@ class Backlog:
     """What every thread of the engine shares.
 
     `lock` guards all of it and every job, but for a job's vectors; nothing slow runs under it. The
-    caller of any method holds it, except for `submit`, which takes it.
+    caller of any method holds it, except for `submit` and `pause`, which take it.
     """
 
     def __init__(
@@ -49,11 +49,17 @@ class Backlog:
         self.outbox = Outbox(self.lock, producers)
         self.room = Room()
         self.closing = False
+        self._closed = threading.Condition(self.lock)
         self._looked_up = looked_up
         #: Jobs whose end the sink has not heard of and will.
         self._jobs: dict[Job, None] = {}
         #: How many of them share the engine with others.
         self._shared = 0
+
+    def pause(self, seconds: float) -> bool:
+        """Block for so long, or until the engine closes. Return whether it goes on."""
+        with self.lock:
+            return not self._closed.wait_for(lambda: self.closing, seconds)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs over. Raises RuntimeError once the engine is closed."""
@@ -178,6 +184,7 @@ class Backlog:
     def shut(self) -> None:
         """Let every thread come to its end."""
         self.closing = True
+        self._closed.notify_all()
         self.arrivals.close()
         self.intake.close()
         self.to_encode.notify_all()

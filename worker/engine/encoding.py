@@ -15,7 +15,7 @@ from worker.engine import batch
 from worker.engine.backlog import Backlog
 from worker.engine.composer import Batch, Composer
 from worker.engine.counts import Counts
-from worker.engine.forward import Forward
+from worker.engine.forward import Closing, Forward
 from worker.engine.job import Job
 from worker.engine.sink import Sink
 from worker.watchdog import Busy
@@ -64,14 +64,20 @@ class Encoding:
         #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
         self.capacity = 0
         self.busy_seconds = 0.0
+        for forward in forwards.values():
+            forward.pause = self._pause
 
     def run(self) -> None:
         """Encode until the engine closes."""
-        running = self._begin(self._composer.next())
-        while running is not None:
-            following = self._begin(self._beside(running))
-            self._end(running, goes_on=following is not None)
-            running = following or self._begin(self._composer.next())
+        try:
+            running = self._begin(self._composer.next())
+            while running is not None:
+                following = self._begin(self._beside(running))
+                self._end(running, goes_on=following is not None)
+                running = following or self._begin(self._composer.next())
+        except Closing:
+            # Who closes the engine is given the jobs that have not ended.
+            return
 
     def _begin(self, found: Batch | None) -> _Running | None:
         if found is None:
@@ -119,6 +125,15 @@ class Encoding:
                 faults=[fault.code for fault in faults.values()],
             )
             self._backlog.arrive(pieces, faults)
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait for memory of the device, which is no hang; False if the engine closes."""
+        self.busy.leave()
+        self._sign_life()
+        goes_on = self._backlog.pause(seconds)
+        self._sign_life()
+        self.busy.enter()
+        return goes_on
 
     def _sign_life(self) -> None:
         self.beat = time.monotonic()

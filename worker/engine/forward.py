@@ -1,15 +1,16 @@
-"""One batch through the model, whatever one of its texts does to it."""
+"""One batch through the model, with the errors of texts, of memory and of the device."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from worker.contract.outcomes import Matrix
-from worker.encoder.protocol import Begun, Encoder
+from worker.encoder.protocol import Begun, Cause, Encoder
 from worker.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
@@ -27,23 +28,44 @@ NO_MEMORY = Fault(OUT_OF_MEMORY, "the text does not fit into the memory of the d
 NON_FINITE = Fault("non_finite_vector", "the model gave no finite vector")
 
 
+#: Full batches in which a budget recovers from nothing to what it was. Memory that is short for
+#: good then costs about two failed batches of that many.
+_RECOVERY = 256
+#: Seconds between two tries on a full device: the first and the longest, each twice the one before.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+
+
 class DeviceLost(RuntimeError):
-    """The device fails on a text it encoded before: no later batch can succeed either."""
+    """The device is lost, or fails on a text that it encoded before: every later batch fails."""
+
+
+class Closing(Exception):
+    """The engine closes, and the device has no memory for what remains of a batch."""
+
+
+def _never(_: float) -> bool:
+    return False
 
 
 @dataclass(slots=True)
 class Forward:
     """The model behind one budget. Used by one thread.
 
-    A batch that raises is halved until the culprit is alone; a batch that runs out of memory is
-    halved too, and the budget with it, for good.
+    A batch that raises is halved until the culprit is alone. A batch that runs out of memory is
+    halved, too, and the budget with it; full batches then recover the budget, each by the same
+    amount (additive increase and multiplicative decrease: Chiu and Jain, 1989). A device without
+    memory even for the probe is full: another process holds it, and the batch is retried.
     """
 
     encoder: Encoder
-    #: Tokens of one forward pass, at most.
+    #: Tokens of one forward pass, at most; never more than `limit`.
     budget: int
     #: A text that the model is known to take, tried when others fail.
     probe: TokenBlock
+    #: Wait for so many seconds; return False if the engine closes.
+    pause: Callable[[float], bool] = field(default=_never)
+    #: The budget if memory suffices.
+    limit: int = field(init=False)
     #: Batches that were cut because they raised or ran out of memory.
     splits: int = field(default=0)
     #: Those of them that ran out of memory.
@@ -53,16 +75,28 @@ class Forward:
     #: Whether what runs next leaves the cores to others, see `Encoder.forward`.
     patient: bool = field(default=False)
 
+    def __post_init__(self) -> None:
+        self.limit = self.budget
+
     def begin(self, block: TokenBlock) -> Begun | None:
         """Begin a batch that another one may begin beside, see `Encoder.begin`."""
-        return None if self.express else self.encoder.begin(block, patient=self.patient)
+        if self.express:
+            return None
+        try:
+            return self.encoder.begin(block, patient=self.patient)
+        except Exception as error:  # noqa: BLE001 - `run` meets it again, and acts on its cause
+            logger.warning("A batch of %d texts did not begin: %s", len(block), _named(error))
+            return None
 
     def run(self, block: TokenBlock, begun: Begun | None = None) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
 
-        `begun`: what `begin` gave. Raises DeviceLost.
+        `begun`: what `begin` gave. Raises DeviceLost and Closing.
         """
+        splits = self.memory_splits
         vectors, faults = self._halving(block, begun)
+        if self.memory_splits == splits and 2 * block.tokens >= self.budget:
+            self.budget = min(self.budget + max(self.limit // _RECOVERY, 1), self.limit)
         # A sum is finite only if every summand is, and far cheaper than looking at each.
         with np.errstate(all="ignore"):
             suspect = not np.isfinite(vectors.sum())
@@ -82,11 +116,7 @@ class Forward:
         if not isinstance(vectors, Fault):
             return vectors, {}
         if len(block) == 1:
-            # A lost device fails on every text; then this one may be innocent.
-            if isinstance(self._attempt(self.probe), Fault):
-                raise DeviceLost("the device fails on a text that it took before")
-            empty = np.zeros((1, self.encoder.info.dimensions), dtype=np.float32)
-            return empty, {0: vectors}
+            return self._alone(block, vectors)
         self.splits += 1
         if vectors.code == OUT_OF_MEMORY:
             self.memory_splits += 1
@@ -104,6 +134,25 @@ class Forward:
             )
         return np.concatenate([first, second]), faults
 
+    def _alone(self, block: TokenBlock, fault: Fault) -> tuple[Matrix, dict[int, Fault]]:
+        """The fault of a text, or its vector if the device was only full."""
+        seconds = _FIRST_PAUSE_S
+        # A text that the model took before tells a faulty text from a full or lost device.
+        while isinstance(on_probe := self._attempt(self.probe), Fault):
+            if on_probe.code != OUT_OF_MEMORY:
+                raise DeviceLost("the device fails on a text that it took before")
+            logger.warning(
+                "The device is full: no memory even for a short text; retrying in %.1f s", seconds
+            )
+            if not self.pause(seconds):
+                raise Closing
+            seconds = min(2 * seconds, _LONGEST_PAUSE_S)
+            vectors = self._attempt(block)
+            if not isinstance(vectors, Fault):
+                return vectors, {}
+            fault = vectors
+        return np.zeros((1, self.encoder.info.dimensions), dtype=np.float32), {0: fault}
+
     def _attempt(self, block: TokenBlock, begun: Begun | None = None) -> Matrix | Fault:
         try:
             if begun is not None:
@@ -111,11 +160,18 @@ class Forward:
             if self.express and self.encoder.express is not None:
                 return self.encoder.express(block)
             return self.encoder.forward(block, patient=self.patient)
-        except Exception as error:  # noqa: BLE001 - the texts answer for it, one by one
-            logger.warning("A batch of %d texts raised %s", len(block), type(error).__name__)
-            if not self.encoder.is_out_of_memory(error):
-                # The message of the exception may hold the text.
-                return Fault("encode_failed", f"the model raised {type(error).__name__}")
+        except Exception as error:
+            cause = self.encoder.cause(error)
+            logger.warning("A batch of %d texts raised %s", len(block), _named(error))
+            if cause is Cause.DEVICE:
+                raise DeviceLost(str(error).partition("\n")[0]) from error
+            if cause is Cause.TEXT:
+                return Fault("encode_failed", f"the model raised {_named(error)}")
         # Only here: until the exception is gone, its frames hold what the failed pass allocated.
         self.encoder.release_memory()
         return NO_MEMORY
+
+
+def _named(error: Exception) -> str:
+    """The type of an exception alone: its message may hold a text."""
+    return type(error).__name__

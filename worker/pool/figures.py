@@ -40,7 +40,7 @@ def told(engine: Engine, infos: Mapping[str, ModelInfo]) -> dict[str, Any]:
     """What `celery inspect stats` shows of the engine and its models, by name. Any thread."""
     return {
         "models": {
-            name: f"{model.backend} {model.dtype} on {model.device}"
+            name: f"{model.backend} {model.dtype} on {model.device}, path {model.path}"
             for name, model in infos.items()
         },
         "packed": {name: model.packed for name, model in infos.items()},

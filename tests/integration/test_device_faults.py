@@ -1,0 +1,86 @@
+"""Errors of the device under a real worker: no job fails because of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration import users_app
+from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
+from tests.processes import Processes, ValkeyServer, eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+#: Seconds until the jobs of a dead worker run elsewhere, and until a thread is taken to hang.
+SETTINGS = {"EMBEDQ_LEASE_SECONDS": "3", "EMBEDQ_FORWARD_SECONDS": "5"}
+#: As it leaves a worker whose engine died.
+EX_SOFTWARE = 70
+
+
+@pytest.fixture
+def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
+    server = valkey_server()
+    with server.client() as client, embed_at(server.url) as app:
+        yield Stand(processes, app, client)
+
+
+@contextmanager
+def faulty(stand: Stand, message: str) -> Iterator[None]:
+    """Every forward pass inside the block raises an error with this message."""
+    file = stand.gate / users_app.FAULT
+    file.write_text(message)
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: device-side assert triggered", "CUDA error: uncorrectable ECC error encountered"],
+)
+def test_a_lost_device_stops_the_worker_with_its_error_and_the_jobs_run_elsewhere(
+    message: str, stand: Stand
+) -> None:
+    worker = stand.start(**SETTINGS)
+    with faulty(stand, f"{message}\nSearch for a code in the documentation."):
+        jobs = [send([f"text {number}", "another"]) for number in range(10)]
+        assert worker.wait(ANSWER_S) == EX_SOFTWARE
+    assert f"DeviceLost('{message}')" in worker.log()
+    stand.start(**SETTINGS)
+    for job in jobs:
+        assert len(vectors(job.get(timeout=ANSWER_S))) == 2
+    eventually(stand.idle, ANSWER_S)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `create`"],
+)
+def test_a_full_device_keeps_its_worker_waiting_and_its_jobs(message: str, stand: Stand) -> None:
+    worker = stand.start(**SETTINGS)
+    with faulty(stand, message):
+        jobs = [send([f"text {number}"]) for number in range(10)]
+        # The seventh pause is longer than a hang may be.
+        eventually(lambda: "retrying in 6.4 s" in worker.log(), ANSWER_S)
+        assert "The device is full" in worker.log()
+        eventually(lambda: "retrying in 10.0 s" in worker.log(), ANSWER_S)
+        assert worker.running
+    for job in jobs:
+        assert len(vectors(job.get(timeout=ANSWER_S))) == 1
+    eventually(stand.idle, ANSWER_S)
+
+
+def test_a_worker_with_a_full_device_stops_when_asked_and_returns_its_jobs(stand: Stand) -> None:
+    worker = stand.start(**SETTINGS)
+    with faulty(stand, "CUDA out of memory: CUDA error: out of memory"):
+        jobs = [send([f"text {number}"]) for number in range(10)]
+        eventually(lambda: "The device is full" in worker.log(), ANSWER_S)
+        worker.stop()
+        assert worker.wait(ANSWER_S) == 0
+    eventually(lambda: stand.messages() == (10, 0), ANSWER_S)
+    stand.start(**SETTINGS)
+    for job in jobs:
+        assert len(vectors(job.get(timeout=ANSWER_S))) == 1

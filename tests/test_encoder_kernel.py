@@ -1,0 +1,140 @@
+"""Packed attention in one kernel, which runs on CUDA alone: what is launched, without a GPU.
+
+Real models run on fake tensors of `cuda:0`, which have shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import tiny_models
+from worker.encoder.attention import PACKED_ATTENTION
+from worker.encoder.forward import ItsOwnLayers
+from worker.encoder.layout import pack
+from worker.encoder.pooling import packed_pooling
+from worker.tokens import TokenBlock
+
+LENGTHS = (5, 1, 12, 5, 30)
+FLASH = "aten._flash_attention_forward.default"
+#: Arguments of the operator by the releases of torch that changed them; what later ones add has
+#: defaults. Read from `torch/_meta_registrations.py` of each release.
+OF_2_6 = (
+    *("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p"),
+    *("is_causal", "return_debug_mask", "scale", "window_size_left", "window_size_right"),
+    *("seqused_k", "alibi_slopes"),
+)
+
+
+class Indexing(TorchFunctionMode):
+    """Computes `tensor[index]` by operators: as it is, it needs CUDA's guard, which a CPU has not."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.Tensor.__getitem__:
+            return func(*args, **kwargs or {})
+        tensor, index = args
+        index = index if isinstance(index, tuple) else (index,)
+        axis = 0
+        for at, one in enumerate(index):
+            if one is None:
+                tensor = tensor.unsqueeze(axis)
+            elif one is Ellipsis:
+                axis = tensor.ndim - sum(later is not None for later in index[at + 1 :]) - 1
+            elif isinstance(one, slice):
+                start, stop, step = one.indices(tensor.shape[axis])
+                tensor = torch.ops.aten.slice(tensor, axis, start, stop, step)
+            else:
+                tensor = tensor.select(axis, one)
+                axis -= 1
+            axis += 1
+        return tensor
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators, and refuses those that wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = str(func)
+        out = func(*args, **kwargs or {})
+        waits = name in ("aten._local_scalar_dense.default", "aten.nonzero.default")
+        given = [one for one in args if isinstance(one, torch.Tensor)]
+        leaves = isinstance(out, torch.Tensor) and out.device.type == "cpu"
+        assert not waits, f"{name} waits for the device"
+        assert not (leaves and any(one.device.type == "cuda" for one in given)), f"{name} waits"
+        self.counted[name] += 1
+        return out
+
+
+def a_batch() -> TokenBlock:
+    offsets = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int64)
+    count = len(LENGTHS)
+    return TokenBlock(
+        np.ones(offsets[-1], dtype=np.int32),
+        offsets,
+        np.zeros(count, dtype=np.int32),
+        np.zeros(count, dtype=np.bool_),
+    )
+
+
+def move(model: torch.nn.Module) -> None:
+    """Give a model fake weights on a GPU."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, own in tensors.items():
+                if own is not None:
+                    fake = torch.empty(own.shape, dtype=own.dtype, device="cuda:0")
+                    parameter = isinstance(own, torch.nn.Parameter)
+                    tensors[name] = torch.nn.Parameter(fake, False) if parameter else fake
+
+
+@pytest.mark.parametrize(
+    ("make", "layers"),
+    [
+        (tiny_models.bert, 2),
+        (tiny_models.roberta, 2),
+        (tiny_models.modernbert, 4),
+        (tiny_models.qwen3, 4),
+    ],
+)
+def test_each_layer_launches_one_kernel_and_nothing_waits_for_the_device(
+    make: Any, layers: int, tmp_path: Path
+) -> None:
+    path = str(make(tmp_path))
+    model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": torch.float16})
+    with FakeTensorMode(allow_non_fake_inputs=True), Indexing(), torch.inference_mode():
+        move(model)
+        run = ItsOwnLayers(model)
+        assert model.config._attn_implementation == PACKED_ATTENTION
+        packed = pack(a_batch(), None, torch.device("cuda:0"))
+        pool = packed_pooling(("mean",))
+        with Launches() as launches:
+            tokens = run(packed)
+            assert tokens.shape == (sum(LENGTHS), tiny_models.HIDDEN)
+            assert tokens.device == torch.device("cuda:0")
+        assert pool(tokens, packed).shape == (len(LENGTHS), tiny_models.HIDDEN)
+    assert launches.counted[FLASH] == layers
+
+
+def test_the_operator_takes_the_arguments_of_every_release() -> None:
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    here = [argument.name for argument in schema.arguments]
+    assert here[: len(OF_2_6)] == list(OF_2_6)
+    added = schema.arguments[len(OF_2_6) :]
+    assert all(argument.has_default_value() for argument in added)
