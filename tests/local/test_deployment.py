@@ -10,7 +10,7 @@ import pytest
 from tests.processes import ROOT
 from worker.contract.hosts import TrustedHosts
 from worker.contract.settings import Settings
-from worker.local import valkey
+from worker.local import gpus, valkey
 from worker.local.deployment import (
     AddressUnusable,
     Options,
@@ -94,6 +94,34 @@ def test_each_worker_has_a_name_of_its_own() -> None:
     programs = workers(options(workers=3), Settings(), {})
     nodes = {program.command[list(program.command).index("-n") + 1] for program in programs}
     assert len(nodes) == len({program.name for program in programs}) == 3
+
+
+def test_workers_take_the_gpus_in_turn() -> None:
+    programs = workers(options(workers=3, gpus=2), Settings(), {"EMBEDQ_DEVICE": "auto"})
+    devices = [program.env["EMBEDQ_DEVICE"] for program in programs if program.env]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_workers_choose_the_device_where_there_is_one(count: int) -> None:
+    [program] = workers(options(gpus=count), Settings(), {"EMBEDQ_DEVICE": "auto"})
+    assert program.env == {"EMBEDQ_DEVICE": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("device", "count"), [("auto", 2), ("cuda", 2), ("cpu", 0), ("mps", 0), ("cuda:1", 0)]
+)
+def test_gpus_are_counted_as_torch_sees_them(
+    device: str, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpus, "_SIGNS", (tmp_path,))
+    monkeypatch.setattr(gpus, "_QUESTION", "print('cuda:0', 'cuda:1', 'cpu')")
+    assert gpus.count(device) == count
+
+
+def test_a_machine_without_gpus_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_SIGNS", (Path("/dev/null"),))
+    assert gpus.count("auto") == 0
 
 
 @pytest.mark.parametrize(("count", "processes"), [(1, 1), (2, 1), (8, 2), (64, 4)])

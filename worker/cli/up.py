@@ -33,9 +33,7 @@ from worker.local.up import up
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Worker processes, each with the model; one a device is best.",
+    help="Worker processes, each with the model; GPUs in turn.  [default: one per GPU, or 1]",
 )
 @click.option(
     "--without-keys",
@@ -50,7 +48,7 @@ def command(
     data_dir: Path,
     model: str | None,
     device: str | None,
-    workers: int,
+    workers: int | None,
     without_keys: bool,
     demo: bool,
     with_parent: bool,
@@ -62,7 +60,7 @@ def command(
     being encoded, then Valkey; jobs that wait stay in the data directory. Ctrl-C again ends it
     at once.
     """
-    options = Options(host, port, data_dir, model, device, workers, without_keys)
+    options = Options(host, port, data_dir, model, device, workers or 0, without_keys)
     up(options, with_demo=demo, with_parent=with_parent, say=_say, show=_show)
 
 

@@ -48,6 +48,8 @@ class Options:
     device: str | None
     workers: int
     without_keys: bool = False
+    #: GPUs that the workers are spread over; 0 or 1: they share a device.
+    gpus: int = 0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -107,8 +109,8 @@ def server(folder: Path, socket_file: Path, lock_fd: int) -> Program:
     return Program("valkey", command, stop_s=VALKEY_STOP_S, keep_fds=(lock_fd,), log=log)
 
 
-def workers(options: Options, settings: Settings, env: Mapping[str, str]) -> list[Program]:
-    """`celery -A worker worker`, as often as asked, each under a name of its own."""
+def workers(options: Options, settings: Settings, env: dict[str, str]) -> list[Program]:
+    """`celery -A worker worker`, as often as asked, each with its own name and GPU."""
     return [
         Program(
             f"worker {number}",
@@ -118,10 +120,15 @@ def workers(options: Options, settings: Settings, env: Mapping[str, str]) -> lis
                 *("-n", f"worker{number}-{options.port}@%h", "-l", "warning"),
             ],
             stop_s=settings.shutdown_seconds + 5,
-            env=env,
+            env=env | _gpu(number, options.gpus),
         )
         for number in range(1, options.workers + 1)
     ]
+
+
+def _gpu(number: int, gpus: int) -> dict[str, str]:
+    """The setting that gives the worker of this number, from 1, a GPU in turn."""
+    return {"EMBEDQ_DEVICE": f"cuda:{(number - 1) % gpus}"} if gpus > 1 else {}
 
 
 def api(listener: socket.socket, env: Mapping[str, str], counts: Path) -> Program:

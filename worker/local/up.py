@@ -18,7 +18,7 @@ import redis
 
 from worker.contract.api_keys import KeyFile
 from worker.contract.settings import Settings
-from worker.local import demo, deployment, folder, valkey
+from worker.local import demo, deployment, folder, gpus, valkey
 from worker.local.children import Children
 from worker.local.deployment import Options
 from worker.local.supervisor import Stopped, Supervisor
@@ -36,13 +36,16 @@ Say = Callable[[str], None]
 def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: Say) -> None:
     """Start Valkey, workers and the API, keep them running, and return once all have ended.
 
-    `say` gets progress, `show` what was asked for: the sample job and the address. Where
-    CELERY_BROKER_URL is set, that server is used and none started. `with_parent` also ends it
-    all with the process that started this one. Raises an `EmbedqError` where it cannot start.
+    With 0 `workers` there is one for each GPU, at least one. `say` gets progress, `show` what was
+    asked for: the sample job and the address. If CELERY_BROKER_URL is set, that server is used and
+    none started. `with_parent` also ends it all with the process that started this one. Raises an
+    `EmbedqError` if it cannot start.
     """
     deployment.check_current_folder(Path.cwd(), PACKAGES)
     # Jobs, results and files that the processes write are for their owner alone.
     os.umask(0o077)
+    found = gpus.count(options.device or os.environ.get("EMBEDQ_DEVICE") or "auto")
+    options = replace(options, gpus=found, workers=options.workers or max(found, 1))
     data = None if os.environ.get("CELERY_BROKER_URL", "").strip() else _absolute(options.data_dir)
     with ExitStack() as stack:
         lock = stack.enter_context(folder.lock(data)) if data else None
