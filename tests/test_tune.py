@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from tests import tiny_models
-from tests.fakes import FakeEncoder
+from tests.fakes import FakeEncoder, model_info
 from worker import tune as tuning
 from worker import tuned
 from worker.cli.tune import command
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelSpec
 from worker.contract.settings import Settings
-from worker.encoder import load
+from worker.encoder import devices, load
+from worker.encoder.english import english
 from worker.loading import load_encoders
-from worker.tune import Finding, best, smallest_worthwhile, table
+from worker.tune import Finding, best, smallest_worthwhile, table, tune
 from worker.tuned import Tuned, applied, remember
 
 SPEC = ModelSpec("tiny", "some/tiny")
@@ -92,6 +94,38 @@ def test_a_backend_that_is_gone_since_is_not_asked_for(
     with caplog.at_level(logging.WARNING):
         assert applied(settings, SPEC) is settings
     assert "tuned for openvino, which is not installed" in caplog.text
+
+
+def test_every_budget_is_measured_with_batches_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = FakeEncoder(model_info(batch_tokens=30_000, max_tokens=512))
+    monkeypatch.setattr(tuning, "load", lambda *_, **__: encoder)
+    monkeypatch.setattr(tuning, "_Reference", _FakeReference)
+    tune(SPEC, device="cuda", seconds=0.0)
+    tokens = [sum(len(text.split()) for text in batch) for batch in encoder.batches]
+    for budget in (15_000, 30_000, 60_000, 120_000):
+        assert any(budget - 512 < size <= budget for size in tokens)
+
+
+class _FakeReference:
+    on_cpu = False
+
+    def __init__(self, *_: object) -> None:
+        self.english = english
+        self.vectors = np.ones((tuning._COMPARED, 6), dtype=np.float32)
+
+
+def test_what_was_found_on_a_gpu_is_for_its_kind_and_torch(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "describe", lambda _: "NVIDIA H200")
+    kept(settings)
+    assert applied(settings, SPEC).batch_tokens == 777
+    monkeypatch.setattr(tuned.metadata, "version", lambda _: "2.99")
+    assert applied(settings, SPEC) is settings
+    monkeypatch.undo()
+    assert applied(settings, SPEC) is settings, "a GPU's figures apply to a CPU"
 
 
 def test_a_larger_budget_is_taken_only_where_it_pays() -> None:

@@ -28,8 +28,11 @@ _BUDGETS = (0.5, 1.0, 2.0, 4.0)
 _WORTH_IT = 1.03
 #: Seconds that a batch may take.
 _LONGEST_BATCH_S = 1.0
-#: Texts that are encoded again and again, and how many of them are compared with the library.
+#: Texts that are encoded at least, and how many of them are compared with the library.
 _TEXTS, _COMPARED = 384, 24
+#: Batches of the largest budget that the texts fill at least: with one, all budgets above it would
+#: measure the same batch.
+_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 class _Reference:
-    """The library's vectors, and texts to encode."""
+    """The library's vectors of the first texts, and the source of the texts."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         # Only here: it imports torch.
@@ -133,8 +136,8 @@ class _Reference:
         from worker.encoder.reference import Reference
 
         library = Reference(spec, device=device)
-        self.texts = english(_TEXTS)
-        self.vectors: NDArray[np.float32] = library.encode_alone(self.texts[:_COMPARED])
+        self.english = english
+        self.vectors: NDArray[np.float32] = library.encode_alone(english(_COMPARED))
         self.on_cpu = library.device == "cpu"
 
 
@@ -168,9 +171,9 @@ def _measured(
     """`way` with its figures."""
     encoder = opened()
     encoder.warm_up()
-    block = encoder.tokenize(reference.texts)
-    found = encoder.forward(block.slice(0, _COMPARED))
     budgets = sorted({max(int(encoder.info.batch_tokens * factor), 1) for factor in _BUDGETS})
+    block = _block(encoder, reference.english, _BATCHES * budgets[-1])
+    found = encoder.forward(block.slice(0, _COMPARED))
     rates: dict[int, float] = {}
     for number, budget in enumerate(budgets, start=1):
         rate, batch_seconds = _rate(encoder, block, budget, seconds / len(budgets))
@@ -190,6 +193,13 @@ def _measured(
         float(np.abs(found - reference.vectors).max()),
         float(((found * reference.vectors).sum(axis=1) / np.maximum(norms, 1e-30)).mean()),
     )
+
+
+def _block(encoder: Encoder, texts: Callable[[int], list[str]], tokens: int) -> TokenBlock:
+    """So many tokens of different texts, or more."""
+    block = encoder.tokenize(texts(_TEXTS))
+    times = -(-tokens // block.tokens)
+    return block if times == 1 else encoder.tokenize(texts(_TEXTS * times))
 
 
 def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def path_of(settings: Settings) -> Path:
 
 
 def remember(path: Path, spec: ModelSpec, device: str, found: Tuned) -> None:
-    """Write `found` beside what the file holds for other models and machines.
+    """Write `found` beside the entries of other models, machines, devices and versions of torch.
 
-    Whole or not at all. Raises OSError where it cannot be written.
+    Whole or not at all. Imports torch. Raises OSError if it cannot be written.
     """
     entries = _read(path) | {_key(spec, device): asdict(found)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,10 +48,11 @@ def remember(path: Path, spec: ModelSpec, device: str, found: Tuned) -> None:
 def applied(settings: Settings, spec: ModelSpec) -> Settings:
     """`settings` with what was found for `spec` on this machine where they leave it open.
 
-    Where the environment asks for another backend or number format than was found, nothing of it
-    applies.
+    Nothing of it applies if the environment asks for another backend or number format than was
+    found. Imports torch if the file has entries.
     """
-    entry = _read(path_of(settings)).get(_key(spec, settings.device))
+    entries = _read(path_of(settings))
+    entry = entries.get(_key(spec, settings.device)) if entries else None
     if entry is None:
         return settings
     try:
@@ -96,7 +98,11 @@ def cores() -> int:
 def _key(spec: ModelSpec, device: str) -> str:
     source = spec.source or spec.name
     where = Path(source).expanduser()
-    return f"{where.resolve() if where.is_dir() else source} on {device} of {machine()}"
+    model = where.resolve() if where.is_dir() else source
+    # Only here: it imports torch.
+    from worker.encoder.devices import describe
+
+    return f"{model} on {describe(device)} of {machine()}, torch {metadata.version('torch')}"
 
 
 def _read(path: Path) -> dict[str, Any]:
