@@ -24,6 +24,8 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `bulk`        a file of requests, and what others notice of it
 - `idle`        what a worker and an API cost that have nothing to do
 - `gemm`        the machine's limit, and the engine's share of it
+- `gpu`         a GPU: the encoder, jobs in one process, `gpu_faults`; needs no Celery and no Redis
+- `random_models`  models of real sizes with random weights
 - `soak`        everything killed under load, every job counted
 - `publish`     figures into the documentation, as tables and pictures (`charts`)
 

@@ -26,8 +26,8 @@ _SECONDS_A_SHAPE = 0.3
 
 def main(options: Options) -> list[Table]:
     baseline, model = Baseline(), models.encoder()
-    config = models.configuration()
-    flops = flops_a_token(config)
+    config = models.configuration(models.spec())
+    flops = models.flops_a_token(config)
     limits: list[float] = []
     table = Table(
         "Share of the machine's float32 limit",
@@ -60,12 +60,6 @@ def main(options: Options) -> list[Table]:
         f"threads; {flops / 1e6:.1f} MFLOP a token"
     )
     return [table]
-
-
-def flops_a_token(config: PretrainedConfig) -> float:
-    """Operations of a BERT-like encoder's linear layers: four of h × h and two of h × i a layer."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return float(config.num_hidden_layers * 2 * (4 * hidden * hidden + 2 * hidden * inner))
 
 
 def _limit(config: PretrainedConfig) -> float:

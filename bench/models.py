@@ -1,15 +1,19 @@
-"""The library's model and ours, for this process: encode, encoder alone, engine with a sink."""
+"""The library's model and ours, for this process: encode, encoder alone, engine with a sink.
+
+`python -m bench.models` prints the path by which our model runs, see `ModelInfo.path`.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.models import ModelSpec
 from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder import Encoder, load
@@ -18,32 +22,61 @@ from worker.engine import Engine, Job
 from worker.loading import on_passing_thread
 from worker.tokens import TokenBlock
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from worker.contract.jobs import JobOptions
+
 Matrix = NDArray[np.float32]
 
-_SPEC = ModelSpec(DEFAULT_MODEL_NAME)
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """The default options of a job, as the engine reads them, without pydantic."""
+
+    dimensions: int | None = None
+    normalize: bool = True
+    truncate: bool = True
+    long: str = "cut"
+    token_counts: bool = False
+
+
+_PLAIN = cast("JobOptions", _Plain())
+
+
+def spec() -> ModelSpec:
+    """The model that is measured: the packaged one, or the one in the folder EMBEDQ_BENCH_MODEL."""
+    return ModelSpec(DEFAULT_MODEL_NAME, os.environ.get("EMBEDQ_BENCH_MODEL"))
 
 
 def library() -> Reference:
     """`SentenceTransformer` with the default model, warmed up."""
 
     def ready() -> Reference:
-        model = Reference(_SPEC)
+        model = Reference(spec())
         model.encode(["warm"] * 64)
         return model
 
     return on_passing_thread(ready)
 
 
-def configuration() -> Any:
-    """The sizes of the model's layers, as transformers names them."""
-    return Reference(_SPEC)._model[0].auto_model.config  # noqa: SLF001 - as it was loaded
+def configuration(of: ModelSpec) -> PretrainedConfig:
+    """The sizes of a model's layers, as transformers names them."""
+    model: Any = Reference(of)._model[0]  # noqa: SLF001 - as it was loaded
+    return cast("PretrainedConfig", model.auto_model.config)
+
+
+def flops_a_token(config: PretrainedConfig) -> float:
+    """Operations of a BERT-like encoder's linear layers: four of h × h and two of h × i a layer."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return float(config.num_hidden_layers * 2 * (4 * hidden * hidden + 2 * hidden * inner))
 
 
 def encoder(backend: str = "auto", dtype: str = "auto", *, padded: bool = False) -> Encoder:
     """Our encoder of the same model, warmed up."""
 
     def ready() -> Encoder:
-        loaded = load(_SPEC, backend=backend, dtype=dtype, padded=padded)
+        loaded = load(spec(), backend=backend, dtype=dtype, padded=padded)
         loaded.warm_up()
         return loaded
 
@@ -82,7 +115,7 @@ class RawEngine:
     def encode(self, texts: Sequence[str], texts_a_job: int = 1) -> Matrix:
         """Submit everything in jobs of so many texts, in order, and wait for all of it."""
         jobs = [
-            Job(str(at), list(texts[at : at + texts_a_job]), DEFAULT_OPTIONS, self._model.info)
+            Job(str(at), list(texts[at : at + texts_a_job]), _PLAIN, self._model.info)
             for at in range(0, len(texts), texts_a_job)
         ]
         for job in jobs:
@@ -121,3 +154,7 @@ class RawEngine:
         # Nobody may wait for what does not come any more.
         self._error = error
         self._ended.release(1_000_000)
+
+
+if __name__ == "__main__":
+    print(encoder().info.path)

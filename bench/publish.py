@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.charts import Chart, Pictures, charts_of, draw
-from bench.report import Table
+from bench.report import Table, objections
 
 ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = Path("benchmarks") / "results.json"
@@ -23,10 +23,15 @@ _FIRST = ("throughput", "peers")
 
 
 def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None:
-    """Put the figures of some benchmarks into the documentation. Raises KeyError for a new one.
+    """Put the figures of some benchmarks into the documentation.
 
-    Whole files or nothing: whoever is interrupted finds them as they were.
+    Raises KeyError for a new one, and ValueError for figures of a GPU that are none. Whole files or
+    nothing: whoever is interrupted finds them as they were.
     """
+    if "gpu" in reports:
+        found = objections(Table(**reports["gpu"]["tables"][0]))
+        if found:
+            raise ValueError(f"no figures of a GPU: {'; '.join(found)}")
     docs = root / "docs"
     page, readme, results = docs / "benchmarks.md", root / "README.md", docs / _RESULTS
     known = {**(json.loads(results.read_text()) if results.exists() else {}), **reports}
@@ -66,6 +71,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         if table.notes:
             parts.append("\n".join(f"{note}." for note in table.notes))
     where = f"{machine['date']}, {machine['cores']} of {machine['processor']}, {machine['python']}"
+    # Reports of earlier versions have neither.
+    for name in ("gpu", "path"):
+        where += f", {machine[name]}" if name in machine else ""
     return "\n\n".join([*parts, f"*{where}; {machine['versions']}.*"])
 
 

