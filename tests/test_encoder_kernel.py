@@ -5,6 +5,7 @@ Real models run on fake tensors of `cuda:0`, which have shapes and no numbers.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny_models
-from worker.encoder.attention import PACKED_ATTENTION
+from worker.encoder.attention import PACKED_ATTENTION, attending_to, packed_attention
 from worker.encoder.forward import ItsOwnLayers
 from worker.encoder.layout import pack
 from worker.encoder.pooling import packed_pooling
@@ -26,17 +27,19 @@ from worker.tokens import TokenBlock
 
 LENGTHS = (5, 1, 12, 5, 30)
 FLASH = "aten._flash_attention_forward.default"
-#: Arguments of the operator by the releases of torch that changed them; what later ones add has
-#: defaults. Read from `torch/_meta_registrations.py` of each release.
+#: The operator's arguments by releases of torch, from their `torch/_meta_registrations.py`; the
+#: first ten are positional, the others have defaults.
 OF_2_6 = (
     *("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p"),
     *("is_causal", "return_debug_mask", "scale", "window_size_left", "window_size_right"),
     *("seqused_k", "alibi_slopes"),
 )
+OF_2_12 = (*OF_2_6, "block_table", "num_splits")
+POSITIONAL = 10
 
 
 class Indexing(TorchFunctionMode):
-    """Computes `tensor[index]` by operators: as it is, it needs CUDA's guard, which a CPU has not."""
+    """Computes `tensor[index]` by operators: Python's own way needs a build with CUDA."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -132,9 +135,40 @@ def test_each_layer_launches_one_kernel_and_nothing_waits_for_the_device(
     assert launches.counted[FLASH] == layers
 
 
-def test_the_operator_takes_the_arguments_of_every_release() -> None:
+@pytest.mark.parametrize("names", [OF_2_6, OF_2_12], ids=["2.6 to 2.11", "2.12 and 2.13"])
+def test_the_operator_is_called_as_every_release_takes_it(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [inspect.Parameter.POSITIONAL_ONLY] * POSITIONAL + [inspect.Parameter.KEYWORD_ONLY] * (
+        len(names) - POSITIONAL
+    )
+    signature = inspect.Signature(
+        [inspect.Parameter(name, kind) for name, kind in zip(names, kinds, strict=True)]
+    )
+    calls: list[dict[str, Any]] = []
+
+    def stub(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        calls.append(signature.bind_partial(*args, **kwargs).arguments)
+        return (args[0], *[None] * 4)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", stub)
+    packed = pack(a_batch(), None, torch.device("cpu"))
+    tensors = [torch.randn(1, heads, sum(LENGTHS), 8) for heads in (4, 2, 2)]
+    layer = torch.nn.Identity()
+    with attending_to(packed):
+        packed_attention(layer, *tensors, None, scaling=0.5, is_causal=True, sliding_window=4)
+        packed_attention(layer, *tensors, None, is_causal=False)
+    windowed, whole = calls
+    assert windowed["is_causal"]
+    assert (windowed["window_size_left"], windowed["window_size_right"]) == (3, 0)
+    assert windowed["scale"] == 0.5
+    assert not whole["is_causal"]
+    assert (whole["window_size_left"], whole["window_size_right"]) == (-1, -1)
+
+
+def test_the_operator_of_this_release_has_the_arguments_of_these() -> None:
     schema = torch.ops.aten._flash_attention_forward.default._schema
-    here = [argument.name for argument in schema.arguments]
-    assert here[: len(OF_2_6)] == list(OF_2_6)
-    added = schema.arguments[len(OF_2_6) :]
-    assert all(argument.has_default_value() for argument in added)
+    here = schema.arguments
+    assert [one.name for one in here[: len(OF_2_12)]] in (list(OF_2_6), list(OF_2_12))
+    assert [one.kwarg_only for one in here[POSITIONAL : len(OF_2_6)]] == [True] * 5
+    assert all(one.has_default_value() for one in here[len(OF_2_6) :])
