@@ -15,6 +15,8 @@ from api.waits import NONE, Patience, Read, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane
+from worker.contract.liveness import Workers
+from worker.contract.models import ModelInfo
 from worker.contract.store import Acceptance, Bounds, JobRecord, NewJob, Once
 
 logger = logging.getLogger(__name__)
@@ -69,10 +71,7 @@ def submit(
     """
     _check_key(idempotency_key)
     workers = backend.liveness.workers()
-    if not workers.models:
-        backend.metrics.refused("no_worker")
-        raise Problem("no_worker", "no worker is there to take jobs", retry_after=WORKER_RETRY)
-    model = jobs.resolve(options, workers.models)
+    model = _model(backend, options, workers)
     base64 = options.encoding_format == "base64"
     job = NewJob(
         messages.new_id(),
@@ -116,6 +115,30 @@ def submit(
             left = shared and record.status.ended
     retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
     return Submitted(record, meta, replayed, job.call, left, retry_after)
+
+
+def _model(backend: Backend, options: JobOptions, workers: Workers) -> ModelInfo:
+    """The model that a job asks for, its options checked against it.
+
+    Without a live worker, if jobs are accepted then: a model of usual sizes. The worker that runs
+    the job checks its options.
+    """
+    if workers.models:
+        return jobs.resolve(options, workers.models)
+    if not backend.settings.accept_without_workers:
+        backend.metrics.refused("no_worker")
+        raise Problem("no_worker", "no worker is there to take jobs", retry_after=WORKER_RETRY)
+    return ModelInfo(
+        name=options.model or "",
+        dimensions=estimates.USUAL_DIMENSIONS,
+        max_tokens=estimates.USUAL_LIMIT,
+        device="",
+        backend="",
+        dtype="",
+        packed=True,
+        # No bound on what an owner has waiting in a lane.
+        batch_tokens=0,
+    )
 
 
 def _reader(backend: Backend, job: NewJob, *, shared: bool) -> Read:

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from api.limits import seconds_to_encode
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
-from tests.processes import ValkeyServer
+from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
 from worker.contract.liveness import SILENCE, live_workers
 
@@ -116,6 +116,24 @@ def test_without_a_live_worker_jobs_are_refused(redis_url: str) -> None:
         assert b'embedq_jobs_refused_total{reason="no_worker"} 1.0' in (
             api.client.get("/metrics").data
         )
+
+
+def test_jobs_are_accepted_without_a_live_worker_if_so_set(redis_url: str) -> None:
+    with api_stand(redis_url, accept_without_workers=True) as api:
+        api.redis.delete(keys.workers(api.settings.queue))
+        assert api.client.get("/readyz").get_json() == {
+            "status": "ready",
+            "workers": 0,
+            "models": [],
+        }
+        job_id = api.submitted(["a", "b"], model="some model", dimensions=7)
+        (message,) = api.messages()
+        assert message["headers"]["id"] == job_id
+        job = api.client.get(f"/jobs/{job_id}").get_json()
+        assert (job["status"], job["model"]) == ("queued", "some model")
+        api.worker()
+        eventually(lambda: api.submit(model="some model").status_code == 422)
+        assert problem(api.submit(model="some model"))["code"] == "model_not_found"
 
 
 def test_a_worker_that_comes_is_seen_within_two_seconds(redis_url: str) -> None:

@@ -200,6 +200,16 @@ def test_memory_of_cuda_grows_in_place_unless_the_user_set_it_otherwise() -> Non
     assert set(env.values()) == {"expandable_segments:True"}
 
 
+def test_a_share_of_a_gpus_memory_bounds_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *bound: bounds.append(bound)
+    )
+    for device, share in (("cpu", 0.5), ("cuda:0", 1.0), ("cuda:1", 0.25)):
+        devices.limit_memory(torch.device(device), share)
+    assert bounds == [(0.25, torch.device("cuda:1"))]
+
+
 def test_the_second_gpu_is_current_while_it_runs() -> None:
     block = devices.current(torch.device("cuda:1"))
     assert isinstance(block, torch.cuda.device)

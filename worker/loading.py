@@ -77,6 +77,7 @@ def _load_encoders(settings: Settings) -> dict[str, Encoder]:
             batch_tokens=chosen.batch_tokens,
             threads=chosen.threads,
             min_cosine=chosen.min_cosine,
+            memory_share=chosen.gpu_memory_share,
             cache=chosen.cache_dir,
         )
         encoder.warm_up()

@@ -17,7 +17,7 @@ _TOKENS_AN_EXTRA_BYTE = 3 / 8
 _SPECIAL_TOKENS = 2
 #: Tokens past which most models cut, and the size of a vector, where the model is not known.
 USUAL_LIMIT = 512
-_USUAL_DIMENSIONS = 384
+USUAL_DIMENSIONS = 384
 #: Bytes of one number: as a JSON float, and as base64 of four bytes.
 _FLOAT_BYTES = 11.0
 _BASE64_BYTES = 5.34
@@ -64,6 +64,6 @@ def _content(text: str) -> int:
     return count + int(extra * _TOKENS_AN_EXTRA_BYTE)
 
 
-def result_bytes(texts: int, dimensions: int = _USUAL_DIMENSIONS, *, base64: bool = False) -> int:
+def result_bytes(texts: int, dimensions: int = USUAL_DIMENSIONS, *, base64: bool = False) -> int:
     """Bytes that the stored result of a job may take."""
     return int(texts * dimensions * (_BASE64_BYTES if base64 else _FLOAT_BYTES)) + 300

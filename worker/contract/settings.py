@@ -44,6 +44,8 @@ class Settings:
     threads: int | None = None
     #: Mean cosine to float32 below which a smaller number format is refused.
     min_cosine: float = 0.99
+    #: The part of a GPU's memory that a worker may use.
+    gpu_memory_share: float = 1.0
     #: What `embedq tune` wrote; None: `tuned.json` in the cache.
     tuned: Path | None = None
     #: Where converted models are kept; None: the user's cache, see `user_cache`.
@@ -64,6 +66,8 @@ class Settings:
     max_queued_tokens: int = 10_000_000
     #: Bytes of waiting messages past which the API answers 503; None: from the server's memory.
     max_queued_bytes: int | None = None
+    #: Whether the API accepts jobs while no worker is live.
+    accept_without_workers: bool = False
     #: Bytes of one request body, after inflation.
     max_job_bytes: int = 8 * 2**20
     #: Bytes that stored results may hold; None: from the server's `maxmemory`.
@@ -118,6 +122,7 @@ class Settings:
             batch_tokens=env.whole_or_none("EMBEDQ_BATCH_TOKENS", least=1),
             threads=env.whole_or_none("EMBEDQ_THREADS", least=1),
             min_cosine=env.parse("EMBEDQ_MIN_COSINE", str(cls.min_cosine), _cosine),
+            gpu_memory_share=env.parse("EMBEDQ_GPU_MEMORY_SHARE", "1", _share),
             tuned=Path(tuned).expanduser() if tuned else None,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             cache_bytes=env.whole("EMBEDQ_CACHE_MB", 0, least=0) * 2**20,
@@ -128,6 +133,7 @@ class Settings:
             transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
             max_queued_tokens=env.whole("EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1),
             max_queued_bytes=None if max_queued_mb is None else max_queued_mb * 2**20,
+            accept_without_workers=env.flag("EMBEDQ_ACCEPT_WITHOUT_WORKERS"),
             max_job_bytes=env.parse("EMBEDQ_MAX_JOB_BYTES", str(cls.max_job_bytes), _size),
             max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
             result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
@@ -185,6 +191,16 @@ class _Reader:
 
         return self.parse(name, allowed[0], check)
 
+    def flag(self, name: str) -> bool:
+        """`true`, `1`, `false` or `0`; false by default."""
+
+        def check(value: str) -> bool:
+            if value.lower() not in ("true", "1", "false", "0"):
+                raise ValueError("is not one of true, 1, false, 0")
+            return value.lower() in ("true", "1")
+
+        return self.parse(name, "false", check)
+
     def whole(self, name: str, default: int, *, least: int) -> int:
         def check(value: str) -> int:
             number = int(value) if re.fullmatch(r"[+-]?[0-9]{1,15}", value) else None
@@ -230,6 +246,13 @@ def _cosine(value: str) -> float:
     number = float(value) if re.fullmatch(r"-?[01](\.[0-9]{1,9})?", value) else 2.0
     if not -1.0 <= number <= 1.0:
         raise ValueError("is not a cosine from -1 to 1 such as 0.99")
+    return number
+
+
+def _share(value: str) -> float:
+    number = float(value) if re.fullmatch(r"[01](\.[0-9]{1,9})?", value) else 0.0
+    if not 0.0 < number <= 1.0:
+        raise ValueError("is not a share above 0 and up to 1 such as 0.5")
     return number
 
 

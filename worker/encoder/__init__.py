@@ -55,6 +55,7 @@ def load(
     batch_tokens: int | None = None,
     threads: int | None = None,
     min_cosine: float = 0.99,
+    memory_share: float = 1.0,
     cache: Path | None = None,
     padded: bool = False,
 ) -> Encoder:
@@ -65,9 +66,9 @@ def load(
     int8, OpenVINO. `dtype`: `auto`, `float32`, `bfloat16`, `float16`, `int8`. `batch_tokens`:
     tokens of a full forward pass, None for what suits the device. `threads`: cores that a forward
     pass uses, with torch for the whole process. `min_cosine`: mean cosine to float32 that a smaller
-    number format must reach. `cache`: where converted models are kept, None for the user's cache.
-    `padded`: do without packing even where it works, to compare the two. To be called on the
-    device thread, or on one that ends.
+    number format must reach. `memory_share`: the part of a GPU's memory to use. `cache`: where
+    converted models are kept, None for the user's cache. `padded`: do without packing even where it
+    works, to compare the two. To be called on the device thread, or on one that ends.
 
     Raises `ModelUnavailable`, `DeviceUnavailable`, `DeviceMemoryError`, and `SettingsError` for a
     backend or number format that does not exist.
@@ -94,6 +95,7 @@ def load(
         batch_tokens=batch_tokens,
         threads=threads,
         min_cosine=min_cosine,
+        memory_share=memory_share,
         padded=padded,
     )
 

@@ -107,6 +107,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return cause(error) is Cause.MEMORY
 
 
+def limit_memory(device: torch.device, share: float) -> None:
+    """Let torch use so much of a GPU's memory and no more; other processes may have the rest."""
+    if device.type == "cuda" and share < 1.0:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def release_cached_memory(device: torch.device) -> None:
     """Give memory that torch holds without using it back to `device`."""
     if device.type == "cuda":

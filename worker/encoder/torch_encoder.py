@@ -51,6 +51,7 @@ def load_torch(
     batch_tokens: int | None = None,
     threads: int | None = None,
     min_cosine: float = accuracy.MIN_COSINE,
+    memory_share: float = 1.0,
     padded: bool = False,
 ) -> TorchEncoder:
     """Load `spec`; see `worker.encoder.load` for arguments and errors.
@@ -60,6 +61,7 @@ def load_torch(
     if threads is not None:
         torch.set_num_threads(threads)
     place = devices.choose_device(device)
+    devices.limit_memory(place, memory_share)
     with devices.current(place):
         return _load(spec, place, dtype, batch_tokens, min_cosine, padded)
 
