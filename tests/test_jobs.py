@@ -126,6 +126,14 @@ def test_an_unknown_option_is_answered_with_the_known_ones() -> None:
     assert all(name in message for name in JobOptions.model_fields)
 
 
+def test_a_misspelled_input_is_named_beside_the_right_name() -> None:
+    for call in (lambda: parse_body({"inputs": [SECRET]}), lambda: parse_call([], {"inputs": 1})):
+        error = fault(call)
+        assert (error.code, error.field) == ("invalid_request", "inputs")
+        assert error.message.startswith("inputs: there is no such option; known are model, ")
+        assert error.message.endswith(", input")
+
+
 # -- the body of a request ------------------------------------------------------------------
 
 

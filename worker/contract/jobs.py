@@ -113,6 +113,8 @@ def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any
     if args and "input" in options:
         raise InvalidJob("input is given twice", field="input")
     if not args and "input" not in options:
+        # Its name may be misspelled.
+        check_names(JobRequest, options)
         raise InvalidJob("input is missing", field="input")
     texts = check_input(args[0] if args else options.pop("input"))
     return texts, parse_options(options) if options else DEFAULT_OPTIONS
@@ -126,6 +128,7 @@ def parse_body(body: Any) -> tuple[list[str], JobOptions]:
     if not isinstance(body, dict):
         raise InvalidJob("the body is not a JSON object")
     if "input" not in body:
+        check_names(JobRequest, body)
         raise InvalidJob("input is missing", field="input")
     texts = check_input(body["input"])
     for index, text in enumerate(texts):
