@@ -26,7 +26,7 @@ SECONDS = {
     "overhead": 50,
     "cost": 40,
     "waiting": 15,
-    "lanes": 45,
+    "lanes": 230,
     "idle": 30,
 }
 #: Not part of the set.

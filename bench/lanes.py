@@ -1,15 +1,17 @@
 """A caller who waits, alone, beside a deep bulk queue, and beside another owner's flood.
 
 The caller asks over REST, one small job after another. What is beside it is submitted the way the
-API and the batches' coordinator do it, by a thread that keeps the queue deep.
+API and the batches' coordinator do it, by a thread that keeps the queue deep. Its rate counts the
+texts of completed jobs, beside the caller and before it came.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from statistics import median
 
 import orjson
 import redis
@@ -30,7 +32,11 @@ _QUEUE = "embedq"
 #: Texts of a job beside the caller's, and jobs that wait at any time.
 _TEXTS, _DEPTH = 16, 1_000
 #: The caller's jobs of one turn, turns, and seconds between two jobs.
-_JOBS, _TURNS, _PAUSE = 40, 2, 0.02
+_JOBS, _TURNS, _PAUSE = 80, 3, 0.02
+#: Seconds of the other's rate without the caller.
+_ALONE_S = 4.0
+#: The caller's jobs: a set of texts, and how many of a job.
+_CALLERS = (("short", 1), ("mixed", 1), ("short", 16))
 _BESIDE = {
     "alone": None,
     "beside a deep bulk queue": Lane.BULK,
@@ -40,91 +46,160 @@ _BESIDE = {
 
 def main(options: Options) -> list[Table]:
     table = Table(
-        "A caller who waits, milliseconds a job",
-        ["texts a job", "", "p50", "p95", "p50 × alone", "p95 × alone", "a batch takes"],
+        "A caller who waits, milliseconds a job; the other's texts a second",
+        [
+            *("caller's job", "", "p50", "p95", "p50 × alone", "p95 × alone", "a batch takes"),
+            *("other's texts/s", "× without caller"),
+        ],
     )
     with stage() as processes, processes.valkey.client() as client:
         processes.worker()
         api = processes.api()
         with loads(rest=api.url) as callers:
             callers["rest"](texts("short", 64), callers=8)
-            for size in (1, 16):
-                waits: dict[str, list[float]] = {name: [] for name in _BESIDE}
-                batches: dict[str, list[float]] = {name: [] for name in _BESIDE}
-                for turn in range(_TURNS // (2 if options.quick else 1)):
-                    given = texts("short", _JOBS * size, seed=10 + turn)
-                    for name, lane in _BESIDE.items():
-                        with _beside(client, lane), _batch_time(client, batches[name]):
-                            answer = callers["rest"](given, texts_a_job=size, pause=_PAUSE)
-                        waits[name] += answer.waits
-                alone = waits["alone"]
-                for name, seconds in waits.items():
-                    p50, p95 = percentile(seconds, 50), percentile(seconds, 95)
-                    table.add(
-                        *(size, name, p50 * 1000, p95 * 1000),
-                        *(p50 / percentile(alone, 50), p95 / percentile(alone, 95)),
-                        percentile(batches[name], 50) * 1000,
-                    )
+            for name, size in _CALLERS:
+                turns: dict[str, list[_Turn]] = {beside: [] for beside in _BESIDE}
+                for number in range(1 if options.quick else _TURNS):
+                    given = texts(name, _JOBS * size, seed=10 + number)
+                    for beside, lane in _BESIDE.items():
+                        with _beside(client, lane) as other:
+                            turn = _Turn(client, other)
+                            with turn:
+                                answer = callers["rest"](given, texts_a_job=size, pause=_PAUSE)
+                            turn.waits = answer.waits
+                        turns[beside].append(turn)
+                _add(table, f"{size} {name}", turns)
     return [table]
 
 
+def _add(table: Table, job: str, turns: dict[str, list[_Turn]]) -> None:
+    alone = [wait for turn in turns["alone"] for wait in turn.waits]
+    for beside, own in turns.items():
+        waits = [wait for turn in own for wait in turn.waits]
+        p50, p95 = percentile(waits, 50), percentile(waits, 95)
+        rates = [turn.rate for turn in own if turn.rate is not None]
+        shares = [turn.share for turn in own if turn.share is not None]
+        table.add(
+            *(job, beside, p50 * 1000, p95 * 1000),
+            *(p50 / percentile(alone, 50), p95 / percentile(alone, 95)),
+            median(turn.batch_seconds for turn in own) * 1000,
+            *(median(rates) if rates else None, median(shares) if shares else None),
+        )
+
+
+class _Turn:
+    """What happens inside a block: the waits of the caller, and the other's rate beside it."""
+
+    def __init__(self, client: redis.Redis, other: _Other | None) -> None:
+        self.waits: list[float] = []
+        self.batch_seconds = 0.0
+        self.rate: float | None = None
+        #: The rate beside the caller as a part of the rate before it came.
+        self.share: float | None = None
+        self._client = client
+        self._other = other
+
+    def __enter__(self) -> None:
+        self._busy = _busy(self._client)
+        if self._other is not None:
+            self._before = self._other.rate_over(_ALONE_S)
+            self._began, self._texts = time.perf_counter(), self._other.texts()
+
+    def __exit__(self, *_: object) -> None:
+        if self._other is not None:
+            texts_done = self._other.texts() - self._texts
+            self.rate = texts_done / (time.perf_counter() - self._began)
+            self.share = self.rate / self._before
+        busy, batches = (
+            after - before for after, before in zip(_busy(self._client), self._busy, strict=True)
+        )
+        self.batch_seconds = busy / max(batches, 1)
+
+
+class _Other:
+    """Another owner's jobs, submitted by a thread so that the queue stays deep."""
+
+    def __init__(self, client: redis.Redis, lane: Lane) -> None:
+        self._store = JobStore(client, _QUEUE, result_ttl=60)
+        [self._model] = Liveness(client, _QUEUE).workers().models.values()
+        self._lane = lane
+        self._submitted = 0
+        self._stopping, self._deep = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Return once the queue is deep."""
+        self._thread.start()
+        self._deep.wait()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        if self._error is not None:
+            raise RuntimeError("the other owner's jobs were not submitted") from self._error
+
+    def texts(self) -> int:
+        """Texts of its completed jobs."""
+        depth = self._store.depth()
+        return (self._submitted - depth.queued - depth.taken) * _TEXTS
+
+    def rate_over(self, seconds: float) -> float:
+        """Texts a second in the next seconds."""
+        before, began = self.texts(), time.perf_counter()
+        self._stopping.wait(seconds)
+        return (self.texts() - before) / (time.perf_counter() - began)
+
+    def _run(self) -> None:
+        try:
+            parts = _parts()
+            while not self._stopping.is_set():
+                if self._store.depth().queued >= _DEPTH:
+                    self._deep.set()
+                    self._stopping.wait(0.01)
+                    continue
+                self._submit(next(parts))
+        except BaseException as error:  # noqa: BLE001 - raised by `stop`
+            self._error = error
+        finally:
+            self._deep.set()
+
+    def _submit(self, part: list[str]) -> None:
+        model = self._model
+        tokens = estimates.tokens(part, model.max_tokens)
+        job = NewJob(
+            messages.new_id(), len(part), tokens, 1, model.name, owner="other", lane=self._lane
+        )
+        message = messages.envelope(
+            job.id, part, DEFAULT_OPTIONS, _QUEUE, lane=self._lane, owner=job.owner
+        )
+        self._store.submit(job, message, Bounds(lane_share=LANE_SHARE * model.batch_tokens))
+        self._submitted += 1
+
+
 @contextmanager
-def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
+def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[_Other | None]:
     """Keep the queue deep with jobs of another owner that ask for `lane`."""
     if lane is None:
-        yield
+        yield None
         return
-    store = JobStore(client, _QUEUE, result_ttl=60)
-    [model] = Liveness(client, _QUEUE).workers().models.values()
-    parts = _parts()
-    stopping, deep = threading.Event(), threading.Event()
-
-    def submit() -> None:
-        while not stopping.is_set():
-            if store.depth().queued >= _DEPTH:
-                deep.set()
-                stopping.wait(0.01)
-                continue
-            part = next(parts)
-            tokens = estimates.tokens(part, model.max_tokens)
-            job = NewJob(
-                messages.new_id(), len(part), tokens, 1, model.name, owner="other", lane=lane
-            )
-            message = messages.envelope(
-                job.id, part, DEFAULT_OPTIONS, _QUEUE, lane=lane, owner=job.owner
-            )
-            store.submit(job, message, Bounds(lane_share=LANE_SHARE * model.batch_tokens))
-
-    with ThreadPoolExecutor(1) as executor:
-        submitting = executor.submit(submit)
-        submitting.add_done_callback(lambda _: deep.set())
-        try:
-            deep.wait()
-            yield
-        finally:
-            stopping.set()
-        # Raises what ended it before its time.
-        submitting.result()
+    other = _Other(client, lane)
+    try:
+        other.start()
+        yield other
+    finally:
+        other.stop()
         client.delete(*lists_of(_QUEUE))
+        pause = threading.Event()
         while client.hlen(keys.LEASED):
-            deep.clear()
-            deep.wait(0.05)
+            pause.wait(0.05)
         client.delete(keys.ledger(_QUEUE))
 
 
-@contextmanager
-def _batch_time(client: redis.Redis, seconds: list[float]) -> Iterator[None]:
-    """The mean time of the batches in the block, as the worker's own words tell."""
-    before = _busy(client)
-    yield
-    busy, batches = (after - earlier for after, earlier in zip(_busy(client), before, strict=True))
-    if batches:
-        seconds.append(busy / batches)
-
-
 def _busy(client: redis.Redis) -> tuple[float, int]:
-    [presence] = map(orjson.loads, client.hgetall(keys.workers(_QUEUE)).values())
-    return presence["busy_seconds"], presence["batches"]
+    """Seconds of batches and their number, as the worker's heartbeat has them."""
+    [heartbeat] = map(orjson.loads, client.hgetall(keys.workers(_QUEUE)).values())
+    return heartbeat["busy_seconds"], heartbeat["batches"]
 
 
 def _parts() -> Iterator[list[str]]:
