@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
@@ -91,7 +91,7 @@ class _Turn:
     """What happens inside a block: the waits of the caller, and the other's rate beside it."""
 
     def __init__(self, client: redis.Redis, other: _Other | None) -> None:
-        self.waits: list[float] = []
+        self.waits: Sequence[float] = ()
         self.batch_seconds = 0.0
         self.rate: float | None = None
         #: The rate beside the caller as a part of the rate before it came.
