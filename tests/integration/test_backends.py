@@ -26,6 +26,6 @@ def test_a_worker_serves_and_stops_on_openvino(
         found = vectors(embed.delay(texts).get(timeout=ANSWER_S))
     expected = Reference(ModelSpec("default"), device="cpu").encode_alone(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    assert "openvino float32 on cpu, padded batches" in worker.log()
+    assert "openvino float32 on cpu, path padded, batches of" in worker.log()
     assert worker.stop() == 0
     assert len(list((tmp_path / "openvino").glob("*/graph.xml"))) == 1

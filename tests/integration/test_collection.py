@@ -18,7 +18,7 @@ import numpy as np
 from worker import app
 from worker.collection import embed_all
 from worker.contract.errors import JobFailed
-from worker.contract.jobs import TextError
+from worker.contract.outcomes import TextError
 from worker.contract.records import store_of
 from worker.tasks import embed
 
