@@ -59,8 +59,10 @@ class Sentinels:
         config.write_text(
             f"port {port}\nbind 127.0.0.1\n"
             f"sentinel monitor {MASTER} 127.0.0.1 {primary} 2\n"
-            f"sentinel down-after-milliseconds {MASTER} 1000\n"
-            f"sentinel failover-timeout {MASTER} 5000\n"
+            # A primary that stalls for longer loses its place, and what it has not passed on.
+            f"sentinel down-after-milliseconds {MASTER} 3000\n"
+            # Sooner than after twice this time no other Sentinel tries again, and undoes the first.
+            f"sentinel failover-timeout {MASTER} 20000\n"
         )
         program = [str(valkey.binary()), str(config), "--sentinel"]
         self._processes.start(program, name="sentinel")
