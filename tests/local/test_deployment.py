@@ -119,6 +119,15 @@ def test_gpus_are_counted_as_torch_sees_them(
     assert gpus.count(device) == count
 
 
+def test_a_driver_that_hangs_counts_as_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpus, "_SIGNS", (tmp_path,))
+    monkeypatch.setattr(gpus, "_QUESTION", "import threading; threading.Event().wait()")
+    monkeypatch.setattr(gpus, "_LONGEST_S", 0.2)
+    assert gpus.count("auto") == 0
+
+
 def test_a_machine_without_gpus_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_SIGNS", (Path("/dev/null"),))
     assert gpus.count("auto") == 0

@@ -19,7 +19,11 @@ def count(device: str) -> int:
     if device not in ("auto", "cuda") or not any(sign.exists() for sign in _SIGNS):
         return 0
     command = [sys.executable, "-c", _QUESTION]
-    found = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=_LONGEST_S
-    ).stdout.split()
-    return sum(name.startswith("cuda:") for name in found)
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_LONGEST_S
+        )
+    except subprocess.TimeoutExpired:
+        # A driver that hangs: the worker reports it.
+        return 0
+    return sum(name.startswith("cuda:") for name in run.stdout.split())
