@@ -151,7 +151,7 @@ class RawEngine:
             self._ended.release()
 
     def crashed(self, error: BaseException) -> None:
-        # Nobody may wait for what does not come any more.
+        # Release every caller: no more results will come.
         self._error = error
         self._ended.release(1_000_000)
 
