@@ -24,6 +24,7 @@ In reading order:
 - `callers`: API keys and the jobs that they see
 - `quotas`: charge requests and tokens to a key
 - `backend`: the state that the routes share
+- `current`: the objects behind Flask's proxies
 - `serving`: gunicorn's configuration
 - `request_ids`, `logs`: common fields of log lines
 - `limits`, `revocations`, `metrics`, `worker_figures`, `answers`: helpers of the routes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Request, Response
 from flask.blueprints import BlueprintSetupState
 
 from api import (
@@ -22,6 +22,7 @@ from api import (
     trust,
 )
 from api.backend import EXTENSION, Backend
+from api.current import current_g, current_request
 from api.openai import errors as openai_errors
 from api.openai import routes
 from worker.contract.api_keys import KeyFile
@@ -29,15 +30,15 @@ from worker.contract.settings import Settings
 from worker.contract.traces import TRACE_HEADERS, traces_of
 
 if TYPE_CHECKING:
-    from worker.contract.spans import Request
+    from worker.contract.spans import Request as Span
 
 #: Of every answer that has not its own: answers are data for their caller, never a page.
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = (
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 
 
 def make_app(settings: Settings | None) -> Flask:
@@ -66,39 +67,46 @@ def _assemble(place: Flask | Blueprint, settings: Settings | None) -> Backend:
     guard = callers.Guard(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
     backend = Backend.of(settings)
     errors.install(place, {f"{routes.PREFIX}/": openai_errors.response})
-    for part in (jobs, operations, openapi, status, page):
+    for part in (jobs, operations, openapi, status, page, routes):
         place.register_blueprint(part.blueprint)
-    _observe(place, backend)
-    # After the first look at a request, so that one that is refused is counted, too.
-    trust.install(place, settings)
-    callers.install(place, guard)
-    quotas.install(place)
-    routes.install(place)
+    _add_hooks(place, backend, trust.Trust(settings), guard)
     return backend
 
 
-def _observe(place: Flask | Blueprint, backend: Backend) -> None:
-    """Count and time every request, and set the headers that every answer has."""
+def _add_hooks(
+    place: Flask | Blueprint, backend: Backend, trusted: trust.Trust, guard: callers.Guard | None
+) -> None:
+    """Count, time and check every request, and set the headers that every answer has."""
 
     @place.before_request
     def begin() -> None:
         # Nothing is connected before the first request.
         backend.eviction.start()
+        request, g = current_request(), current_g()
         g.began = time.perf_counter()
-        g.span = _begin_span()
+        g.span = _begin_span(request)
         g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))
+        # After the values above: a rejected request is counted, too.
+        endpoint = mounting.endpoint(request)
+        trusted.check(request, endpoint)
+        g.key = callers.authenticate(guard, request, endpoint)
 
     @place.after_request
     def end(response: Response) -> Response:
+        request, g = current_request(), current_g()
         if "began" not in g:
             # Another application has answered before us.
             return response
-        given = {name.lower() for name, _ in response.headers}
-        response.headers.extend(
-            (name, _HEADERS[name]) for name in _HEADERS if name.lower() not in given
-        )
-        response.headers[request_ids.HEADER] = g.request_id
-        route = mounting.route()
+        headers, route = response.headers, mounting.route(request)
+        if mounting.path(request).startswith(f"{routes.PREFIX}/"):
+            routes.add_headers(headers, g.began)
+        if "taken" in g:
+            quotas.add_headers(headers, g.taken)
+        given = {name.lower() for name, _ in headers}
+        for name, value in _HEADERS:
+            if name.lower() not in given:
+                headers.add(name, value)
+        headers.add(request_ids.HEADER, g.request_id)
         seconds = time.perf_counter() - g.began
         backend.metrics.answered(request.method, route, response.status_code, seconds)
         if g.span is not None:
@@ -108,7 +116,7 @@ def _observe(place: Flask | Blueprint, backend: Backend) -> None:
         return response
 
 
-def _begin_span() -> Request | None:
+def _begin_span(request: Request) -> Span | None:
     """The request as a span, where somebody collects traces."""
     traces = traces_of("api")
     if traces is None:

@@ -6,9 +6,8 @@ import logging
 import threading
 import time
 
-from flask import Blueprint, Flask, g, request
+from flask import Request, g
 
-from api import mounting
 from api.errors import Problem
 from worker.contract.api_keys import ApiKey, KeyFile, KeyFileError
 from worker.contract.store import JobRecord
@@ -86,24 +85,21 @@ class Guard:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def install(place: Flask | Blueprint, guard: Guard | None) -> None:
-    """Ask every request for its key before anything of it is read; without a guard, nobody."""
-
-    @place.before_request
-    def authenticate() -> None:
-        g.key = None
-        endpoint = mounting.endpoint()
-        if guard is None or endpoint is None or endpoint in _OPEN:
-            return
-        g.key = guard.find(_sent())
-        if g.key is None:
-            raise Problem(
-                "unauthorized",
-                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
-                if not _sent()
-                else "the API key is not known, or is valid no more",
-                headers={"WWW-Authenticate": 'Bearer realm="embedq"'},
-            )
+def authenticate(guard: Guard | None, request: Request, endpoint: str | None) -> ApiKey | None:
+    """Return the key of a request, or None if it needs none. Raises Problem with `unauthorized`."""
+    if guard is None or endpoint is None or endpoint in _OPEN:
+        return None
+    sent = _sent(request)
+    found = guard.find(sent)
+    if found is None:
+        raise Problem(
+            "unauthorized",
+            "the API key is not known, or is valid no more"
+            if sent
+            else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+            headers={"WWW-Authenticate": 'Bearer realm="embedq"'},
+        )
+    return found
 
 
 def key() -> ApiKey | None:
@@ -123,7 +119,7 @@ def may_see(record: JobRecord, caller: str | None = None) -> bool:
     return record.owner == (owner() if caller is None else caller)
 
 
-def _sent() -> str:
+def _sent(request: Request) -> str:
     """What the request says is its key, '' where nothing."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 import redis
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api import mounting
@@ -104,7 +104,7 @@ def install(place: Flask | Blueprint, shapes: Mapping[str, Shape] = _NO_SHAPES) 
     """
 
     def answer(problem: Problem) -> Response:
-        path = mounting.path()
+        path = mounting.path(request)
         shape = next(
             (shape for start, shape in shapes.items() if path.startswith(start)),
             problem_response,

@@ -96,7 +96,8 @@ def list_jobs() -> Response:
         raise Problem(
             "invalid_request", "after is no job of a page before", field="after"
         ) from error
-    return json_response(JobList.of(records, following, request.args, mounting.root()).model_dump())
+    page = JobList.of(records, following, request.args, mounting.root(request))
+    return json_response(page.model_dump())
 
 
 @blueprint.delete("/jobs/<job_id>")
@@ -133,7 +134,7 @@ def _release(backend: Backend, job_id: str) -> None:
 
 
 def _body(record: JobRecord) -> dict[str, Any]:
-    return Job.of(record, mounting.root()).model_dump()
+    return Job.of(record, mounting.root(request)).model_dump()
 
 
 def _limit(value: str | None) -> int:

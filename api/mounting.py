@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import current_app, request
+from flask import Request, current_app
 from flask.blueprints import BlueprintSetupState
 
 #: The blueprint that has all the others inside, where the application is somebody else's.
@@ -15,24 +15,24 @@ def keep_prefix(state: BlueprintSetupState) -> None:
     state.app.extensions[_PREFIX] = (state.url_prefix or "").rstrip("/")
 
 
-def root() -> str:
+def root(request: Request) -> str:
     """What the paths of all routes begin with, as callers see them; '' at the server's root."""
     return request.script_root + _prefix()
 
 
-def path() -> str:
-    """The path of the current request, as the OpenAPI document writes it."""
+def path(request: Request) -> str:
+    """The path of a request, as the OpenAPI document writes it."""
     return request.path.removeprefix(_prefix())
 
 
-def route() -> str:
-    """The rule that the current request matches, `unknown` where none does."""
+def route(request: Request) -> str:
+    """The rule that a request matches, `unknown` where none does."""
     rule = request.url_rule
     return "unknown" if rule is None else rule.rule.removeprefix(_prefix())
 
 
-def endpoint() -> str | None:
-    """The endpoint of the current request, the same wherever it is mounted."""
+def endpoint(request: Request) -> str | None:
+    """The endpoint of a request, the same wherever it is mounted."""
     return request.endpoint and request.endpoint.removeprefix(f"{NAME}.")
 
 

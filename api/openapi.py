@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -40,7 +40,7 @@ A job's id is its Celery task id; a job submitted either way can be read either 
 @blueprint.get("/openapi.json")
 def read_document() -> Response:
     """The document itself."""
-    root = mounting.root()
+    root = mounting.root(request)
     return json_response(document() | ({"servers": [{"url": root}]} if root else {}))
 
 

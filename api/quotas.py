@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from flask import Blueprint, Flask, Response, g
+from flask import g
+from werkzeug.datastructures import Headers
 
 from api import callers
 from api.backend import Backend
@@ -57,29 +58,22 @@ def queued_tokens_bound() -> int:
     return key.max_queued_tokens or 0 if key is not None else 0
 
 
-def install(place: Flask | Blueprint) -> None:
-    """Tell in answers what is left, as OpenAI does and as the IETF draft says.
+def add_headers(headers: Headers, taken: Taken) -> None:
+    """Add to an answer what is left, as OpenAI does and as the IETF draft says.
 
     draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
     """
-
-    @place.after_request
-    def tell(response: Response) -> Response:
-        taken: Taken | None = g.get("taken")
-        if taken is None:
-            return response
-        policies, states = [], []
-        for name, bucket in _buckets(taken):
-            if bucket is None:
-                continue
-            response.headers[f"x-ratelimit-limit-{name}"] = str(bucket.limit)
-            response.headers[f"x-ratelimit-remaining-{name}"] = str(bucket.left)
-            response.headers[f"x-ratelimit-reset-{name}"] = f"{bucket.reset:.3f}s"
-            policies.append(f'"{name}";q={bucket.limit};w={WINDOW}')
-            states.append(f'"{name}";r={bucket.left};t={math.ceil(bucket.reset)}')
-        response.headers["RateLimit-Policy"] = ", ".join(policies)
-        response.headers["RateLimit"] = ", ".join(states)
-        return response
+    policies, states = [], []
+    for name, bucket in _buckets(taken):
+        if bucket is None:
+            continue
+        headers[f"x-ratelimit-limit-{name}"] = str(bucket.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(bucket.left)
+        headers[f"x-ratelimit-reset-{name}"] = f"{bucket.reset:.3f}s"
+        policies.append(f'"{name}";q={bucket.limit};w={WINDOW}')
+        states.append(f'"{name}";r={bucket.left};t={math.ceil(bucket.reset)}')
+    headers["RateLimit-Policy"] = ", ".join(policies)
+    headers["RateLimit"] = ", ".join(states)
 
 
 def _buckets(taken: Taken) -> list[tuple[str, Bucket | None]]:

@@ -40,8 +40,9 @@ LIBRARIES = frozenset(
         "transformers",
     }
 )
-#: Private by their underscore alone: methods of namedtuples, and `os._exit`.
-PUBLIC = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
+#: Private by their underscore alone: methods of namedtuples, `os._exit`, and the method of Flask's
+#: proxies that its documentation names for access to their objects.
+PUBLIC = frozenset({"_asdict", "_exit", "_fields", "_get_current_object", "_make", "_replace"})
 
 
 class Use(NamedTuple):

@@ -1,12 +1,12 @@
-"""The routes under `/v1` put together, and what every answer there has."""
+"""The routes under `/v1` put together, and the header that every answer there has."""
 
 from __future__ import annotations
 
 import time
 
-from flask import Blueprint, Flask, Response, g
+from flask import Blueprint
+from werkzeug.datastructures import Headers
 
-from api import mounting
 from api.bulk import batches, files
 from api.openai import embeddings, models
 
@@ -17,13 +17,6 @@ for _part in (embeddings, models, files, batches):
     blueprint.register_blueprint(_part.blueprint)
 
 
-def install(place: Flask | Blueprint) -> None:
-    """Add the routes to `place`, and to every answer under `/v1`, errors too, OpenAI's headers."""
-    place.register_blueprint(blueprint)
-
-    @place.after_request
-    def describe(response: Response) -> Response:
-        if "began" in g and mounting.path().startswith(f"{PREFIX}/"):
-            milliseconds = round((time.perf_counter() - g.began) * 1000)
-            response.headers["openai-processing-ms"] = str(milliseconds)
-        return response
+def add_headers(headers: Headers, began: float) -> None:
+    """Add OpenAI's headers to an answer under `/v1`, an error too."""
+    headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))
