@@ -7,9 +7,8 @@ the reading side of a late connection.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
+import math
 import os
 import socket
 import threading
@@ -39,13 +38,13 @@ class Arrival:
         self._stream: IO[bytes] = request.stream
         named = (request.environ.get(name) for name in _SOCKETS)
         self._socket: Any = next((one for one in named if one is not None), None)
-        self._lock = threading.Lock()
+        self._watch = None if self._socket is None else _watch()
         self._late = False
         self.deadline = time.monotonic() + GRACE_SECONDS
 
     def __enter__(self) -> Self:
-        if self._socket is not None:
-            _watch().add(self)
+        if self._watch is not None:
+            self._watch.add(self)
         return self
 
     def __exit__(
@@ -54,8 +53,8 @@ class Arrival:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._socket = None
+        if self._watch is not None:
+            self._watch.remove(self)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, none at the end.
@@ -72,19 +71,13 @@ class Arrival:
         self.deadline += len(data) / LEAST_RATE
         return data
 
-    def cut(self) -> bool:
-        """End the reading side if the body is late. Returns whether it is still awaited."""
-        with self._lock:
-            if self._socket is None:
-                return False
-            if time.monotonic() < self.deadline:
-                return True
-            self._late = True
-            try:
-                self._socket.shutdown(socket.SHUT_RD)
-            except OSError as error:
-                logger.debug("A slow connection has ended: %s", error.strerror)
-            return False
+    def cut(self) -> None:
+        """End the reading side: the body is late."""
+        self._late = True
+        try:
+            self._socket.shutdown(socket.SHUT_RD)
+        except OSError as error:
+            logger.debug("A slow connection has ended: %s", error.strerror)
 
     def _check(self) -> None:
         if self._late:
@@ -96,35 +89,53 @@ class Arrival:
 
 
 class _Watch:
-    """Cuts off late bodies, on a thread that starts with the first one."""
+    """Cuts off late bodies, on a thread that starts with the first one.
+
+    `_open`, the bodies that are read now, is shared under `_lock`, as is the right to cut one off:
+    the connection of a removed body may serve the next request.
+    """
 
     def __init__(self) -> None:
-        self._due: list[tuple[float, int, Arrival]] = []
-        self._numbers = itertools.count()
-        self._changed = threading.Condition()
+        self._open: set[Arrival] = set()
+        self._lock = threading.Lock()
+        self._busy = threading.Event()
+        self._never = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, arrival: Arrival) -> None:
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 # Not at import, which may be before a fork.
                 self._thread = threading.Thread(
                     target=self._run, name="embedq-arrivals", daemon=True
                 )
                 self._thread.start()
-            heapq.heappush(self._due, (arrival.deadline, next(self._numbers), arrival))
-            if self._due[0][2] is arrival:
-                self._changed.notify()
+            self._open.add(arrival)
+            if not self._busy.is_set():
+                self._busy.set()
+
+    def remove(self, arrival: Arrival) -> None:
+        with self._lock:
+            self._open.discard(arrival)
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while not self._due or self._due[0][0] > time.monotonic():
-                    seconds = self._due[0][0] - time.monotonic() if self._due else None
-                    self._changed.wait(seconds)
-                arrival = heapq.heappop(self._due)[2]
-            if arrival.cut():
-                self.add(arrival)
+            self._busy.wait()
+            # A body that comes during the pause is late no earlier than its end.
+            self._never.wait(min(self._seconds_left(), GRACE_SECONDS))
+            with self._lock:
+                now = time.monotonic()
+                for arrival in [one for one in self._open if one.deadline <= now]:
+                    self._open.remove(arrival)
+                    arrival.cut()
+                if not self._open:
+                    self._busy.clear()
+
+    def _seconds_left(self) -> float:
+        """Seconds until the first of the bodies is late."""
+        with self._lock:
+            first = min((one.deadline for one in self._open), default=math.inf)
+        return max(first - time.monotonic(), 0.0)
 
 
 #: One for each process: locks made before a fork, or before gevent's patches, are not its own.
@@ -132,4 +143,5 @@ _watches: dict[int, _Watch] = {}
 
 
 def _watch() -> _Watch:
-    return _watches.setdefault(os.getpid(), _Watch())
+    here = os.getpid()
+    return _watches.get(here) or _watches.setdefault(here, _Watch())

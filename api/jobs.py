@@ -12,6 +12,7 @@ from flask import Blueprint, Response, request
 from api import bodies, callers, events, mounting, quotas, results
 from api.answers import json_response
 from api.backend import Backend, backend
+from api.current import current_request
 from api.errors import Problem
 from api.schemas import Job, JobList
 from api.submission import KEPT_AFTER_ANSWER, Submitted, submit
@@ -32,10 +33,11 @@ _LOOK_AGAIN = 1
 @blueprint.post("/jobs")
 def submit_job() -> Response:
     """Accept a job; with a wait, answer with its result if it ends in time."""
+    request, parts = current_request(), backend()
     wait = Wait(request)
-    texts, options = parse_body(bodies.read_json(request, backend().settings.max_job_bytes))
+    texts, options = parse_body(bodies.read_json(request, parts.settings.max_job_bytes))
     job = submit(
-        backend(),
+        parts,
         texts,
         options,
         owner=callers.owner(),
@@ -44,7 +46,7 @@ def submit_job() -> Response:
     )
     answer = _body(job.record)
     if wait.asked and job.record.status.ended:
-        response = _answer_ended(backend(), answer, job)
+        response = _answer_ended(parts, answer, job)
     else:
         response = json_response(answer, HTTPStatus.ACCEPTED)
         response.headers["Retry-After"] = str(job.retry_after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import secrets
 
 HEADER = "X-Request-Id"
 
@@ -14,7 +14,7 @@ _SANE = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
 
 def request_id(given: str | None) -> str:
     """The caller's own id of a request where it is sane, else a new one in OpenAI's form."""
-    return given if given and _SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    return given if given and _SANE.fullmatch(given) else f"req_{secrets.token_hex(16)}"
 
 
 def add_request_id(record: logging.LogRecord) -> bool:

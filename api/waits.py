@@ -36,7 +36,7 @@ class Wait:
     """
 
     def __init__(self, request: Request) -> None:
-        asked = request.args.get("wait")
+        asked = request.args.get("wait") if request.query_string else None
         self._preferred = asked is None
         if asked is None:
             asked = _preference(request.headers.get("Prefer", ""))
