@@ -12,7 +12,7 @@ from api import callers, mounting
 from api.answers import json_body
 from api.backend import Backend
 from api.errors import Problem
-from api.schemas import Job
+from api.schemas import job_of
 from api.waits import LONGEST_BLOCKING_WAIT, find
 from worker.contract.store import JobRecord
 
@@ -58,7 +58,7 @@ def _events(
         return
     if record.status.ended:
         yield _event("progress", _progress(record))
-        yield _event("done", Job.of(record, root).model_dump())
+        yield _event("done", job_of(record, root))
 
 
 def _progress(record: JobRecord) -> dict[str, object]:

@@ -14,7 +14,7 @@ from api.answers import json_response
 from api.backend import Backend, backend
 from api.current import current_request
 from api.errors import Problem
-from api.schemas import Job, JobList
+from api.schemas import job_list_of, job_of
 from api.submission import KEPT_AFTER_ANSWER, Submitted, submit
 from api.waits import Patience, Wait, await_end, find
 from worker.contract.jobs import Status, parse_body
@@ -98,8 +98,7 @@ def list_jobs() -> Response:
         raise Problem(
             "invalid_request", "after is no job of a page before", field="after"
         ) from error
-    page = JobList.of(records, following, request.args, mounting.root(request))
-    return json_response(page.model_dump())
+    return json_response(job_list_of(records, following, request.args, mounting.root(request)))
 
 
 @blueprint.delete("/jobs/<job_id>")
@@ -136,7 +135,7 @@ def _release(backend: Backend, job_id: str) -> None:
 
 
 def _body(record: JobRecord) -> dict[str, Any]:
-    return Job.of(record, mounting.root(request)).model_dump()
+    return job_of(record, mounting.root(request))
 
 
 def _limit(value: str | None) -> int:
