@@ -11,11 +11,12 @@ import logging
 from http import HTTPStatus
 
 import redis
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from api import bodies, callers
 from api.answers import json_response
 from api.backend import Backend, backend
+from api.current import current_request
 from api.errors import Problem
 from api.openai.deadlines import hang_up, seconds_to_wait
 from api.openai.outcomes import embeddings_of
@@ -36,10 +37,11 @@ blueprint = Blueprint("embeddings", __name__)
 @blueprint.post("/embeddings")
 def create_embeddings() -> Response:
     """Vectors of texts, once they are all there."""
+    request, parts = current_request(), backend()
     patience = Patience(seconds_to_wait(request), hang_up(request))
-    body = bodies.read_json(request, backend().settings.max_job_bytes)
-    call = parse_call(body, backend().token_table)
-    job = _run(backend(), call, patience)
+    body = bodies.read_json(request, parts.settings.max_job_bytes)
+    call = parse_call(body, parts.token_table)
+    job = _run(parts, call, patience)
     try:
         if job.meta is None or not job.record.status.ended or _has_expired(job):
             raise Problem(
@@ -54,7 +56,7 @@ def create_embeddings() -> Response:
             response.headers["openai-model"] = model
         return response
     finally:
-        _leave(backend(), job)
+        _leave(parts, job)
 
 
 def _run(backend: Backend, call: EmbeddingsCall, patience: Patience) -> Submitted:
