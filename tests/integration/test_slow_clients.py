@@ -86,6 +86,13 @@ def test_a_body_that_trickles_is_cut_off(api: Api, name: str) -> None:
     assert answers(api)
 
 
+def test_a_second_slow_body_is_cut_off_like_the_first(api: Api) -> None:
+    for _ in range(2):
+        with connect(api) as connection:
+            connection.sendall(REQUESTS["a JSON body"])
+            assert b" 408 " in trickle(connection, 30).split(b"\r\n")[0]
+
+
 def test_as_many_slow_clients_as_threads_do_not_stop_the_others(api: Api) -> None:
     with ExitStack() as stack:
         slow = [stack.enter_context(connect(api)) for _ in range(2 * THREADS)]
