@@ -2,16 +2,16 @@
 
 The caller asks over REST, one small job after another. What is beside it is submitted the way the
 API and the batches' coordinator do it, by a thread that keeps the queue deep. Its rate counts the
-texts of completed jobs, beside the caller and before it came.
+texts that the worker has encoded, beside the caller and before it came.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
+from typing import cast
 
 import orjson
 import redis
@@ -62,8 +62,8 @@ def main(options: Options) -> list[Table]:
                 for number in range(1 if options.quick else _TURNS):
                     given = texts(name, _JOBS * size, seed=10 + number)
                     for beside, lane in _BESIDE.items():
-                        with _beside(client, lane) as other:
-                            turn = _Turn(client, other)
+                        with _beside(client, lane):
+                            turn = _Turn(client, len(given) if lane is not None else None)
                             with turn:
                                 answer = callers["rest"](given, texts_a_job=size, pause=_PAUSE)
                             turn.waits = answer.waits
@@ -90,30 +90,29 @@ def _add(table: Table, job: str, turns: dict[str, list[_Turn]]) -> None:
 class _Turn:
     """What happens inside a block: the waits of the caller, and the other's rate beside it."""
 
-    def __init__(self, client: redis.Redis, other: _Other | None) -> None:
+    def __init__(self, client: redis.Redis, texts_of_caller: int | None) -> None:
+        """`texts_of_caller`: how many the caller sends, None where no other is beside it."""
         self.waits: Sequence[float] = ()
         self.batch_seconds = 0.0
         self.rate: float | None = None
         #: The rate beside the caller as a part of the rate before it came.
         self.share: float | None = None
         self._client = client
-        self._other = other
+        self._texts = texts_of_caller
 
     def __enter__(self) -> None:
-        self._busy = _busy(self._client)
-        if self._other is not None:
-            self._before = self._other.rate_over(_ALONE_S)
-            self._began, self._texts = time.perf_counter(), self._other.texts()
+        self._began = _figures(self._client)
+        if self._texts is not None:
+            before, self._began = self._began, _figures(self._client, after=_ALONE_S)
+            self._before = _rate(before, self._began)
 
     def __exit__(self, *_: object) -> None:
-        if self._other is not None:
-            texts_done = self._other.texts() - self._texts
-            self.rate = texts_done / (time.perf_counter() - self._began)
+        ended = _figures(self._client)
+        batches = ended["batches"] - self._began["batches"]
+        self.batch_seconds = (ended["busy_seconds"] - self._began["busy_seconds"]) / max(batches, 1)
+        if self._texts is not None:
+            self.rate = _rate(self._began, ended, self._texts)
             self.share = self.rate / self._before
-        busy, batches = (
-            after - before for after, before in zip(_busy(self._client), self._busy, strict=True)
-        )
-        self.batch_seconds = busy / max(batches, 1)
 
 
 class _Other:
@@ -123,7 +122,6 @@ class _Other:
         self._store = JobStore(client, _QUEUE, result_ttl=60)
         [self._model] = Liveness(client, _QUEUE).workers().models.values()
         self._lane = lane
-        self._submitted = 0
         self._stopping, self._deep = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -138,17 +136,6 @@ class _Other:
         self._thread.join()
         if self._error is not None:
             raise RuntimeError("the other owner's jobs were not submitted") from self._error
-
-    def texts(self) -> int:
-        """Texts of its completed jobs."""
-        depth = self._store.depth()
-        return (self._submitted - depth.queued - depth.taken) * _TEXTS
-
-    def rate_over(self, seconds: float) -> float:
-        """Texts a second in the next seconds."""
-        before, began = self.texts(), time.perf_counter()
-        self._stopping.wait(seconds)
-        return (self.texts() - before) / (time.perf_counter() - began)
 
     def _run(self) -> None:
         try:
@@ -174,19 +161,18 @@ class _Other:
             job.id, part, DEFAULT_OPTIONS, _QUEUE, lane=self._lane, owner=job.owner
         )
         self._store.submit(job, message, Bounds(lane_share=LANE_SHARE * model.batch_tokens))
-        self._submitted += 1
 
 
 @contextmanager
-def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[_Other | None]:
+def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
     """Keep the queue deep with jobs of another owner that ask for `lane`."""
     if lane is None:
-        yield None
+        yield
         return
     other = _Other(client, lane)
     try:
         other.start()
-        yield other
+        yield
     finally:
         other.stop()
         client.delete(*lists_of(_QUEUE))
@@ -196,10 +182,24 @@ def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[_Other | None]:
         client.delete(keys.ledger(_QUEUE))
 
 
-def _busy(client: redis.Redis) -> tuple[float, int]:
-    """Seconds of batches and their number, as the worker's heartbeat has them."""
+def _figures(client: redis.Redis, after: float = 0.0) -> dict[str, float]:
+    """What the worker's next heartbeat says that is so many seconds away or more."""
+    pause = threading.Event()
+    pause.wait(after)
+    last = _heartbeat(client)
+    while (found := _heartbeat(client))["at"] == last["at"]:
+        pause.wait(0.05)
+    return found
+
+
+def _heartbeat(client: redis.Redis) -> dict[str, float]:
     [heartbeat] = map(orjson.loads, client.hgetall(keys.workers(_QUEUE)).values())
-    return heartbeat["busy_seconds"], heartbeat["batches"]
+    return cast("dict[str, float]", heartbeat)
+
+
+def _rate(before: Mapping[str, float], after: Mapping[str, float], others: int = 0) -> float:
+    """Texts a second between two heartbeats, but for so many."""
+    return (after["texts"] - before["texts"] - others) / (after["at"] - before["at"])
 
 
 def _parts() -> Iterator[list[str]]:
