@@ -26,7 +26,7 @@ LONGEST_IDEMPOTENCY_KEY = 255
 KEPT_AFTER_ANSWER = 60
 #: Batches' worth of tokens that one owner may have waiting in a lane. A worker holds a few times as
 #: many of each, so that the next owner's job is among them.
-LANE_SHARE = 2
+LANE_SHARE = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ class CostlessEncoder:
         self._seconds = milliseconds / 1000
         self._never = threading.Event()
         self.padding = 0
-        self.express = None
+        self.slots = 1
+        self.reserved = False
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         prefix = (prompt or "").encode()
@@ -65,7 +66,7 @@ class CostlessEncoder:
             truncated=np.array([len(text) > MOST_TOKENS for text in texts]),
         )
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
         if self._seconds:
             self._never.wait(self._seconds)
         texts = np.zeros((len(batch), MOST_TOKENS), dtype=np.int32)
@@ -73,8 +74,8 @@ class CostlessEncoder:
         vectors = (texts @ _WEIGHTS).astype(np.float32)
         return np.tile(vectors, (1, self.info.dimensions // DIMENSIONS))
 
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
-        """It has no cores to share."""
+    def enter(self, *, yielding: bool) -> None:
+        pass
 
     def cause(self, error: BaseException) -> Cause:
         return Cause.MEMORY if isinstance(error, MemoryError) else Cause.TEXT

@@ -19,7 +19,7 @@ from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
 from worker.engine import Engine, Job
-from worker.loading import on_passing_thread
+from worker.loading import batches_of, on_passing_thread, run_in_slots
 from worker.tokens import TokenBlock
 
 if TYPE_CHECKING:
@@ -85,16 +85,8 @@ def encoder(backend: str = "auto", dtype: str = "auto", *, padded: bool = False)
 
 def encode_in_order(model: Encoder, texts: Sequence[str]) -> Matrix:
     """The encoder alone: tokenise all, run batches of the token budget in arrival order."""
-    block = model.tokenize(texts)
-    budget = model.info.batch_tokens
-    parts = []
-    start = 0
-    while start < len(block):
-        bound = block.offsets[start] + budget
-        stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
-        parts.append(model.forward(block.slice(start, stop)))
-        start = stop
-    return np.concatenate(parts)
+    batches = batches_of(model.tokenize(texts), model.info.batch_tokens)
+    return np.concatenate([ran.vectors for ran in run_in_slots(model, batches)])
 
 
 def tokens_of(model: Encoder, texts: Sequence[str]) -> TokenBlock:

@@ -66,8 +66,8 @@ class FakeEncoder:
         self.memory: int | None = None
         self.releases = 0
         self.lost = False
-        #: What `forward` is to a batch that runs beside another one.
-        self.express: Callable[[TokenBlock], NDArray[np.float32]] | None = None
+        self.slots = 1
+        self.reserved = False
         #: Called by `forward` with the batch's texts, before anything else.
         self.before: Callable[[list[str]], None] = _nothing
         #: Called by `tokenize` with its texts, before anything else.
@@ -101,7 +101,7 @@ class FakeEncoder:
             np.array(cut, dtype=np.bool_),
         )
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
         rows = [batch.slice(at, at + 1).ids.tolist() for at in range(len(batch))]
         texts = [" ".join(self._words[token] for token in row) for row in rows]
         self.batches.append(texts)
@@ -114,7 +114,7 @@ class FakeEncoder:
             raise ValueError(texts)
         return np.stack([_vector(text) for text in texts])
 
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+    def enter(self, *, yielding: bool) -> None:
         pass
 
     def cause(self, error: BaseException) -> Cause:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +231,35 @@ def test_info_names_the_path_of_forward_passes(make: Any, path: str, tmp_path: P
     if path == "layers" and platform.machine() not in ("x86_64", "AMD64"):
         path = "groups"
     assert load(tiny(make(tmp_path)), device="cpu").info.path == path
+
+
+def test_every_model_has_a_slot_for_each_core(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for number in range(2):
+            encoder = load(tiny(tiny_models.bert(tmp_path / f"{number}")), device="cpu")
+            encoder.warm_up()
+            assert encoder.slots == 3
+            assert encoder.reserved
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_only_the_threads_of_yielding_slots_have_a_low_priority(tmp_path: Path) -> None:
+    encoder = load(tiny(tiny_models.bert(tmp_path)), device="cpu")
+
+    def priority(yielding: bool) -> int:
+        # As with two models.
+        for _ in range(2):
+            encoder.enter(yielding=yielding)
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        assert one.submit(priority, False).result() == own
+        assert other.submit(priority, True).result() == min(own + 10, 19)
 
 
 def test_info_says_what_was_asked_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def test_a_rectangle_that_fails_fails_its_batch_and_no_other() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_batches_of_several_threads_get_their_own_vectors() -> None:
+    forward = opened(summing(), 2)
+    batches = [block(*[size] * 40) for size in (3, 9, 20, 60)]
+    expected = [forward(batch) for batch in batches]
+    with ThreadPoolExecutor(3) as slots:
+        for _ in range(20):
+            found = slots.map(forward, batches, (1, 2, 1, 2))
+            for own, want in zip(found, expected, strict=True):
+                np.testing.assert_allclose(own, want, rtol=1e-5)
+
+
 def test_threads_end_with_the_object() -> None:
     def threads() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
@@ -108,16 +120,16 @@ def test_every_core_is_prepared_for_a_short_text_of_any_length(
 ) -> None:
     forward = RectangleForward(summing(), "f32", 2, pad_id=0, limit=limit, dimensions=None)
     met: list[tuple[int, ...]] = []
-    run = forward._started
+    run = forward._ended
 
     def noting(parts: list[Rectangle]) -> Any:
         met.extend(part.ids.shape for part in parts)
         return run(parts)
 
-    monkeypatch.setattr(forward, "_started", noting)
+    monkeypatch.setattr(forward, "_ended", noting)
     forward.prepare()
     prepared = set(met)
-    assert len(met) == 2 * len(prepared)
+    assert len(met) == 3 * len(prepared)
     assert max(length for _, length in prepared) <= limit
     met.clear()
     for tokens in range(1, min(limit, 32) + 1):

@@ -6,13 +6,17 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from worker import tuned
+from worker.contract.outcomes import Matrix
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
+from worker.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +53,50 @@ def on_passing_thread(call: Callable[[], T]) -> T:
     value = result.result()
     thread.join()
     return value
+
+
+class Ran(NamedTuple):
+    """A batch, its vectors float32 (n, d), and the seconds of its forward pass."""
+
+    batch: TokenBlock
+    vectors: Matrix
+    seconds: float
+
+
+def batches_of(block: TokenBlock, budget: int) -> Iterator[TokenBlock]:
+    """The texts of a block in batches of at most `budget` tokens, or one text, in their order."""
+    start = 0
+    while start < len(block):
+        bound = block.offsets[start] + budget
+        stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
+        yield block.slice(start, stop)
+        start = stop
+
+
+def run_in_slots(encoder: Encoder, batches: Iterator[TokenBlock]) -> list[Ran]:
+    """Run batches as the engine's slots do, on threads of their own; in the order of `batches`.
+
+    Raises what a forward pass raised.
+    """
+    lock = threading.Lock()
+    ran: dict[int, Ran] = {}
+    numbered = enumerate(batches)
+
+    def work() -> None:
+        encoder.enter(yielding=False)
+        while True:
+            with lock:
+                number, batch = next(numbered, (0, None))
+            if batch is None:
+                return
+            began = time.perf_counter()
+            vectors = encoder.forward(batch)
+            ran[number] = Ran(batch, vectors, time.perf_counter() - began)
+
+    with ThreadPoolExecutor(encoder.slots) as slots:
+        for running in [slots.submit(work) for _ in range(encoder.slots)]:
+            running.result()
+    return [ran[number] for number in sorted(ran)]
 
 
 def relieve_collector() -> None:

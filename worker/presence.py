@@ -35,7 +35,7 @@ _FORGOTTEN_AFTER = 600.0
 class Presence:
     """A thread that tells Redis when the engine last made progress, every few seconds.
 
-    Progress is a batch that came back, or an idle device thread that looked for work: a worker
+    Progress is a batch that came back, or an idle slot that looked for work: a worker
     whose device hangs falls silent here although its process answers. A thread that hangs ends the
     process, see `watchdog`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from worker.contract.errors import EmbedqError
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
-from worker.loading import on_passing_thread
+from worker.loading import batches_of, on_passing_thread, run_in_slots
 from worker.tokens import TokenBlock
 from worker.tuned import Tuned, cores
 
@@ -205,23 +205,26 @@ def _block(encoder: Encoder, texts: Callable[[int], list[str]], tokens: int) -> 
 def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> tuple[float, float]:
     """Texts a second in batches of `budget` tokens in arrival order, and the longest batch's time.
 
-    Whole rounds over `block`, as many as fit into `seconds`; the best of them counts. Where not
-    even one fits, as much of it as does, one batch at least, counted by its share of the tokens.
+    In all slots of the device. Whole rounds over `block`, as many as fit into `seconds`; the best
+    of them counts. Where not even one fits, as much as does, one batch at least, counted by its
+    share of the tokens.
     """
     until = time.monotonic() + seconds
     fastest = longest = 0.0
     while True:
         began = time.perf_counter()
-        start = 0
-        while start < len(block) and (start == 0 or time.monotonic() < until):
-            bound = block.offsets[start] + budget
-            stop = max(int(np.searchsorted(block.offsets, bound, side="right")) - 1, start + 1)
-            batch_began = time.perf_counter()
-            encoder.forward(block.slice(start, stop))
-            longest = max(longest, time.perf_counter() - batch_began)
-            start = stop
+        found = run_in_slots(encoder, _until(batches_of(block, budget), until))
         took = time.perf_counter() - began
-        share = float(block.offsets[start] / block.offsets[-1])
+        share = sum(batch.tokens for batch, _, _ in found) / block.tokens
+        longest = max(longest, *(seconds for _, _, seconds in found))
         fastest = max(fastest, len(block) * share / took)
         if time.monotonic() + took > until:
             return fastest, longest
+
+
+def _until(batches: Iterator[TokenBlock], until: float) -> Iterator[TokenBlock]:
+    """The first one, and others until a monotonic time."""
+    for number, batch in enumerate(batches):
+        if number and time.monotonic() > until:
+            return
+        yield batch

@@ -11,7 +11,6 @@ from tests.fakes import (
     OPPOSITES,
     POISON,
     FakeEncoder,
-    OutOfMemory,
     model_info,
     vector_of,
 )
@@ -87,7 +86,7 @@ def test_infinities_that_cancel_out_are_seen() -> None:
 
 def test_large_finite_vectors_whose_sum_overflows_are_results() -> None:
     class Large(FakeEncoder):
-        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, cores: int = 1) -> np.ndarray:
             return np.full((len(batch), 6), 3e38, dtype=np.float32)
 
     vectors, faults = forward_of(Large()).run(Large().tokenize(texts(3)))
@@ -97,7 +96,7 @@ def test_large_finite_vectors_whose_sum_overflows_are_results() -> None:
 
 def test_faults_are_blanked_in_arrays_that_cannot_be_written() -> None:
     class Frozen(FakeEncoder):
-        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, cores: int = 1) -> np.ndarray:
             vectors = super().forward(batch)
             vectors.flags.writeable = False
             return vectors
@@ -141,7 +140,7 @@ def test_memory_is_given_back_only_when_the_failed_pass_holds_none_any_more() ->
             held.remove("tensor")
 
     class Greedy(FakeEncoder):
-        def forward(self, batch: TokenBlock, *, patient: bool = False) -> np.ndarray:
+        def forward(self, batch: TokenBlock, *, cores: int = 1) -> np.ndarray:
             held.append("tensor")
             tensor = Tensor()
             vectors = super().forward(batch)
@@ -220,20 +219,6 @@ def test_a_full_device_does_not_keep_a_closing_engine() -> None:
     forward.pause = lambda _: False
     with pytest.raises(Closing):
         forward.run(encoder.tokenize(texts(4)))
-
-
-def test_a_batch_that_does_not_begin_is_run_like_any_other() -> None:
-    class Unready(FakeEncoder):
-        def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
-            raise OutOfMemory
-
-    encoder = Unready()
-    forward = forward_of(encoder)
-    block = encoder.tokenize(texts(4))
-    assert forward.begin(block) is None
-    vectors, faults = forward.run(block)
-    assert faults == {}
-    assert_vectors(vectors, texts(4), {})
 
 
 def test_a_lost_device_is_reported_at_once_and_no_text_is_blamed() -> None:

@@ -73,18 +73,14 @@ def test_a_job_is_counted_before_its_first_stage(
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("express", [False, True])
+@pytest.mark.parametrize("slots", [1, 3])
 def test_nothing_of_other_jobs_happens_meanwhile(
-    seed: int, express: bool, start: Start, encoder: FakeEncoder, sink: Stages
+    seed: int, slots: int, start: Start, encoder: FakeEncoder, sink: Stages
 ) -> None:
     dice = random.Random(seed)
-    encoders = [encoder]
-    if express:
-        encoders.append(FakeEncoder(encoder.info))
-        encoders[1]._words = encoder._words
-        encoder.express = encoders[1].forward
+    encoder.slots, encoder.reserved = slots, slots > 1
     engine = start(encoder)
-    sink.watch(*encoders)
+    sink.watch(encoder)
     jobs = [
         named(
             *(f"{number}", dice.choice([1, 2, 30])),
@@ -135,7 +131,7 @@ def test_jobs_that_keep_coming_hold_it_up_for_no_more_than_a_batch(
             engine.submit(named(f"{number}", 8))
         engine.submit(named("suspect", 1, alone=True))
     sink.outcome("suspect")
-    assert len(sink.outcomes) < 10
+    assert len(sink.outcomes) < 20
 
 
 def test_many_such_jobs_do_not_hold_up_others(

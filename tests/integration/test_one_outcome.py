@@ -245,7 +245,7 @@ def test_a_purge_cancels_what_waits_and_nothing_else(stand: Stand, redis_url: st
         stand.wait_until_encoding()
         eventually(lambda: stand.messages() == (0, 1))
         # Larger than what the worker takes ahead.
-        waiting = [send([f"{n} {m} " + "word " * 300 for m in range(8)]) for n in range(16)]
+        waiting = [send([f"{n} {m} " + "word " * 300 for m in range(8)]) for n in range(32)]
         eventually(lambda: stand.messages()[0])
         purge = stand.processes.python(
             *("-m", "celery", "-A", "worker", "purge", "-f"),

@@ -204,7 +204,7 @@ class GatedEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> Any:
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> Any:
         if any(
             batch.ids[start:stop].tolist() == self._deadly
             for start, stop in zip(batch.offsets, batch.offsets[1:], strict=False)
@@ -218,7 +218,7 @@ class GatedEncoder:
                 entered.write("\n")
             while self._gate.joinpath(CLOSED).exists() and not self._taken():
                 time.sleep(0.005)
-        return self._encoder.forward(batch, patient=patient)
+        return self._encoder.forward(batch, cores=cores)
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         if DEADLY_TO_READ in texts:
@@ -227,7 +227,7 @@ class GatedEncoder:
             threading.Event().wait()
         return self._encoder.tokenize(texts, prompt)
 
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
+    def begin(self, batch: TokenBlock, *, cores: int = 1) -> None:
         """Every batch goes through the gate."""
 
     def _taken(self) -> bool:

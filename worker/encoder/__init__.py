@@ -19,7 +19,6 @@ In reading order:
 - `tokenizer`: call the Rust tokenizer by these rules
 - `forward`: run a batch packed into one sequence, padded into rectangles, or as a lookup
 - `bert`: the layers of BERT and related models, for packed batches on a CPU
-- `streams`: run the parts of a batch, one per core
 - `rectangles`: pad texts of similar length to the longest
 - `layout`: positions of texts in a packed batch
 - `attention`: attention within each text of a packed batch

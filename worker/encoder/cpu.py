@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import struct
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +17,16 @@ from transformers.activations import GELUActivation
 
 #: Freed memory that the C library keeps, in bytes: a few forward passes' worth.
 _KEPT_BYTES = 512 * 2**20
+#: Added to the `nice(2)` value of a yielding slot's thread: it gets about a tenth of a core that
+#: another thread wants all of.
+_NICE = 10
+#: Nanoseconds that such a thread may compute at a time, the most that Linux takes: one that wakes
+#: up with the usual slice of some milliseconds gets the core at once.
+_SLICE_NS = 100_000_000
+# The number of sched_setattr(2), and its `struct sched_attr`: size, policy, flags, nice, priority,
+# runtime, deadline, period.
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -36,6 +51,40 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def enter_slot(*, yielding: bool) -> None:
+    """Let the calling thread compute with one core; `yielding`: after others that want it."""
+    if yielding and sys.platform == "linux":
+        # There it is each thread's own; elsewhere the process's.
+        _yield_cores()
+    # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
+    # when it computes here for the first time.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def _yield_cores() -> None:
+    """Let other threads have the core of the calling one first."""
+    nice = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICE, 19)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is not None:
+        size = _SCHED_ATTR.size
+        attributes = _SCHED_ATTR.pack(size, os.SCHED_OTHER, 0, nice, 0, _SLICE_NS, 0, 0)
+        # Linux before 6.12 ignores the slice, and a sandbox may forbid the call: priority remains.
+        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+
+
+@contextmanager
+def computing_with(cores: int) -> Iterator[None]:
+    """Let the calling thread compute with so many cores inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def lay_out_weights(model: torch.nn.Module) -> None:

@@ -86,7 +86,7 @@ def default_batch_tokens(device: torch.device) -> int:
     a GPU needs tens of thousands of tokens before its launches no longer show.
     """
     if device.type == "cpu":
-        return min(768 * max(2, torch.get_num_threads()), 16_384)
+        return 1024
     return 65_536 if device.type == "cuda" else 16_384
 
 

@@ -22,8 +22,8 @@ from worker.tokens import TokenBlock
 
 #: OpenVINO's name for the numbers that each format computes in; int8 is in the graph itself.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
-#: Tokens of a full batch for each thread: rectangles waste less, the more texts they choose from.
-_TOKENS_A_THREAD = 2048
+#: Tokens of a full batch: rectangles waste less, the more texts they choose from.
+_BATCH_TOKENS = 4096
 
 
 def load_openvino(
@@ -83,7 +83,7 @@ def load_openvino(
         backend="openvino",
         dtype=dtype,
         packed=False,
-        batch_tokens=batch_tokens or min(_TOKENS_A_THREAD * max(2, cores), 16_384),
+        batch_tokens=batch_tokens or _BATCH_TOKENS,
         prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         matryoshka=matryoshka_sizes(model, expected.shape[1]),
@@ -96,8 +96,7 @@ def load_openvino(
 class OpenVinoEncoder:
     """The OpenVINO backend; see `Encoder` for the threads and promises of each method."""
 
-    #: Its requests run side by side within a batch, and batches one after the other.
-    express = None
+    reserved = True
 
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer, forward: RectangleForward) -> None:
         self._info = info
@@ -115,11 +114,15 @@ class OpenVinoEncoder:
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._tokenizer(texts, prompt)
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
-        return self._forward(batch)
+    def enter(self, *, yielding: bool) -> None:
+        """Its own threads compute."""
 
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> None:
-        """Its requests end together."""
+    @property
+    def slots(self) -> int:
+        return self._forward.cores
+
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
+        return self._forward(batch, cores)
 
     def cause(self, error: BaseException) -> Cause:
         return Cause.MEMORY if "bad_alloc" in str(error) else devices.cause(error)

@@ -1,7 +1,8 @@
-"""A graph run over rectangles of texts, as many at a time as there are cores."""
+"""A graph run over rectangles of texts, one after the other or on several cores."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,20 +20,20 @@ _COST = GroupCost(fixed=12.0, knee=512.0)
 #: Cells of a rectangle, at most and at least: what fits into a core's second-level cache, and what
 #: is worth a run of its own.
 _MOST_CELLS, _LEAST_CELLS = 512, 64
-#: Rectangles a core, at least, where there is enough to do: so many even out what each takes.
+#: Rectangles of a batch, at least, for each of its cores: so many even out what each takes.
 _RECTANGLES_A_CORE = 2
 #: Texts of up to so many tokens are short.
 _PREPARED_TOKENS = 32
 
 
 class RectangleForward:
-    """Runs a batch in rectangles, each on one core, the largest first.
+    """Runs batches in rectangles, each on one core, the largest first.
 
-    Cores that share every kernel wait for one another at the end of each; here they meet at the end
-    of the batch. All rectangles wait in a queue of OpenVINO's own, so that no core waits for Python
-    between two of them. Each makes the kernels for a shape when it first meets it, which takes as
-    long as running it once or twice; so shapes are few. Only the device thread calls it; OpenVINO's
-    threads, which run nothing else, end with the object.
+    Cores that share every kernel wait for one another at the end of each. So a batch has a core of
+    its own, or several that meet at its end. Each core makes the kernels for a shape when it first
+    meets it, which takes as long as running it once or twice; so shapes are few. Several threads
+    may call it at once, one more than there are cores; OpenVINO's threads, which run nothing else,
+    end with the object.
 
     `graph`: ids and mask int64 (n, L) to vectors float32 (n, d). `precision`: OpenVINO's name for
     the numbers that it computes in. `limit`: tokens of the longest text, None where there is no
@@ -54,14 +55,16 @@ class RectangleForward:
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": precision,
-                "NUM_STREAMS": cores,
-                "INFERENCE_NUM_THREADS": cores,
+                "NUM_STREAMS": cores + 1,
+                "INFERENCE_NUM_THREADS": cores + 1,
                 # Callers and Redis may share the cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )
-        self._cores = cores
-        self._requests: list[Any] = []
+        self.cores = cores
+        #: By thread.
+        self._requests: dict[int, list[Any]] = {}
+        self._counting = threading.Lock()
         self._pad_id = pad_id
         self._limit = limit
         size = self._network.output(0).partial_shape[1].get_length()
@@ -69,18 +72,24 @@ class RectangleForward:
         #: Positions of all batches so far that held padding.
         self.padding = 0
 
-    def __call__(self, batch: TokenBlock) -> NDArray[np.float32]:
-        """Vectors of a batch, float32 (n, dimensions). Raises RuntimeError where OpenVINO does."""
-        cells = batch.tokens // (self._cores * _RECTANGLES_A_CORE)
+    def __call__(self, batch: TokenBlock, cores: int = 1) -> NDArray[np.float32]:
+        """Vectors of a batch, float32 (n, dimensions), computed with so many cores.
+
+        Raises RuntimeError where OpenVINO does.
+        """
+        cells = batch.tokens // (cores * _RECTANGLES_A_CORE)
         cells = min(max(cells, _LEAST_CELLS), _MOST_CELLS)
         found = recurring_rectangles(batch, _COST, self._pad_id, cells, self._limit)
         parts = sorted(found, key=_work, reverse=True)
-        self.padding += sum(part.padding for part in parts)
-        requests = self._started(parts)
+        with self._counting:
+            self.padding += sum(part.padding for part in parts)
         out = np.empty((len(batch), self._dimensions), dtype=np.float32)
-        for part, request in zip(parts, requests, strict=True):
-            # The request's own buffer, which the next batch overwrites.
-            out[part.texts] = request.get_output_tensor(0).data[:, : self._dimensions]
+        at_a_time = len(parts) if cores > 1 else 1
+        for first in range(0, len(parts), at_a_time):
+            some = parts[first : first + at_a_time]
+            for part, request in zip(some, self._ended(some), strict=True):
+                # The request's own buffer, which the next one overwrites.
+                out[part.texts] = request.get_output_tensor(0).data[:, : self._dimensions]
         return out
 
     def prepare(self) -> None:
@@ -89,18 +98,19 @@ class RectangleForward:
         for length in sorted({min(padded_length(n), longest) for n in range(1, longest + 1)}):
             ids = np.full((1, length), self._pad_id, dtype=np.int64)
             part = Rectangle(np.zeros(1, np.int64), ids, np.ones_like(ids, np.bool_), 0)
-            self._started([part] * self._cores)
+            self._ended([part] * (self.cores + 1))
 
     def forget_buffers(self) -> None:
         """Give memory back: each stream keeps what its largest rectangle needed."""
-        self._requests = []
+        self._requests = {}
         self._network.release_memory()
 
-    def _started(self, parts: Sequence[Rectangle]) -> list[Any]:
-        """A request for each part, all of which have ended."""
-        for _ in range(len(self._requests), len(parts)):
-            self._requests.append(self._network.create_infer_request())
-        requests = self._requests[: len(parts)]
+    def _ended(self, parts: Sequence[Rectangle]) -> list[Any]:
+        """A request of the calling thread for each part, all of which have ended."""
+        own = self._requests.setdefault(threading.get_ident(), [])
+        for _ in range(len(own), len(parts)):
+            own.append(self._network.create_infer_request())
+        requests = own[: len(parts)]
         try:
             for part, request in zip(parts, requests, strict=True):
                 request.start_async([part.ids, part.real.astype(np.int64)], share_inputs=True)

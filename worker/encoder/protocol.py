@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -24,22 +24,11 @@ class Cause(Enum):
     DEVICE = "device"
 
 
-class Begun(Protocol):
-    """A forward pass that is under way. The thread that began it calls both methods."""
-
-    def wait_for_core(self) -> None:
-        """Block until a part of the device has nothing left to do, so that another may begin."""
-
-    def vectors(self) -> NDArray[np.float32]:
-        """Block until it is done; see `Encoder.forward`, whose errors it raises."""
-
-
 class Encoder(Protocol):
     """A model on its device.
 
-    Two threads use it, each owning its half: any one thread at a time tokenises, and one thread,
-    the device thread, calls everything else. The halves share nothing that changes. A third may
-    call what `express` gives, `cause` and `release_memory`.
+    One thread at a time tokenizes; `slots` threads, and one more if there is a reserved slot, each
+    call `enter` once and then `forward`. All threads may call `cause` and `release_memory`.
     """
 
     @property
@@ -58,30 +47,27 @@ class Encoder(Protocol):
         one of the texts cannot be tokenised; the caller finds out which by asking for fewer.
         """
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
+    @property
+    def slots(self) -> int:
+        """Batches that the device runs at a time; never changes."""
+
+    @property
+    def reserved(self) -> bool:
+        """Whether one more batch, of interactive texts, may run beside them; never changes."""
+
+    def enter(self, *, yielding: bool) -> None:
+        """Prepare the calling thread for `forward`. `yielding`: others get the cores first."""
+
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
         """Vectors of a batch, float32 (n, dimensions), C-contiguous, in the order of the batch.
 
         The model's own output: every module has run, nothing else was done to it. Rows can hold
-        NaN or infinities if the model made them. `patient`: whoever else wants the cores may have
-        them first.
-        """
-
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
-        """Begin `forward` of a batch that needs only a part of the device at its end.
-
-        The next one may begin while that is so; they end in turn. None where `forward` has to do
-        it all.
-        """
-
-    @property
-    def express(self) -> Callable[[TokenBlock], NDArray[np.float32]] | None:
-        """`forward` for a small batch while the device thread runs a large one; never changes.
-
-        Meant for one thread more. None where the device would begin it only after the other.
+        NaN or infinities if the model made them. `cores`: of a CPU, for a batch that gains from
+        them.
         """
 
     def cause(self, error: BaseException) -> Cause:
-        """Return the cause of an exception that `begin` or `forward` raised."""
+        """Return the cause of an exception that `forward` raised."""
 
     def release_memory(self) -> None:
         """Give cached device memory back, after a batch ran out of it."""

@@ -24,15 +24,15 @@ from worker.encoder.forward import (
     StaticForward,
 )
 from worker.encoder.library import attention_of, matryoshka_sizes, open_model, set_attention
-from worker.encoder.protocol import Begun, Cause
-from worker.encoder.streams import StreamedForward, Streams
+from worker.encoder.protocol import Cause
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
 from worker.tokens import TokenBlock
 
-#: How much sooner than a patient batch others get a core, see `nice(2)`: about nine times as much
-#: of it where both want all they can get.
-_NICE = 10
+#: Batches on a GPU at a time.
+_GPU_SLOTS = 2
+#: Batches of fewer tokens gain nothing from a second core.
+_SMALL_TOKENS = 64
 #: Sizes of batches that a GPU is warmed up with, below a full one: each half of the next.
 _WARM_HALVINGS = 8
 #: Types of transformers that normalise the output of each layer. Their activations stay far below
@@ -98,13 +98,7 @@ def _load(
         path=opened.path,
         cosine=None if exact is None else _accuracy(opened),
     )
-    tokenizer, forward = opened.tokenizer, opened.forward
-    streams = _streams(place, forward)
-    if streams is None:
-        return TorchEncoder(info, place, tokenizer, forward)
-    # Whose turn it is on a core, the system decides.
-    express, patient = Streams(len(streams)), Streams(len(streams), nice=_NICE)
-    return StreamedEncoder(info, place, tokenizer, forward, streams, express, patient)
+    return TorchEncoder(info, place, opened.tokenizer, opened.forward)
 
 
 class TorchEncoder:
@@ -121,6 +115,10 @@ class TorchEncoder:
         self._device = device
         self._tokenizer = tokenizer
         self._forward = forward
+        #: One a core; on a GPU one batch is prepared while the other computes.
+        self._slots = torch.get_num_threads() if device.type == "cpu" else _GPU_SLOTS
+        if isinstance(forward, StaticForward):
+            self._slots = 1
 
     @property
     def info(self) -> ModelInfo:
@@ -133,16 +131,24 @@ class TorchEncoder:
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         return self._tokenizer(texts, prompt)
 
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
-        with torch.inference_mode(), devices.current(self._device):
-            return self._forward(batch)
-
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
-        return None
+    @property
+    def slots(self) -> int:
+        return self._slots
 
     @property
-    def express(self) -> Callable[[TokenBlock], NDArray[np.float32]] | None:
-        return None
+    def reserved(self) -> bool:
+        return not isinstance(self._forward, StaticForward)
+
+    def enter(self, *, yielding: bool) -> None:
+        if self._device.type == "cpu":
+            cpu.enter_slot(yielding=yielding)
+
+    def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
+        with torch.inference_mode(), devices.current(self._device):
+            if cores == 1 or self._device.type != "cpu" or batch.tokens < _SMALL_TOKENS:
+                return self._forward(batch)
+            with cpu.computing_with(cores):
+                return self._forward(batch)
 
     def cause(self, error: BaseException) -> Cause:
         return devices.cause(error)
@@ -152,6 +158,14 @@ class TorchEncoder:
         cpu.return_freed_memory()
 
     def warm_up(self) -> None:
+        if self._device.type != "cpu":
+            self._warm_up()
+            return
+        # With one core, as a slot does: kernels are made for a number of cores.
+        with cpu.computing_with(1):
+            self._warm_up()
+
+    def _warm_up(self) -> None:
         short, long = self.tokenize(["warm"]), self.tokenize(["warm up " * 16])
         # CUDA loads kernels for a number of rows when it first meets them.
         halvings = _WARM_HALVINGS if self._device.type == "cuda" else 0
@@ -172,56 +186,6 @@ class TorchEncoder:
     def close(self) -> None:
         del self._forward, self._tokenizer
         devices.release_cached_memory(self._device)
-
-
-class StreamedEncoder(TorchEncoder):
-    """On a CPU, each batch in parts; a small one beside a large one, a patient one behind others.
-
-    Three sets of streams, each a thread a core, of which one runs at a time, or `express` and
-    another.
-    """
-
-    def __init__(
-        self,
-        info: ModelInfo,
-        device: torch.device,
-        tokenizer: Tokenizer,
-        forward: Forward,
-        streams: Streams,
-        express: Streams,
-        patient: Streams,
-    ) -> None:
-        self._common = StreamedForward(forward, streams)
-        super().__init__(info, device, tokenizer, self._common)
-        self._express = StreamedForward(forward, express, here=False)
-        self._patient = StreamedForward(forward, patient)
-        self._streams = (streams, express, patient)
-
-    @property
-    def express(self) -> StreamedForward:
-        return self._express
-
-    def forward(self, batch: TokenBlock, *, patient: bool = False) -> NDArray[np.float32]:
-        if not patient:
-            return super().forward(batch)
-        with torch.inference_mode():
-            return self._patient(batch)
-
-    def begin(self, batch: TokenBlock, *, patient: bool = False) -> Begun | None:
-        return (self._patient if patient else self._common).begin(batch)
-
-    def close(self) -> None:
-        for streams in self._streams:
-            streams.close()
-        del self._common, self._express, self._patient
-        super().close()
-
-
-def _streams(place: torch.device, forward: Forward) -> Streams | None:
-    """One stream a core of a CPU; None where there is nothing to share."""
-    if place.type != "cpu" or isinstance(forward, StaticForward):
-        return None
-    return Streams(torch.get_num_threads())
 
 
 @dataclass(frozen=True, slots=True)

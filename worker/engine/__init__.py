@@ -7,8 +7,7 @@ In reading order:
 - `sink`: the receiver of the engine's events
 - `windows`: split a text beyond the model's limit
 - `tokenising`: tokenize texts of several jobs in turn
-- `shares`: divide a lane among tenants, and a tenant's part among its jobs
-- `schedule`: choose the texts of the next batch; no clock, lock or device
+- `fair_queue`: the scheduling algorithm: start-time fair queueing; no clock, lock or device
 - `batch`: join pieces of jobs, and return rows to their jobs
 - `repeats`: encode equal texts of a batch once
 - `forward`: run one batch, and isolate texts that fail
@@ -20,9 +19,8 @@ In reading order:
 - `arrivals`: jobs to look up in the cache
 - `backlog`: the state that the threads share, behind one lock
 - `tokeniser`: the loop of the tokenizer thread
-- `composer`: cut the next batch, admit its jobs, remove repeated texts
 - `recall`: read vectors from the cache and add new ones
-- `encoding`: the loop of an encoding thread
+- `slot`: the loop of one slot: take a batch, encode it, pass the vectors on
 - `core`: the engine: tokenize, encode, write
 """
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from worker.contract.lanes import Lane
 from worker.engine import batch
 from worker.engine.arrivals import Arrivals
+from worker.engine.fair_queue import FairQueue, ModelQueues
 from worker.engine.forward import Fault
 from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece
 from worker.engine.outbox import Outbox
 from worker.engine.room import Room
-from worker.engine.schedule import Schedules
 from worker.engine.tokenising import Intake, Refusal, Slice
+
+#: The reserved slot takes the texts of tenants that have at most this part of a batch waiting.
+_SMALL = 1 / 3
+
+
+class Taken(NamedTuple):
+    """Pieces for a batch, and the jobs of which they are the first."""
+
+    pieces: list[Piece]
+    starting: list[Job]
 
 
 class Backlog:
@@ -29,24 +41,31 @@ class Backlog:
         models: Iterable[str],
         producers: int,
         *,
+        slots: int = 1,
         looked_up: bool = False,
-        express: Collection[str] = (),
     ) -> None:
-        """`producers`: how many threads put jobs into the outbox.
+        """`producers`: how many threads put jobs into the outbox. `slots`: for every lane.
 
         `looked_up`: whether there is a cache, which jobs go through before they are tokenised.
-        `express`: the models that small batches run through beside large ones.
         """
         self.lock = threading.Lock()
-        #: Told when texts wait to be encoded, and when the engine closes; the device thread, and
-        #: the express where somebody waits for them.
+        #: Notified when a slot for every lane may have something to do: texts wait, the writer has
+        #: room again, a job is to be isolated or was, the engine closes.
         self.to_encode = threading.Condition(self.lock)
-        self.to_express = threading.Condition(self.lock)
+        #: The same for the reserved slot.
+        self.to_answer = threading.Condition(self.lock)
         self.isolation = Isolation(self.to_encode)
         self.arrivals = Arrivals(self.lock, self.isolation)
         self.intake = Intake(self.lock, self.isolation)
-        self.schedules = Schedules(models, express)
-        self.outbox = Outbox(self.lock, producers)
+        self.queues = ModelQueues(models)
+        self.outbox = Outbox(self.lock, producers, self._written)
+        #: Slots for every lane, and how many of them wait for texts.
+        self._slots = slots
+        self.idle_slots = 0
+        #: The tenants whose interactive texts each of the others runs.
+        self._served: dict[object, frozenset[str]] = {}
+        #: Tokens that each of them takes of what came while all were idle.
+        self._portion = 0
         self.room = Room()
         self.closing = False
         self._closed = threading.Condition(self.lock)
@@ -75,7 +94,60 @@ class Backlog:
                     self.isolation.add(job)
             shared = [job for job in jobs if not job.alone]
             self._shared += len(shared)
-            (self.arrivals if self._looked_up else self.intake).put(*shared)
+            if self._looked_up:
+                self.arrivals.put(*shared)
+            else:
+                self.take_in(*shared)
+
+    def take_in(self, *jobs: Job) -> None:
+        """Jobs have texts to tokenize: on an idle slot, else on the tokenizer thread."""
+        self.intake.put(*jobs)
+        if self.idle_slots and not self.isolation.begun:
+            self.to_encode.notify()
+        else:
+            self.intake.wake()
+
+    def to_tokenise(self) -> list[Slice]:
+        """Texts for an idle slot to tokenize; it calls `intake.give_back` then."""
+        if self.isolation.begun or self.isolation.is_due(self._shared):
+            return []
+        return self.intake.borrow()
+
+    def idle(self, slot: object) -> None:
+        """A slot for every lane waits for texts."""
+        self.idle_slots += 1
+        self._portion = 0
+        self._served.pop(slot, None)
+
+    def busy(self, slot: object, pieces: Sequence[Piece]) -> None:
+        """A slot for every lane runs these pieces, or something else."""
+        self.idle_slots -= 1
+        tenants = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.INTERACTIVE}
+        self._served[slot] = frozenset(tenants)
+
+    def found(self) -> None:
+        """A slot has found something to do; what is left is for the others."""
+        if self.queues.tokens:
+            self._wake(1)
+        if self.intake.waiting:
+            self.intake.wake()
+
+    def _wake(self, slots: int) -> None:
+        """Texts wait for so many slots."""
+        if self.idle_slots:
+            self.to_encode.notify(slots)
+        else:
+            self.to_answer.notify()
+
+    def _written(self) -> None:
+        """The writer has room again, or has told everything."""
+        if self.queues.tokens or self.isolation.begun:
+            self.wake_all()
+
+    def wake_all(self) -> None:
+        """Let every slot look for something to do."""
+        self.to_encode.notify_all()
+        self.to_answer.notify()
 
     def line_up(self, estimated: Iterable[tuple[Job, int]], pieces: Sequence[Piece]) -> None:
         """Texts of these jobs, of so many tokens as was estimated, have become `pieces`."""
@@ -88,10 +160,8 @@ class Backlog:
                 self.room.weigh(job, piece.tokens)
                 job.chunks.append(piece)
                 if not job.alone:
-                    self.schedules.add(job)
-        self.to_encode.notify()
-        if any(piece.job.lane is Lane.INTERACTIVE for piece in pieces):
-            self.to_express.notify()
+                    self.queues[job.info.name].add(job, piece.tokens)
+        self._wake(sum(piece.texts for piece in pieces))
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Texts that no batch will hold; tells the writer of the jobs that end with them."""
@@ -102,29 +172,51 @@ class Backlog:
                 ended.append(job)
         self.outbox.put(ended)
 
-    def cut(self, budgets: Mapping[str, int]) -> list[Piece]:
-        """The device thread's next batch, see `Schedules.cut`; none if a job is to be isolated."""
-        if self.isolation.is_due(self._shared):
-            return []
-        pieces = self.take(self.schedules.cut(budgets))
-        # What it left may be for the express.
-        self.to_express.notify()
-        return pieces
+    def cut(self, budgets: Mapping[str, int], *, interactive: bool) -> Taken | None:
+        """The next batch of a slot: of one model, at most its budget or one text.
 
-    def cut_express(self, budgets: Mapping[str, int]) -> list[Piece]:
-        """The next batch of the express, whose last one is done; see `Schedules.cut_express`."""
-        if self.schedules.express_runs:
-            # For a job that is to be isolated the device thread waits for its end.
-            self.to_encode.notify()
-        return self.take(self.schedules.cut_express({} if self.isolation.begun else budgets))
+        `interactive`: for the reserved slot. It takes such texts while all other slots are busy, of
+        tenants that they do not serve: more callers of one tenant need full batches.
+        None if there is none, if the writer has enough to do, or if a job is to be isolated.
+        """
+        if self.outbox.full or self.isolation.begun or self.isolation.is_due(self._shared):
+            return None
+        if interactive and self.idle_slots:
+            return None
+        for name, queue in self.queues.in_turn():
+            if interactive:
+                served = frozenset[str]().union(*self._served.values())
+                pieces = queue.take_small(int(budgets[name] * _SMALL), served)
+            else:
+                pieces = queue.take(budgets[name], room=min(budgets[name], self._share(queue)))
+            if pieces:
+                self.queues.served(name)
+                return self.take(pieces)
+        return None
 
-    def take(self, pieces: list[Piece]) -> list[Piece]:
+    def _share(self, queue: FairQueue) -> int:
+        """Tokens of a batch such that all slots have done what waits at about the same time.
+
+        Slots that were idle together take alike; one that gets free while others are busy takes its
+        part of what is left.
+        """
+        share = max(-(-queue.tokens // self._slots), 1)
+        if self.idle_slots == self._slots:
+            self._portion = share
+        return max(share, self._portion)
+
+    def take(self, pieces: list[Piece]) -> Taken:
         """These pieces are in a batch now: they wait no more."""
+        starting, now = [], time.time()
         for piece in pieces:
-            self.room.weigh(piece.job, -piece.tokens)
-            if not piece.job.alone:
+            job = piece.job
+            self.room.weigh(job, -piece.tokens)
+            if not job.alone:
                 self.isolation.note_others()
-        return pieces
+            if job.started_at is None:
+                job.started_at = now
+                starting.append(job)
+        return Taken(pieces, starting)
 
     def isolated(self) -> Job | None:
         """A job to run while all other threads rest, once they do; None if there is none."""
@@ -134,13 +226,13 @@ class Backlog:
                 self.end_isolation(None)
             return None
         self.isolation.begin()
-        at_rest = self.isolation.quiet and self.outbox.told and not self.schedules.express_runs
+        at_rest = self.isolation.quiet and self.outbox.told
         return self.isolation.take() if at_rest else None
 
     def end_isolation(self, job: Job | None) -> None:
         """All other threads go on; a job that has not ended runs again later."""
         self.isolation.end(job)
-        self.to_express.notify()
+        self.wake_all()
 
     def arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
         """Count a batch in its jobs, whose vectors are there, and tell the writer."""
@@ -158,8 +250,10 @@ class Backlog:
             return False
         self.room.weigh(job, -job.waiting_tokens)
         job.cancelled = True
+        if not job.alone:
+            waiting = sum(piece.tokens for piece in job.chunks)
+            self.queues[job.info.name].discard(job, waiting)
         job.chunks.clear()
-        self.schedules.discard(job)
         self.isolation.discard(job)
         return True
 
@@ -187,9 +281,8 @@ class Backlog:
         self._closed.notify_all()
         self.arrivals.close()
         self.intake.close()
-        self.to_encode.notify_all()
-        self.to_express.notify_all()
         self.outbox.wake()
+        self.wake_all()
 
     def clear(self) -> list[Job]:
         """The jobs that the sink has not heard of and will not."""

@@ -28,15 +28,15 @@ def joined(pieces: Sequence[Piece]) -> TokenBlock:
     return TokenBlock.join(parts)
 
 
-def hand_out(pieces: Sequence[Piece], vectors: Matrix) -> None:
-    """Give each job its rows of `vectors`, float32 (texts of the batch, d), normalised or not."""
+def rows_of(pieces: Sequence[Piece], vectors: Matrix) -> Iterator[tuple[Piece, Matrix]]:
+    """The rows of each piece of `vectors`, float32 (texts of the batch, d), normalised or not."""
     unit = vectors
     if any(piece.job.options.normalize for piece in pieces):
         unit = _unit(vectors)
     row = 0
     for piece in pieces:
         rows = unit if piece.job.options.normalize else vectors
-        piece.job.keep(piece, rows[row : row + piece.texts])
+        yield piece, rows[row : row + piece.texts]
         row += piece.texts
 
 

@@ -1,13 +1,11 @@
 """The threads: tokenise, encode, write.
 
-Three threads, each blocking on a condition of one lock, and one hand-over between neighbours:
+    submit ─► intake ─► tokenise ─► fair queue ─► slots ─► outbox ─► write ─► sink
 
-    submit ─► intake ─► tokenise ─► schedule ─► encode ─► outbox ─► write ─► sink
-
-Where a device takes two batches at a time there is a second one that encodes, the express: small
-jobs of callers who wait, while the first is busy with what others want. With a cache there are two
-more: one looks up what is submitted before it goes to the intake, or straight to the outbox, and
-one keeps what was written. See `recall`.
+Each arrow is a hand-over between threads, which block on conditions of one lock. The device has as
+many slots as it runs batches at a time, and one more for interactive texts if it can be shared.
+With a cache there are two more threads: one looks up what is submitted before it goes to the
+intake, or straight to the outbox, and one keeps what was written. See `recall`.
 
 The lock guards all of these and every job, but for a job's vectors; nothing slow runs under it,
 and no call of the sink. Batches wait for nothing: the device takes what there is the moment it is
@@ -16,6 +14,7 @@ free.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,20 +23,16 @@ from worker.encoder.protocol import Encoder
 from worker.engine import batch
 from worker.engine.backlog import Backlog
 from worker.engine.counts import Counts
-from worker.engine.encoding import Encoding
-from worker.engine.forward import Forward
 from worker.engine.job import Job
 from worker.engine.recall import Keeping, Lookup
 from worker.engine.sink import Sink
+from worker.engine.slot import Slot
 from worker.engine.threads import Threads
 from worker.engine.tokeniser import Tokeniser
 from worker.watchdog import Busy
 
 if TYPE_CHECKING:
     from worker.cache.store import Cache
-
-#: An express batch is at most this part of a whole one: it shares the device with one.
-_EXPRESS_PART = 2
 
 
 class Engine:
@@ -56,27 +51,22 @@ class Engine:
         self._sink = sink
         self.counts = Counts()
         cached = cache is not None
-        forwards, express = _forwards(self._encoders)
-        producers = 2 + cached + bool(express)
-        self._backlog = Backlog(self._encoders, producers, looked_up=cached, express=set(express))
+        slots = min(encoder.slots for encoder in self._encoders.values())
+        reserved = all(encoder.reserved for encoder in self._encoders.values())
+        producers = 1 + cached + slots + reserved
+        self._backlog = Backlog(self._encoders, producers, slots=slots, looked_up=cached)
         tokeniser = Tokeniser(self._encoders, self._backlog, self.counts)
-        self._device = Encoding(
-            self._backlog,
-            sink,
-            forwards,
-            self.counts,
-            tokenise_isolated=tokeniser.tokenise_isolated,
-        )
+        shared = (self._encoders, self._backlog, sink, self.counts)
+        make = functools.partial(Slot, *shared, tokeniser=tokeniser)
+        self._slots = [
+            make(name="encode", first=True),
+            *(make(name=f"encode-{number}") for number in range(2, slots + 1)),
+            *(make(name="interactive", interactive=True) for _ in range(reserved)),
+        ]
+        self._parallel = slots
         self._writing = Busy("embedq-write", uses_redis=True)
-        self._encodings = [self._device]
-        runs = {
-            "tokenise": tokeniser.run,
-            "encode": self._device.run,
-            "write": self._run_writer,
-        }
-        if express:
-            self._encodings.append(Encoding(self._backlog, sink, express, self.counts))
-            runs["express"] = self._encodings[-1].run
+        runs = {"tokenise": tokeniser.run, "write": self._run_writer}
+        runs |= {slot.busy.name.removeprefix("embedq-"): slot.run for slot in self._slots}
         self._keeping: Keeping | None = None
         if cache is not None:
             self._keeping = Keeping(cache, self._backlog, self.counts)
@@ -115,64 +105,64 @@ class Engine:
     @property
     def budgets(self) -> dict[str, int]:
         """The token budget of each model as it is now."""
-        return {name: forward.budget for name, forward in self._device.forwards.items()}
+        return {name: forward.budget for name, forward in self._slots[0].forwards.items()}
 
     @property
     def beat(self) -> float:
-        """Monotonic time of the device thread's last sign of life."""
-        return self._device.beat
+        """Monotonic time at which the slot that was silent longest gave its last sign of life."""
+        return min(slot.beat for slot in self._slots)
 
     @property
     def busy_since(self) -> float | None:
         """Monotonic time at which the oldest forward pass began that still runs, else None."""
-        return min(filter(None, (one.busy.since for one in self._encodings)), default=None)
+        return min(filter(None, (one.busy.since for one in self._slots)), default=None)
 
     @property
     def threads(self) -> list[Busy]:
         """What each thread is at."""
-        encoding = [one.busy for one in self._encodings]
-        return [*encoding, self._writing, *self._backlog.isolation.threads]
+        slots = [slot.busy for slot in self._slots]
+        return [*slots, self._writing, *self._backlog.isolation.threads]
 
     @property
     def batches(self) -> int:
         """Batches so far."""
-        return sum(one.batches for one in self._encodings)
+        return sum(one.batches for one in self._slots)
 
     @property
     def texts(self) -> int:
         """Texts of these batches."""
-        return sum(one.texts for one in self._encodings)
+        return sum(one.texts for one in self._slots)
 
     @property
     def repeats(self) -> int:
         """Texts of these that another one of their batch had the vector of."""
-        return sum(one.repeats for one in self._encodings)
+        return sum(one.repeats for one in self._slots)
 
     @property
     def tokens(self) -> int:
         """Tokens of these texts."""
-        return sum(one.tokens for one in self._encodings)
+        return sum(one.tokens for one in self._slots)
 
     @property
     def capacity(self) -> int:
         """Token budgets of the batches so far: `tokens / capacity` is how full they were."""
-        return sum(one.capacity for one in self._encodings)
+        return sum(one.capacity for one in self._slots)
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds of forward passes; those of the express are part of the others'."""
-        return self._device.busy_seconds
+        """Seconds of forward passes, by the slots that run at a time."""
+        return sum(slot.busy_seconds for slot in self._slots) / self._parallel
 
     @property
     def splits(self) -> int:
         """Batches that were cut because they raised or ran out of memory."""
-        return sum(forward.splits for one in self._encodings for forward in one.forwards.values())
+        return sum(forward.splits for one in self._slots for forward in one.forwards.values())
 
     @property
     def memory_splits(self) -> int:
         """Those of them that ran out of memory."""
         return sum(
-            forward.memory_splits for one in self._encodings for forward in one.forwards.values()
+            forward.memory_splits for one in self._slots for forward in one.forwards.values()
         )
 
     @property
@@ -250,16 +240,3 @@ class Engine:
     def _crash(self, error: BaseException) -> None:
         self._shut()
         self._sink.crashed(error)
-
-
-def _forwards(encoders: Mapping[str, Encoder]) -> tuple[dict[str, Forward], dict[str, Forward]]:
-    """The models as the device thread runs them, and as the express does, where it can."""
-    forwards: dict[str, Forward] = {}
-    express: dict[str, Forward] = {}
-    for name, encoder in encoders.items():
-        budget, probe = encoder.info.batch_tokens, encoder.tokenize(["probe"])
-        forwards[name] = Forward(encoder, budget, probe)
-        if encoder.express is not None:
-            budget = max(budget // _EXPRESS_PART, 1)
-            express[name] = Forward(encoder, budget, probe, express=True)
-    return forwards, express

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worker.contract.outcomes import Matrix
-from worker.encoder.protocol import Begun, Cause, Encoder
+from worker.encoder.protocol import Cause, Encoder
 from worker.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
@@ -70,31 +70,17 @@ class Forward:
     splits: int = field(default=0)
     #: Those of them that ran out of memory.
     memory_splits: int = field(default=0)
-    #: Whether it runs as the encoder's express.
-    express: bool = field(default=False)
-    #: Whether what runs next leaves the cores to others, see `Encoder.forward`.
-    patient: bool = field(default=False)
 
     def __post_init__(self) -> None:
         self.limit = self.budget
 
-    def begin(self, block: TokenBlock) -> Begun | None:
-        """Begin a batch that another one may begin beside, see `Encoder.begin`."""
-        if self.express:
-            return None
-        try:
-            return self.encoder.begin(block, patient=self.patient)
-        except Exception as error:  # noqa: BLE001 - `run` meets it again, and acts on its cause
-            logger.warning("A batch of %d texts did not begin: %s", len(block), _named(error))
-            return None
-
-    def run(self, block: TokenBlock, begun: Begun | None = None) -> tuple[Matrix, dict[int, Fault]]:
+    def run(self, block: TokenBlock, cores: int = 1) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
 
-        `begun`: what `begin` gave. Raises DeviceLost and Closing.
+        `cores`: see `Encoder.forward`. Raises DeviceLost and Closing.
         """
         splits = self.memory_splits
-        vectors, faults = self._halving(block, begun)
+        vectors, faults = self._halving(block, cores)
         if self.memory_splits == splits and 2 * block.tokens >= self.budget:
             self.budget = min(self.budget + max(self.limit // _RECOVERY, 1), self.limit)
         # A sum is finite only if every summand is, and far cheaper than looking at each.
@@ -108,11 +94,9 @@ class Forward:
             faults |= dict.fromkeys(wrong.tolist(), NON_FINITE)
         return vectors, faults
 
-    def _halving(
-        self, block: TokenBlock, begun: Begun | None = None
-    ) -> tuple[Matrix, dict[int, Fault]]:
+    def _halving(self, block: TokenBlock, cores: int = 1) -> tuple[Matrix, dict[int, Fault]]:
         budget = self.budget
-        vectors = self._attempt(block, begun)
+        vectors = self._attempt(block, cores)
         if not isinstance(vectors, Fault):
             return vectors, {}
         if len(block) == 1:
@@ -153,13 +137,9 @@ class Forward:
             fault = vectors
         return np.zeros((1, self.encoder.info.dimensions), dtype=np.float32), {0: fault}
 
-    def _attempt(self, block: TokenBlock, begun: Begun | None = None) -> Matrix | Fault:
+    def _attempt(self, block: TokenBlock, cores: int = 1) -> Matrix | Fault:
         try:
-            if begun is not None:
-                return begun.vectors()
-            if self.express and self.encoder.express is not None:
-                return self.encoder.express(block)
-            return self.encoder.forward(block, patient=self.patient)
+            return self.encoder.forward(block, cores=cores)
         except Exception as error:
             cause = self.encoder.cause(error)
             logger.warning("A batch of %d texts raised %s", len(block), _named(error))

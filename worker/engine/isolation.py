@@ -26,6 +26,8 @@ class Isolation:
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._stations: list[Station] = []
+        #: Those of the threads that have no station.
+        self._watched: list[Busy] = []
         self._waiting: deque[Job] = deque()
         #: Whether every thread but the device's is to rest.
         self.begun = False
@@ -38,32 +40,36 @@ class Isolation:
         self._stations.append(station)
         return station
 
+    def watch(self, thread: Busy) -> None:
+        """A thread that rests while a job is isolated, but waits for work elsewhere."""
+        self._watched.append(thread)
+
     @property
     def threads(self) -> list[Busy]:
-        """The threads that rest while a job is isolated."""
+        """The threads with a station."""
         return [station.busy for station in self._stations]
 
     @property
     def quiet(self) -> bool:
-        """Whether all of them rest."""
-        return all(station.busy.since is None for station in self._stations)
+        """Whether all threads but the one that asks rest."""
+        return all(busy.since is None for busy in (*self.threads, *self._watched))
 
     def add(self, job: Job) -> None:
         """A job is to run alone."""
         self._waiting.append(job)
-        self._changed.notify()
+        self._changed.notify_all()
 
     def discard(self, job: Job) -> None:
         """Forget a job, waiting or not."""
         if job in self._waiting:
             self._waiting.remove(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def note_others(self) -> None:
         """Other jobs had a turn."""
         self._others_ran = True
         if self._waiting:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def is_due(self, others: int) -> bool:
         """Whether a job is to be isolated next, while so many others are under way."""
@@ -80,7 +86,7 @@ class Isolation:
     def rested(self) -> None:
         """A thread has come to rest."""
         if self.begun:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def end(self, job: Job | None) -> None:
         """Let the other threads go on; a job that has not ended waits for its next slice."""

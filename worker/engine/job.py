@@ -54,8 +54,7 @@ class Piece(NamedTuple):
 class Job:
     """One job inside the engine.
 
-    The engine's lock guards what changes, but for `vectors` and `started_at`, which belong to the
-    one thread that encodes it. Once every text has ended, all of it is the writer's.
+    The engine's lock guards what changes. Once every text has ended, all of it is the writer's.
     """
 
     __slots__ = (
@@ -205,7 +204,7 @@ class Job:
     def keep(self, piece: Piece, rows: Matrix) -> None:
         """Keep the vectors of a piece, float32 (texts, d); those of failed texts are zeros.
 
-        On the thread that encodes it, before `arrive`; no other has a piece of the job then.
+        Before `arrive`.
         """
         if self.pooled is not None and piece.first >= self.pooled.first:
             for index, vector in self.pooled.keep(piece.first, rows, piece.token_counts):
@@ -217,7 +216,7 @@ class Job:
         self._put(piece.first, rows)
 
     def fault(self, row: int, code: str, message: str) -> None:
-        """A row of a piece has no vector. On the same thread, between `keep` and `arrive`."""
+        """A row of a piece has no vector. Between `keep` and `arrive`."""
         if self.pooled is not None and row >= self.pooled.first:
             row = self.pooled.text_of(row)
             if not self.pooled.fail(row):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from worker.engine.job import Job
@@ -29,9 +29,11 @@ class Outbox:
     `producers` threads put news in; `take` ends once each of them has called `leave`.
     """
 
-    def __init__(self, lock: threading.Lock, producers: int) -> None:
+    def __init__(self, lock: threading.Lock, producers: int, emptied: Callable[[], None]) -> None:
+        """`emptied` is called when the writer takes news and when it has told them."""
         self._filled = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
+        self._call_emptied = emptied
         self._news: deque[News] = deque()
         self._producers = producers
         #: Whether the writer tells what it took last.
@@ -54,12 +56,13 @@ class Outbox:
             self._filled.notify()
 
     def wait_until_emptied(self, seconds: float) -> None:
-        """Wait until the writer takes what there is or has told it, `wake`, or so long."""
+        """Wait until the writer takes what there is or has told it, or so long."""
         self._emptied.wait(seconds)
 
     def wake(self) -> None:
-        """Let whoever waits look around: the engine closes."""
+        """Let those who wait for the writer look again."""
         self._emptied.notify_all()
+        self._call_emptied()
 
     def leave(self) -> None:
         """A producer puts nothing in any more."""
@@ -72,10 +75,10 @@ class Outbox:
         Whoever calls it has told what it took before.
         """
         self._telling = False
-        self._emptied.notify_all()
+        self.wake()
         while not self._news and self._producers:
             self._filled.wait()
         news, self._news = self._news, deque()
         self._telling = bool(news)
-        self._emptied.notify_all()
+        self.wake()
         return news

@@ -30,7 +30,8 @@ class _Text:
 class Pooled:
     """Rows past a job's own texts are windows, each of one of those texts.
 
-    The tokeniser thread adds windows, before any batch holds them; all else is the device thread's.
+    The thread that tokenizes adds windows, before any batch holds them; the engine's lock guards
+    all else.
     """
 
     #: Texts of the job, and so the row of the first window.

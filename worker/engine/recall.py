@@ -87,7 +87,7 @@ class Lookup:
                     backlog.room.weigh(job, -job.waiting_tokens)
                     ended.append(job)
                 else:
-                    backlog.intake.put(job)
+                    backlog.take_in(job)
             while ended and backlog.outbox.full and not backlog.closing:
                 backlog.outbox.wait_until_emptied(_PATIENCE)
             backlog.outbox.put(ended)

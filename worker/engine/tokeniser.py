@@ -28,7 +28,7 @@ class Tokeniser:
                 slices = self._backlog.intake.take()
             if not slices:
                 return
-            self._tokenise(slices)
+            self.tokenise(slices)
 
     def tokenise_isolated(self, job: Job) -> None:
         """Tokenise the next texts of a job alone. Device thread, while that of `run` rests."""
@@ -36,9 +36,10 @@ class Tokeniser:
             slices = front(deque([job]))
         if slices:
             with self._backlog.intake.busy:
-                self._tokenise(slices)
+                self.tokenise(slices)
 
-    def _tokenise(self, slices: Sequence[Slice]) -> None:
+    def tokenise(self, slices: Sequence[Slice]) -> None:
+        """One call of the tokenizer. Any thread."""
         first = slices[0].job
         begun = time.monotonic()
         encoder = self._encoders[first.info.name]

@@ -50,11 +50,20 @@ class Intake:
     def __init__(self, lock: threading.Lock, isolation: Isolation) -> None:
         self._station = isolation.station("tokenise", lock)
         self._lanes: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._borrowed = False
 
     def put(self, *jobs: Job) -> None:
         """Jobs have texts to tokenise."""
         for job in jobs:
             self._lanes[job.lane].append(job)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are texts to tokenize."""
+        return any(self._lanes.values())
+
+    def wake(self) -> None:
+        """Let the tokenizer thread take what there is."""
         self._station.filled.notify()
 
     def close(self) -> None:
@@ -70,8 +79,26 @@ class Intake:
         """Wait for texts for one call of the tokenizer; empty once closed."""
         return self._station.take(self._next)
 
+    def borrow(self) -> list[Slice]:
+        """Texts for one call of the tokenizer on another thread, which calls `give_back` then.
+
+        Empty if there are none, or if the tokenizer is called now: there is one call at a time.
+        """
+        if self._borrowed or self.busy.since is not None:
+            return []
+        slices = self._next()
+        self._borrowed = bool(slices)
+        return slices
+
+    def give_back(self) -> None:
+        """That call has ended; what is left is for the tokenizer thread."""
+        self._borrowed = False
+        self.wake()
+
     def _next(self) -> list[Slice]:
-        """Texts of one lane, model and prompt, of each job some."""
+        """Texts of one lane, model and prompt, of each job some; empty if there are none."""
+        if self._borrowed:
+            return []
         for jobs in self._lanes.values():
             if slices := front(jobs):
                 return slices
