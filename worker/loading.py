@@ -38,7 +38,7 @@ def on_passing_thread(call: Callable[[], T]) -> T:
     OpenMP, which torch computes with on a CPU, keeps a team of threads for every thread that ever
     ran a forward pass. Once all teams together have more threads than there are cores, they go to
     sleep between any two kernels instead of spinning: measured a quarter slower. A thread that
-    ends takes its team along, so that the device thread's is the only one.
+    ends takes its team along, so that those of the slots are the only ones.
     """
     result: Future[T] = Future()
 

@@ -32,8 +32,8 @@ class Taken(NamedTuple):
 class Backlog:
     """What every thread of the engine shares.
 
-    `lock` guards all of it and every job, but for a job's vectors; nothing slow runs under it. The
-    caller of any method holds it, except for `submit` and `pause`, which take it.
+    `lock` guards all of it and every job; nothing slow runs under it. The caller of any method
+    holds it, except for `submit` and `pause`, which take it.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Backlog:
         #: Slots for every lane, and how many of them wait for texts.
         self._slots = slots
         self.idle_slots = 0
-        #: The tenants whose interactive texts each of the others runs.
-        self._served: dict[object, frozenset[str]] = {}
-        #: Tokens that each of them takes of what came while all were idle.
+        #: Tokens that each of these takes of what came while all were idle.
         self._portion = 0
+        #: The tenants whose interactive texts each of the other slots runs.
+        self._served: dict[object, frozenset[str]] = {}
         self.room = Room()
         self.closing = False
         self._closed = threading.Condition(self.lock)

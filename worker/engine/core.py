@@ -7,9 +7,8 @@ many slots as it runs batches at a time, and one more for interactive texts if i
 With a cache there are two more threads: one looks up what is submitted before it goes to the
 intake, or straight to the outbox, and one keeps what was written. See `recall`.
 
-The lock guards all of these and every job, but for a job's vectors; nothing slow runs under it,
-and no call of the sink. Batches wait for nothing: the device takes what there is the moment it is
-free.
+The lock guards all of these and every job; nothing slow runs under it, and no call of the sink.
+Batches wait for nothing: a slot takes what there is the moment it is free.
 """
 
 from __future__ import annotations

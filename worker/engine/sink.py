@@ -26,11 +26,11 @@ class Sink(Protocol):
     def isolate(self, job: Job) -> bool:
         """Whether a job that runs alone may go on; asked before each slice, and its first stage.
 
-        Device thread, while the others rest; may block. One that may not is forgotten.
+        The first slot's thread, while the others rest; may block. One that may not is forgotten.
         """
 
     def released(self, job: Job) -> None:
-        """Such a slice has ended and is told, so other jobs run again. Device thread; may block.
+        """Such a slice has ended and is told, so other jobs run again. The same thread; may block.
 
         Not called if the engine closes meanwhile.
         """

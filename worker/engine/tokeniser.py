@@ -31,7 +31,7 @@ class Tokeniser:
             self.tokenise(slices)
 
     def tokenise_isolated(self, job: Job) -> None:
-        """Tokenise the next texts of a job alone. Device thread, while that of `run` rests."""
+        """Tokenise the next texts of a job alone. On the first slot, while all others rest."""
         with self._backlog.lock:
             slices = front(deque([job]))
         if slices:
