@@ -1,4 +1,4 @@
-"""What makes torch faster on a CPU without changing what it computes."""
+"""Settings and kernels that make torch faster on a CPU with the same results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
 
     Left alone, it gives blocks of megabytes back to the kernel when a layer is done with them and
     asks for them again in the next one, thousands of page faults a batch. Concerns the whole
-    process; does nothing where the C library is another.
+    process; has no effect with another C library.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what glibc keeps back to the kernel after all."""
+    """Return the memory that glibc keeps to the kernel."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -90,7 +90,7 @@ def computing_with(cores: int) -> Iterator[None]:
 def lay_out_weights(model: torch.nn.Module) -> None:
     """Store the float32 weights of linear layers column by column, in place.
 
-    A matrix product with few rows, which is what a small batch is, reads them in that order:
+    A matrix product with few rows, as of a small batch, reads them in that order:
     measured 1.2 to 2 times as fast up to 128 tokens, and no slower beyond.
     """
     for module in model.modules():
@@ -127,7 +127,7 @@ class _LinearGelu(torch.nn.Module):
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().contiguous()
-        # Neither parameter nor buffer: a tensor in this order knows little of what others do.
+        # Neither parameter nor buffer: a tensor in this order supports few operations.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
         bias: torch.Tensor | None = linear.bias
         self._bias = None if bias is None else bias.detach()

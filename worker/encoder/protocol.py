@@ -1,4 +1,4 @@
-"""What the engine asks of a loaded model, whatever computes it."""
+"""The interface between the engine and a loaded model of any backend."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Encoder(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """What the model is; never changes."""
+        """Properties of the model; never changes."""
 
     @property
     def padding(self) -> int:
-        """Positions of batches so far that held padding; 0 where batches are packed. Any thread."""
+        """Positions of batches so far that held padding; 0 if batches are packed. Any thread."""
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> TokenBlock:
         """Tokens of `texts`, each with `prompt` before it, cut at the model's limit.
 
-        `prompt` as in `SentenceTransformer.encode`: None takes the model's default prompt where it
-        has one, `""` takes none. Raises an ordinary exception (`TypeError`, `ValueError`, …) where
+        `prompt` as in `SentenceTransformer.encode`: None takes the model's default prompt if it
+        has one, `""` takes none. Raises an ordinary exception (`TypeError`, `ValueError`, …) if
         one of the texts cannot be tokenised; the caller finds out which by asking for fewer.
         """
 
@@ -61,7 +61,7 @@ class Encoder(Protocol):
     def forward(self, batch: TokenBlock, *, cores: int = 1) -> NDArray[np.float32]:
         """Vectors of a batch, float32 (n, dimensions), C-contiguous, in the order of the batch.
 
-        The model's own output: every module has run, nothing else was done to it. Rows can hold
+        The model's own output: every module has run, without any other change. Rows can hold
         NaN or infinities if the model made them. `cores`: of a CPU, for a batch that gains from
         them.
         """

@@ -1,4 +1,4 @@
-"""The jobs under way and what the threads hand to one another, behind one lock."""
+"""The running jobs and the queues between the threads, behind one lock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Taken(NamedTuple):
 
 
 class Backlog:
-    """What every thread of the engine shares.
+    """The state that all threads of the engine share.
 
     `lock` guards all of it and every job; nothing slow runs under it. The caller of any method
     holds it, except for `submit` and `pause`, which take it.
@@ -62,15 +62,15 @@ class Backlog:
         #: Slots for every lane, and how many of them wait for texts.
         self._slots = slots
         self.idle_slots = 0
-        #: Tokens that each of these takes of what came while all were idle.
+        #: Tokens of each idle slot's batch, of texts that came while all slots were idle.
         self._portion = 0
-        #: The tenants whose interactive texts each of the other slots runs.
+        #: For each busy slot the tenants of its interactive texts.
         self._served: dict[object, frozenset[str]] = {}
         self.room = Room()
         self.closing = False
         self._closed = threading.Condition(self.lock)
         self._looked_up = looked_up
-        #: Jobs whose end the sink has not heard of and will.
+        #: Jobs whose completion the sink has not received yet.
         self._jobs: dict[Job, None] = {}
         #: How many of them share the engine with others.
         self._shared = 0
@@ -126,7 +126,7 @@ class Backlog:
         self._served[slot] = frozenset(tenants)
 
     def found(self) -> None:
-        """A slot has found something to do; what is left is for the others."""
+        """A slot has work; wake other threads for the rest."""
         if self.queues.tokens:
             self._wake(1)
         if self.intake.waiting:
@@ -140,7 +140,7 @@ class Backlog:
             self.to_answer.notify()
 
     def _written(self) -> None:
-        """The writer has room again, or has told everything."""
+        """The writer has taken or written its queue."""
         if self.queues.tokens or self.isolation.begun:
             self.wake_all()
 
@@ -164,7 +164,7 @@ class Backlog:
         self._wake(sum(piece.texts for piece in pieces))
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
-        """Texts that no batch will hold; tells the writer of the jobs that end with them."""
+        """Fail texts before any batch; pass the jobs that end with them to the writer."""
         ended = []
         for job, index, code, message in refusals:
             job.fail(index, code, message)
@@ -195,10 +195,10 @@ class Backlog:
         return None
 
     def _share(self, queue: FairQueue) -> int:
-        """Tokens of a batch such that all slots have done what waits at about the same time.
+        """Return the tokens of a batch with which all slots finish at about the same time.
 
-        Slots that were idle together take alike; one that gets free while others are busy takes its
-        part of what is left.
+        Slots that were idle together take equal parts. A slot that gets free while others are busy
+        takes its part of the rest.
         """
         share = max(-(-queue.tokens // self._slots), 1)
         if self.idle_slots == self._slots:
@@ -219,7 +219,7 @@ class Backlog:
         return Taken(pieces, starting)
 
     def isolated(self) -> Job | None:
-        """A job to run while all other threads rest, once they do; None if there is none."""
+        """Return the job to isolate once all other threads rest, else None."""
         if not self.isolation.is_due(self._shared):
             if self.isolation.begun:
                 # It was cancelled meanwhile.
@@ -235,7 +235,7 @@ class Backlog:
         self.wake_all()
 
     def arrive(self, pieces: Sequence[Piece], faults: Mapping[int, Fault]) -> None:
-        """Count a batch in its jobs, whose vectors are there, and tell the writer."""
+        """Count a batch in its jobs, which have its vectors, and pass them to the writer."""
         for job, row, fault in batch.faults_of(pieces, faults):
             job.fault(row, fault.code, fault.message)
         for piece in pieces:

@@ -4,11 +4,11 @@
 
 Each arrow is a hand-over between threads, which block on conditions of one lock. The device has as
 many slots as it runs batches at a time, and one more for interactive texts if it can be shared.
-With a cache there are two more threads: one looks up what is submitted before it goes to the
-intake, or straight to the outbox, and one keeps what was written. See `recall`.
+With a cache there are two more threads: one looks up submitted texts before they go to the intake,
+or straight to the outbox, and one stores new vectors. See `recall`.
 
 The lock guards all of these and every job; nothing slow runs under it, and no call of the sink.
-Batches wait for nothing: a slot takes what there is the moment it is free.
+No batch waits for more texts: a free slot takes the waiting ones at once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Engine:
     """Continuous batching over some models on one device.
 
     `submit`, `cancel`, `room` and `close` may be called from any thread and do not block, but for
-    `close`. All threads are daemons: a hung device cannot keep the process alive. Where one
-    of them dies, the sink is told and the engine closes.
+    `close`. All threads are daemons: a hung device cannot keep the process alive. If one
+    of them dies, the engine calls `Sink.crashed` and closes.
     """
 
     def __init__(
         self, encoders: Mapping[str, Encoder], sink: Sink, cache: Cache | None = None
     ) -> None:
-        """`cache`: where vectors of earlier texts are; None: every text is encoded."""
+        """`cache`: vectors of earlier texts; None: every text is encoded."""
         self._encoders = dict(encoders)
         self._sink = sink
         self.counts = Counts()
@@ -118,7 +118,7 @@ class Engine:
 
     @property
     def threads(self) -> list[Busy]:
-        """What each thread is at."""
+        """The current work of each thread."""
         slots = [slot.busy for slot in self._slots]
         return [*slots, self._writing, *self._backlog.isolation.threads]
 
@@ -174,9 +174,9 @@ class Engine:
         return self.tokens / self.busy_seconds if self.busy_seconds else 0.0
 
     def close(self, seconds: float) -> list[Job]:
-        """Finish the running batch, tell the sink of what has ended, return the other jobs.
+        """Finish the running batches, pass completed jobs to the sink, return the others.
 
-        Takes at most `seconds`; where those do not suffice, jobs that wait to be written are among
+        Takes at most `seconds`; if those do not suffice, jobs that wait to be written are among
         the ones returned. Idempotent: a job is returned once. May be called by the sink.
         """
         self._shut()
@@ -186,7 +186,7 @@ class Engine:
 
     @property
     def stopped(self) -> bool:
-        """Whether no thread runs, so that nobody uses the models any more."""
+        """Whether all threads have ended, so that the models are unused."""
         return not self._threads.alive
 
     # -- write ------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Engine:
         try:
             self._sink.finished(ended)
         except BaseException:
-            # Which of them it took is not known here: whoever closes the engine answers for all.
+            # It may have taken some of them; `close` returns all.
             with self._backlog.lock:
                 self._backlog.take_back(ended)
             raise
@@ -224,7 +224,7 @@ class Engine:
     # -- all --------------------------------------------------------------------------------
 
     def _leave_outbox(self, thread: str) -> None:
-        """The writer goes on until nobody can put anything in."""
+        """The writer goes on until its last producer has ended."""
         if thread not in ("write", "keep"):
             with self._backlog.lock:
                 self._backlog.outbox.leave()

@@ -140,7 +140,7 @@ class FairQueue:
             self._root.leave(lane)
 
     def _leave(self, job: Job) -> None:
-        """Nothing of a job waits, and so perhaps nothing of its tenant."""
+        """Remove a job without waiting texts, and its tenant if that was its last job."""
         lane, tenant = job.lane, job.tenant
         self._jobs[lane, tenant].leave(job)
         if not self._jobs[lane, tenant]:
@@ -177,15 +177,15 @@ class _Node(Generic[K]):
     """The children of one node that wait, by their starts."""
 
     def __init__(self) -> None:
-        #: Tokens that wait, as whoever uses the node counts them.
+        #: Tokens of waiting texts; `FairQueue` counts them.
         self.tokens = 0
         self._time = 0.0
         self._starts: dict[K, float] = {}
         #: Starts of children that do not wait and may come again.
         self._remembered: dict[K, float] = {}
-        #: What children were served of their quantum.
+        #: Tokens that children were served in their current turn.
         self._begun: dict[K, float] = {}
-        #: Entries whose start is not that of `_starts` are stale.
+        #: An entry is stale if its start differs from that in `_starts`.
         self._heap: list[tuple[float, bool, int, K]] = []
         self._numbers = itertools.count()
 

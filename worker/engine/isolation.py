@@ -1,7 +1,7 @@
 """Jobs that workers may have died of: one at a time, while every other thread rests.
 
-From the first stage of such a job to its last nothing of any other job is in a stage, so a crash is
-the job's own. A large one runs in slices, between which others have their turn.
+From its first stage to its last, no other job is in any stage, so a crash is the job's own. A large
+one runs in slices, between which others have their turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Isolation:
         self._others_ran = True
 
     def station(self, name: str, lock: threading.Lock, *, uses_redis: bool = False) -> Station:
-        """Where the thread of this name waits for work."""
+        """Return the place where the thread of this name waits for work."""
         station = Station(self, Busy(f"embedq-{name}", uses_redis=uses_redis), lock)
         self._stations.append(station)
         return station
@@ -98,7 +98,7 @@ class Isolation:
 
 
 class Station:
-    """Where one thread waits for work, and rests while a job is isolated."""
+    """The place where one thread waits for work, and rests while a job is isolated."""
 
     def __init__(self, isolation: Isolation, busy: Busy, lock: threading.Lock) -> None:
         self._isolation = isolation
@@ -113,7 +113,7 @@ class Station:
         self.filled.notify_all()
 
     def take(self, find: Callable[[], list[Found]]) -> list[Found]:
-        """Wait until `find` finds work; nothing once closed. The caller holds the lock."""
+        """Wait until `find` finds work; return [] once closed. The caller holds the lock."""
         self.busy.leave()
         self._isolation.rested()
         while not self._closed:

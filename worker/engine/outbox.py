@@ -1,4 +1,4 @@
-"""What the writer has to tell: jobs that ended and jobs that got on, batch by batch."""
+"""The queue of the writer: completed and progressed jobs, batch by batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BATCHES = 8
 
 
 class News(NamedTuple):
-    """What became of the jobs of a batch: those that ended with it, and those that go on.
+    """The jobs of a batch: those that ended with it, and those that go on.
 
     Some may be cancelled, now or before the writer gets there; it passes them over.
     """
@@ -30,13 +30,13 @@ class Outbox:
     """
 
     def __init__(self, lock: threading.Lock, producers: int, emptied: Callable[[], None]) -> None:
-        """`emptied` is called when the writer takes news and when it has told them."""
+        """`emptied` is called when the writer takes news and when it has written them."""
         self._filled = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
         self._call_emptied = emptied
         self._news: deque[News] = deque()
         self._producers = producers
-        #: Whether the writer tells what it took last.
+        #: Whether the writer is writing the news that it took last.
         self._telling = False
 
     @property
@@ -46,7 +46,7 @@ class Outbox:
 
     @property
     def told(self) -> bool:
-        """Whether the writer has told all there was."""
+        """Whether the writer has written all news."""
         return not (self._news or self._telling)
 
     def put(self, ended: Sequence[Job], going: Sequence[Job] = ()) -> None:
@@ -56,23 +56,23 @@ class Outbox:
             self._filled.notify()
 
     def wait_until_emptied(self, seconds: float) -> None:
-        """Wait until the writer takes what there is or has told it, or so long."""
+        """Wait until the writer takes or has written the news, at most so many seconds."""
         self._emptied.wait(seconds)
 
     def wake(self) -> None:
-        """Let those who wait for the writer look again."""
+        """Wake the threads that wait for the writer."""
         self._emptied.notify_all()
         self._call_emptied()
 
     def leave(self) -> None:
-        """A producer puts nothing in any more."""
+        """A producer ends."""
         self._producers -= 1
         self._filled.notify()
 
     def take(self) -> deque[News]:
         """Wait for news and take all there are; empty once every producer has left.
 
-        Whoever calls it has told what it took before.
+        The caller has written the news that it took before.
         """
         self._telling = False
         self.wake()

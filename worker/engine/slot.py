@@ -20,7 +20,7 @@ from worker.watchdog import Busy
 
 #: Seconds between two signs of life of an idle slot.
 _IDLE_BEAT = 5.0
-#: Token budgets' worth of texts that may share a batch where most of them repeat.
+#: Token budgets' worth of texts that may share a batch if most of them repeat.
 _MOST_BUDGETS = 8
 
 
@@ -39,11 +39,11 @@ class ToTokenise(NamedTuple):
 
 
 class Slot:
-    """What one thread encodes, and has encoded so far. `run` is the body of the thread.
+    """One slot and its counters. `run` is the body of its thread.
 
-    It alone changes what is here, and uses `forwards`; any other may look. The first slot also runs
-    the jobs that are isolated, and may use the cores of idle slots. A slot for interactive texts
-    takes them when all others are busy.
+    This thread alone changes the attributes and uses `forwards`; other threads may read them. The
+    first slot also runs isolated jobs. The reserved slot, which is `interactive`, takes interactive
+    texts while all other slots are busy.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Slot:
             while (found := self._next()) is not None:
                 self._encode(found)
         except Closing:
-            # Who closes the engine is given the jobs that have not ended.
+            # `Engine.close` returns the jobs that have not ended.
             return
 
     # -- take -------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Slot:
     def _take(self) -> Taken | ToTokenise | Job | None:
         """Wait for something to do; None once the engine closes.
 
-        A batch's texts, a job to be isolated, or texts to tokenize if nothing else waits.
+        Return the texts of a batch, a job to isolate, or texts to tokenize, in this order.
         """
         backlog, reserved = self._backlog, self._interactive
         found: Taken | ToTokenise | Job | None = None
@@ -149,7 +149,7 @@ class Slot:
         return ToTokenise(slices) if slices else None
 
     def _without_repeats(self, pieces: list[Piece]) -> Batch:
-        """What differs among a batch's texts; the room of what repeats goes to others that wait."""
+        """Return a batch without its repeated texts; waiting texts get the room of these."""
         backlog, name = self._backlog, pieces[0].job.info.name
         texts, most = distinct(batch.joined(pieces)), self.forwards[name].budget
         tokens = sum(piece.tokens for piece in pieces)
@@ -231,7 +231,7 @@ class Slot:
     # -- isolate ----------------------------------------------------------------------------
 
     def _slice(self, job: Job) -> list[Piece]:
-        """The next batch of a job that runs while all other threads rest; empty if it has none."""
+        """Return the next pieces of an isolated job; empty if it has none."""
         if not self._sink.isolate(job):
             with self._backlog.lock:
                 self._backlog.forget(job)
@@ -246,7 +246,7 @@ class Slot:
         return self._admitted(taken)
 
     def _end_slice(self) -> None:
-        """Wait until the slice that ran is told, and let others run."""
+        """Wait until the writer has written the slice that ran, and end the isolation."""
         job, self._isolated = self._isolated, None
         if job is None:
             return
