@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,14 @@ class Taken(NamedTuple):
 
     pieces: list[Piece]
     starting: list[Job]
+
+
+class _Running(NamedTuple):
+    """A batch of a slot for every lane: tokens, start and the tenants of interactive texts."""
+
+    tokens: int
+    began: float
+    tenants: set[str]
 
 
 class Backlog:
@@ -62,10 +71,9 @@ class Backlog:
         #: Slots for every lane, and how many of them wait for texts.
         self._slots = slots
         self.idle_slots = 0
-        #: Tokens of each idle slot's batch, of texts that came while all slots were idle.
-        self._portion = 0
-        #: For each busy slot the tenants of its interactive texts.
-        self._served: dict[object, frozenset[str]] = {}
+        #: The batches of the others, and tokens a second of the last one that ended.
+        self._running: dict[object, _Running] = {}
+        self._rate = 0.0
         self.room = Room()
         self.closing = False
         self._closed = threading.Condition(self.lock)
@@ -116,14 +124,16 @@ class Backlog:
     def idle(self, slot: object) -> None:
         """A slot for every lane waits for texts."""
         self.idle_slots += 1
-        self._portion = 0
-        self._served.pop(slot, None)
+        ran = self._running.pop(slot, None)
+        if ran is not None and ran.tokens:
+            self._rate = ran.tokens / max(time.monotonic() - ran.began, 1e-6)
 
     def busy(self, slot: object, pieces: Sequence[Piece]) -> None:
         """A slot for every lane runs these pieces, or something else."""
         self.idle_slots -= 1
         tenants = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.INTERACTIVE}
-        self._served[slot] = frozenset(tenants)
+        tokens = sum(piece.tokens for piece in pieces)
+        self._running[slot] = _Running(tokens, time.monotonic(), tenants)
 
     def found(self) -> None:
         """A slot has work; wake other threads for the rest."""
@@ -185,7 +195,7 @@ class Backlog:
             return None
         for name, queue in self.queues.in_turn():
             if interactive:
-                served = frozenset[str]().union(*self._served.values())
+                served = set[str]().union(*(one.tenants for one in self._running.values()))
                 pieces = queue.take_small(int(budgets[name] * _SMALL), served)
             else:
                 pieces = queue.take(budgets[name], room=min(budgets[name], self._share(queue)))
@@ -195,15 +205,12 @@ class Backlog:
         return None
 
     def _share(self, queue: FairQueue) -> int:
-        """Return the tokens of a batch with which all slots finish at about the same time.
-
-        Slots that were idle together take equal parts. A slot that gets free while others are busy
-        takes its part of the rest.
-        """
-        share = max(-(-queue.tokens // self._slots), 1)
-        if self.idle_slots == self._slots:
-            self._portion = share
-        return max(share, self._portion)
+        """Return the tokens of a batch with which all slots finish at about the same time."""
+        now = time.monotonic()
+        left = sum(
+            max(one.tokens - self._rate * (now - one.began), 0.0) for one in self._running.values()
+        )
+        return max(math.ceil((queue.tokens + left) / self._slots), 1)
 
     def take(self, pieces: list[Piece]) -> Taken:
         """These pieces are in a batch now: they wait no more."""
