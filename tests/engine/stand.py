@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink, job_of, vector_of
 from tests.processes import eventually
 from worker.engine import Engine, Job
+from worker.engine.job import Piece
+from worker.tokens import TokenBlock
 
 #: An engine's thread that dies says so, which pytest takes for a failure.
 crashes = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -52,6 +55,25 @@ def blocked(sink: RecordingSink, event: str) -> Iterator[Callable[[], None]]:
 
 def texts(count: int, first: int = 0) -> list[str]:
     return [f"text {number} of some" for number in range(first, first + count)]
+
+
+def block_of(lengths: Sequence[int]) -> TokenBlock:
+    total, count = sum(lengths), len(lengths)
+    return TokenBlock(
+        np.zeros(total, dtype=np.int32),
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.zeros(count, dtype=np.int32),
+        np.zeros(count, dtype=np.bool_),
+    )
+
+
+def waiting(job_id: str, lengths: Sequence[int], *, chunk: int = 256, **options: Any) -> Job:
+    """A job whose texts have so many tokens, tokenized in chunks."""
+    job = job_of([""] * len(lengths), job_id, **options)
+    for first in range(0, len(lengths), chunk):
+        block = block_of(lengths[first : first + chunk])
+        job.chunks.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
+    return job
 
 
 def wait_until_tokenised(*jobs: Job) -> None:

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.engine.stand import block_of, waiting
 from tests.fakes import job_of
 from worker.contract.lanes import Lane
 from worker.engine.fair_queue import WEIGHTS, FairQueue, ModelQueues
 from worker.engine.job import Job, Piece
-from worker.tokens import TokenBlock
 
 BUDGET = 96
 #: Tokens that a tenant gets before the others are served.
 QUANTUM = BUDGET // 8
 #: Tokens of a job's turn.
 TURN = BUDGET * 3 // 4
-
-
-def block_of(lengths: Sequence[int]) -> TokenBlock:
-    total, count = sum(lengths), len(lengths)
-    return TokenBlock(
-        np.zeros(total, dtype=np.int32),
-        np.cumsum([0, *lengths], dtype=np.int64),
-        np.zeros(count, dtype=np.int32),
-        np.zeros(count, dtype=np.bool_),
-    )
-
-
-def waiting(job_id: str, lengths: Sequence[int], *, chunk: int = 256, **options: Any) -> Job:
-    """A job whose texts have so many tokens, tokenized in chunks."""
-    job = job_of([""] * len(lengths), job_id, **options)
-    for first in range(0, len(lengths), chunk):
-        block = block_of(lengths[first : first + chunk])
-        job.chunks.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
-    return job
 
 
 def put(queue: FairQueue, job: Job) -> Job:
@@ -158,6 +139,20 @@ def test_a_job_comes_back_when_more_of_it_is_tokenized() -> None:
     queue.add(job, 0)
     assert [p.first for p in queue.take(BUDGET)] == [3]
     assert queue.take(BUDGET) == []
+
+
+def test_a_job_that_is_done_is_not_kept() -> None:
+    """Its texts and vectors would stay in memory for as long as its tenant has others waiting."""
+    queue = queue_of(waiting("large", [8] * 4_000))
+    for _ in range(20):
+        job = waiting("done", [8])
+        job.tokenised = 1
+        put(queue, job)
+        del job
+        queue.take(BUDGET)
+    queue.take(BUDGET)
+    kept = [one for one in gc.get_objects() if type(one) is Job and one.id == "done"]
+    assert len(kept) <= 1
 
 
 def test_models_take_turns() -> None:

@@ -142,7 +142,8 @@ class FairQueue:
     def _leave(self, job: Job) -> None:
         """Remove a job without waiting texts, and its tenant if that was its last job."""
         lane, tenant = job.lane, job.tenant
-        self._jobs[lane, tenant].leave(job)
+        comes_back = job.tokenised < len(job.texts) and not job.cancelled
+        self._jobs[lane, tenant].leave(job, comes_back=comes_back)
         if not self._jobs[lane, tenant]:
             del self._jobs[lane, tenant]
             self._lanes[lane].leave(tenant)
@@ -206,10 +207,10 @@ class _Node(Generic[K]):
         if child not in self._starts:
             self._set(child, max(self._time, self._remembered.pop(child, 0.0)), came=True)
 
-    def leave(self, child: K) -> None:
-        """A child waits no more."""
+    def leave(self, child: K, *, comes_back: bool = True) -> None:
+        """A child waits no more. `comes_back`: it may wait again."""
         start = self._starts.pop(child, 0.0) + self._begun.pop(child, 0.0)
-        if start > self._time:
+        if comes_back and start > self._time:
             self._remembered[child] = start
             if len(self._remembered) > _REMEMBERED:
                 late = {one: at for one, at in self._remembered.items() if at > self._time}
