@@ -13,6 +13,7 @@ from tests.engine.stand import Start, assert_vectors, crashes, texts
 from tests.fakes import DEADLINE, POISON, FakeEncoder, RecordingSink, job_of
 from tests.processes import eventually
 from worker.contract.lanes import Lane
+from worker.engine import slot
 from worker.engine.forward import DeviceLost
 
 
@@ -59,6 +60,12 @@ def gate(encoder: FakeEncoder) -> Iterator[Gate]:
         made.open()
 
 
+@pytest.fixture(autouse=True)
+def _no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that nobody wakes stays idle: a lost wake-up fails the test."""
+    monkeypatch.setattr(slot, "_IDLE_BEAT", 10 * DEADLINE)
+
+
 @pytest.fixture
 def encoder() -> FakeEncoder:
     encoder = FakeEncoder()
@@ -94,6 +101,23 @@ def test_an_interactive_text_runs_beside_batches_that_fill_the_slots(
         assert len(device.inside(2)) == 2, "the reserved slot takes other texts"
     sink.outcome("bulk")
     sink.outcome("normal")
+
+
+def test_the_reserved_slot_leaves_a_tenant_that_the_other_slots_serve(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    with gate(encoder) as device:
+        engine.submit(job_of(texts(16), "a", lane=Lane.INTERACTIVE, tenant="a"))
+        device.inside(2)
+        engine.submit(job_of(["more"], "more", lane=Lane.INTERACTIVE, tenant="a"))
+        eventually(lambda: engine.waiting_tokens > 0)
+        engine.submit(job_of(["asked"], "asked", lane=Lane.INTERACTIVE, tenant="b"))
+        assert device.inside(3)[-1] == ["asked"]
+        device.let_go(["asked"])
+        sink.outcome("asked")
+        assert ["more"] not in device.inside(2)
+    sink.outcome("more")
 
 
 def test_idle_slots_share_what_waits(
@@ -137,7 +161,7 @@ def test_a_text_alone_may_use_the_cores_of_idle_slots(
     encoder.forward = watched  # type: ignore[assignment, method-assign]
     engine = start(encoder)
     with gate(encoder) as device:
-        eventually(lambda: engine._backlog.idle_slots == 2)
+        eventually(lambda: engine._backlog.slots.idle == 2)
         engine.submit(job_of(["one text"], "a"))
         first = device.inside(1)[0]
         engine.submit(job_of(["another"], "b"))

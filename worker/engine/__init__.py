@@ -14,6 +14,7 @@ In reading order:
 - `counts`: counters of batches and of the tokenizer
 - `room`: waiting tokens, held bytes, and remaining capacity
 - `outbox`: events for the writer thread
+- `occupancy`: the idle slots, and the batches of the others
 - `threads`: start, watch and join the threads
 - `isolation`: run a suspected job while every other thread rests
 - `arrivals`: jobs to look up in the cache

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from worker.contract.lanes import Lane
 from worker.engine import batch
 from worker.engine.arrivals import Arrivals
-from worker.engine.fair_queue import FairQueue, ModelQueues
+from worker.engine.fair_queue import ModelQueues
 from worker.engine.forward import Fault
 from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece
+from worker.engine.occupancy import Occupancy
 from worker.engine.outbox import Outbox
 from worker.engine.room import Room
 from worker.engine.tokenising import Intake, Refusal, Slice
@@ -28,14 +27,6 @@ class Taken(NamedTuple):
 
     pieces: list[Piece]
     starting: list[Job]
-
-
-class _Running(NamedTuple):
-    """A batch of a slot for every lane: tokens, start and the tenants of interactive texts."""
-
-    tokens: int
-    began: float
-    tenants: set[str]
 
 
 class Backlog:
@@ -68,12 +59,7 @@ class Backlog:
         self.intake = Intake(self.lock, self.isolation)
         self.queues = ModelQueues(models)
         self.outbox = Outbox(self.lock, producers, self._written)
-        #: Slots for every lane, and how many of them wait for texts.
-        self._slots = slots
-        self.idle_slots = 0
-        #: The batches of the others, and tokens a second of the last one that ended.
-        self._running: dict[object, _Running] = {}
-        self._rate = 0.0
+        self.slots = Occupancy(slots)
         self.room = Room()
         self.closing = False
         self._closed = threading.Condition(self.lock)
@@ -110,7 +96,7 @@ class Backlog:
     def take_in(self, *jobs: Job) -> None:
         """Jobs have texts to tokenize: on an idle slot, else on the tokenizer thread."""
         self.intake.put(*jobs)
-        if self.idle_slots and not self.isolation.begun:
+        if self.slots.idle and not self.isolation.begun:
             self.to_encode.notify()
         else:
             self.intake.wake()
@@ -121,20 +107,6 @@ class Backlog:
             return []
         return self.intake.borrow()
 
-    def idle(self, slot: object) -> None:
-        """A slot for every lane waits for texts."""
-        self.idle_slots += 1
-        ran = self._running.pop(slot, None)
-        if ran is not None and ran.tokens:
-            self._rate = ran.tokens / max(time.monotonic() - ran.began, 1e-6)
-
-    def busy(self, slot: object, pieces: Sequence[Piece]) -> None:
-        """A slot for every lane runs these pieces, or something else."""
-        self.idle_slots -= 1
-        tenants = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.INTERACTIVE}
-        tokens = sum(piece.tokens for piece in pieces)
-        self._running[slot] = _Running(tokens, time.monotonic(), tenants)
-
     def found(self) -> None:
         """A slot has work; wake other threads for the rest."""
         if self.queues.tokens:
@@ -144,7 +116,7 @@ class Backlog:
 
     def _wake(self, slots: int) -> None:
         """Texts wait for so many slots."""
-        if self.idle_slots:
+        if self.slots.idle:
             self.to_encode.notify(slots)
         else:
             self.to_answer.notify()
@@ -191,26 +163,18 @@ class Backlog:
         """
         if self.outbox.full or self.isolation.begun or self.isolation.is_due(self._shared):
             return None
-        if interactive and self.idle_slots:
+        if interactive and self.slots.idle:
             return None
         for name, queue in self.queues.in_turn():
             if interactive:
-                served = set[str]().union(*(one.tenants for one in self._running.values()))
-                pieces = queue.take_small(int(budgets[name] * _SMALL), served)
+                pieces = queue.take_small(int(budgets[name] * _SMALL), self.slots.tenants)
             else:
-                pieces = queue.take(budgets[name], room=min(budgets[name], self._share(queue)))
+                share = self.slots.share(queue.tokens)
+                pieces = queue.take(budgets[name], room=min(budgets[name], share))
             if pieces:
                 self.queues.served(name)
                 return self.take(pieces)
         return None
-
-    def _share(self, queue: FairQueue) -> int:
-        """Return the tokens of a batch with which all slots finish at about the same time."""
-        now = time.monotonic()
-        left = sum(
-            max(one.tokens - self._rate * (now - one.began), 0.0) for one in self._running.values()
-        )
-        return max(math.ceil((queue.tokens + left) / self._slots), 1)
 
     def take(self, pieces: list[Piece]) -> Taken:
         """These pieces are in a batch now: they wait no more."""

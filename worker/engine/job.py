@@ -108,12 +108,12 @@ class Job:
         self.options = options
         self.info = info
         self.prompt = prompt
-        #: Whatever the sink needs to end the job; the engine only carries it.
+        #: The sink's own view of the job; the engine does not read it.
         self.owner = owner
         #: Shares no batch with other jobs: it may be what killed a worker.
         self.alone = alone
         self.lane = lane
-        #: Jobs of one tenant share what a tenant gets; "" where nobody is told apart.
+        #: Jobs of one tenant share its part of the batches; "" without API keys.
         self.tenant = tenant
         #: Texts handed to the tokenizer, and texts that have a vector or an error.
         self.tokenised = 0

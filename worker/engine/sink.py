@@ -1,4 +1,4 @@
-"""Who is told what becomes of jobs."""
+"""The receiver of the events of jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker.engine.job import Job
 
 
 class Sink(Protocol):
-    """What a user of the engine listens with.
+    """The methods that the engine calls on its user.
 
     Of a job that was cancelled it hears no more, but for a call that was under way already. What
     it raises takes the engine down.

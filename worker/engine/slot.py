@@ -127,13 +127,13 @@ class Slot:
         with backlog.lock:
             self.busy.leave()
             if not reserved:
-                backlog.idle(self)
+                backlog.slots.rest(self)
             backlog.isolation.rested()
             while not backlog.closing and (found := self._find()) is None:
                 self._sign_life()
                 (backlog.to_answer if reserved else backlog.to_encode).wait(_IDLE_BEAT)
             if not reserved:
-                backlog.busy(self, found.pieces if isinstance(found, Taken) else [])
+                backlog.slots.run(self, found.pieces if isinstance(found, Taken) else [])
             if found is not None:
                 self.busy.enter()
                 backlog.found()
@@ -167,7 +167,7 @@ class Slot:
         if len(texts.block) > 1 or self._interactive:
             return Batch(pieces, texts)
         with backlog.lock:
-            return Batch(pieces, texts, 1 + backlog.idle_slots)
+            return Batch(pieces, texts, 1 + backlog.slots.idle)
 
     def _admitted(self, taken: Taken) -> list[Piece]:
         """Ask for the jobs that start with these pieces; drop those that may not, or are gone."""
