@@ -120,7 +120,7 @@ def may_see(record: JobRecord, caller: str | None = None) -> bool:
 
 
 def _sent(request: Request) -> str:
-    """What the request says is its key, '' where nothing."""
+    """Return the key in the headers of a request, '' if there is none."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()

@@ -68,7 +68,7 @@ class Patience:
         return max(self._deadline - time.monotonic(), 0.0)
 
     def wait(self, watch: Watch) -> bool:
-        """Block until it is time to look at the job again; False where nobody waits any more."""
+        """Block until it is time to look at the job again; False if no caller waits."""
         if not self.left:
             return False
         while left := self.left:

@@ -1,7 +1,7 @@
-"""A caller who waits, alone, beside a deep bulk queue, and beside another owner's flood.
+"""One waiting caller: alone, with a deep bulk queue, and with another tenant's flood.
 
-The caller asks over REST, one small job after another. What is beside it is submitted the way the
-API and the batches' coordinator do it, by a thread that keeps the queue deep. Its rate counts the
+The caller submits one small job after another over REST. The other jobs are submitted as by the
+API and the coordinator of batches, by a thread that keeps the queue deep. Its rate counts the
 texts that the worker has encoded, beside the caller and before it came.
 """
 

@@ -1,8 +1,8 @@
 """`POST /v1/embeddings`: a job that its caller waits for, and that ends with the last such caller.
 
 Equal requests of one caller share a job while it has not ended, in whatever process they arrive:
-a client that lost its connection and tries again finds its place in the queue. A job that nobody
-waits for any more is cancelled, and expires by itself where this process is killed.
+a client that lost its connection and tries again finds its place in the queue. A job
+without a waiting caller is cancelled; it expires by itself if this process is killed.
 """
 
 from __future__ import annotations
