@@ -49,18 +49,21 @@ class FairQueue:
     def add(self, job: Job, tokens: int) -> None:
         """So many more tokens of a job wait."""
         self.tokens += tokens
-        jobs = self._jobs.setdefault((job.lane, job.tenant), _Node())
+        jobs = self._jobs.get((job.lane, job.tenant))
+        if jobs is None:
+            jobs = self._jobs[job.lane, job.tenant] = _Node()
+            self._lanes[job.lane].enter(job.tenant)
+            self._root.enter(job.lane)
         jobs.tokens += tokens
         jobs.enter(job)
-        self._lanes[job.lane].enter(job.tenant)
-        self._root.enter(job.lane)
 
     def discard(self, job: Job, tokens: int) -> None:
         """Forget a job, of which so many tokens wait."""
         self.tokens -= tokens
         if jobs := self._jobs.get((job.lane, job.tenant)):
             jobs.tokens -= tokens
-            self._leave(job)
+            jobs.leave(job, comes_back=False)
+            self._leave(job.lane, job.tenant)
             if not self._lanes[job.lane]:
                 self._root.leave(job.lane)
 
@@ -98,9 +101,8 @@ class FairQueue:
         if not small:
             return []
         tenant = min(small, key=tenants.start_of)
-        jobs, tokens = self._jobs[lane, tenant], self._jobs[lane, tenant].tokens
-        while jobs and (piece := self._take_piece(lane, tenant, tokens, tokens, force=True)):
-            pieces.append(piece)
+        tokens = self._jobs[lane, tenant].tokens
+        self._take_turn(lane, tenant, pieces, share=tokens, room=tokens, turn=0.0)
         self._serve_lane(lane, tokens)
         self.tokens -= tokens
         return _merged(pieces)
@@ -109,29 +111,48 @@ class FairQueue:
         self, lane: Lane, budget: int, room: int, pieces: list[Piece]
     ) -> tuple[int, bool]:
         """Add texts of a lane to `pieces`. Return the room left, and whether the next text fits."""
-        tenants = self._lanes[lane]
+        tenants, share = self._lanes[lane], max(budget // _QUANTUM, 1)
         while tenants and room > 0:
-            piece = self._take_piece(lane, tenants.first(), budget, room, force=not pieces)
-            if piece is None:
+            before = len(pieces)
+            room -= self._take_turn(
+                lane,
+                tenants.first(),
+                pieces,
+                share=min(share, room),
+                room=room,
+                turn=budget * _TURN,
+            )
+            if len(pieces) == before:
                 return room, False
-            pieces.append(piece)
-            room -= piece.tokens
         return room, True
 
-    def _take_piece(
-        self, lane: Lane, tenant: str, budget: int, room: int, *, force: bool
-    ) -> Piece | None:
-        """The next texts of a tenant's next job, see `Job.take`."""
-        jobs = self._jobs[lane, tenant]
-        job = jobs.first()
-        piece = job.take(min(max(budget // _QUANTUM, 1), room), room, force=force)
-        if piece is not None:
-            jobs.tokens -= piece.tokens
-            jobs.serve(job, piece.tokens, turn=budget * _TURN)
-            self._lanes[lane].serve(tenant, piece.tokens)
+    def _take_turn(
+        self, lane: Lane, tenant: str, pieces: list[Piece], *, share: int, room: int, turn: float
+    ) -> int:
+        """Add a tenant's texts to `pieces`: `share` tokens at most, or one text. Return the tokens.
+
+        That text has at most `room` tokens, or any number as the first of the batch. `turn`: of a
+        job, see `_Node.serve`.
+        """
+        jobs, taken, before = self._jobs[lane, tenant], 0, len(pieces)
+        while jobs:
+            job = jobs.first()
+            piece = job.take(share - taken, room, force=not pieces)
+            if piece is None:
+                break
+            pieces.append(piece)
+            tokens = piece.tokens
+            taken += tokens
+            jobs.serve(job, tokens, turn)
             if not job.chunks:
-                self._leave(job)
-        return piece
+                jobs.leave(job, comes_back=job.tokenised < len(job.texts))
+            # Only the first text may be larger than the share.
+            room = share - taken
+        if len(pieces) > before:
+            jobs.tokens -= taken
+            self._lanes[lane].serve(tenant, taken)
+            self._leave(lane, tenant)
+        return taken
 
     def _serve_lane(self, lane: Lane, tokens: int) -> None:
         """A lane is served a batch at a time, however many of its jobs are in it."""
@@ -139,11 +160,8 @@ class FairQueue:
         if not self._lanes[lane]:
             self._root.leave(lane)
 
-    def _leave(self, job: Job) -> None:
-        """Remove a job without waiting texts, and its tenant if that was its last job."""
-        lane, tenant = job.lane, job.tenant
-        comes_back = job.tokenised < len(job.texts) and not job.cancelled
-        self._jobs[lane, tenant].leave(job, comes_back=comes_back)
+    def _leave(self, lane: Lane, tenant: str) -> None:
+        """Remove a tenant without waiting texts."""
         if not self._jobs[lane, tenant]:
             del self._jobs[lane, tenant]
             self._lanes[lane].leave(tenant)
