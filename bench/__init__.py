@@ -13,7 +13,7 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `load`        callers, in a process of their own
 - `throughput`  texts a second: raw engine, Celery, REST, the library
 - `peers`       beside infinity-emb (`infinity`) and a plain Celery task (`plain_task`)
-- `latency`     one short text on an idle system, and where its milliseconds go
+- `latency`     one small job on an idle system, and where its milliseconds go
 - `growth`      the engine's speed by the length of texts and the depth of the queue
 - `service`     the engine in one process, against callers that share a lock
 - `overhead`    jobs a second with a model that costs nothing (`costless`)

@@ -20,7 +20,7 @@ SECONDS = {
     "gemm": 40,
     "throughput": 250,
     "peers": 240,
-    "latency": 50,
+    "latency": 120,
     "growth": 45,
     "service": 30,
     "overhead": 50,

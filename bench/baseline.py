@@ -24,9 +24,9 @@ class Baseline(Peer):
         """Seconds of one call over all texts, batch 32."""
         return cast("list[float]", self.ask(calls=[list(texts)], pause=0.0))[0]
 
-    def encode_alone(self, texts: Sequence[str], pause: float) -> list[float]:
-        """Seconds of each text in a call of its own, with a pause before it."""
-        return cast("list[float]", self.ask(calls=[[text] for text in texts], pause=pause))
+    def encode_each(self, parts: Sequence[Sequence[str]], pause: float) -> list[float]:
+        """Seconds of a call for each part of some texts, with a pause before it."""
+        return cast("list[float]", self.ask(calls=[list(part) for part in parts], pause=pause))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One short text on an idle system: what the caller waits beyond the model's own time for it.
+"""One small job on an idle system: how long the caller waits beyond the model's own time.
 
 One caller, a pause between two jobs, so that everything sleeps when a job comes. The stages of a
 REST job come from the times in its record: one machine, one clock.
@@ -9,17 +9,21 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from bench import models
 from bench.baseline import Baseline
-from bench.load import loads
+from bench.load import Load, loads
 from bench.measure import percentile
 from bench.report import Options, Table, run
 from bench.stage import stage
 from bench.texts import texts
+from worker.encoder.protocol import Encoder
+
+T = TypeVar("T")
 
 #: Seconds between two jobs.
 _PAUSE = 0.02
@@ -35,60 +39,73 @@ _STAGES = (
 
 
 def main(options: Options) -> list[Table]:
-    given = texts("short", _JOBS, seed=2)
-    waits: dict[str, list[float]] = {}
-    jobs: list[dict[str, Any]] = []
+    turns = _TURNS // (4 if options.quick else 1)
     model = models.encoder()
     engine = models.RawEngine(model)
-    block = [model.tokenize([text]) for text in given]
-    at = iter(range(10**9))
-
-    def forward() -> Callable[[str], object]:
-        return lambda _: model.forward(block[next(at) % len(block)])
-
+    tables: list[Table] = []
     try:
         with stage() as processes, Baseline() as baseline:
             processes.worker()
             api = processes.api()
             with loads(rest=api.url, celery=processes.url) as callers:
-                for turn in range(-1, _TURNS // (4 if options.quick else 1)):
-                    found: dict[str, Sequence[float]] = {
-                        "model alone (forward)": _alone(forward(), given),
-                        "SentenceTransformer.encode": baseline.encode_alone(given, _PAUSE),
-                        "raw engine": _alone(lambda text: engine.encode([text]), given),
-                    }
-                    rest = callers["rest"](given, pause=_PAUSE)
-                    direct = callers["celery"](given, pause=_PAUSE)
-                    found |= {
-                        "REST, Prefer: wait": rest.waits,
-                        "Celery delay().get()": direct.waits,
-                    }
-                    if turn < 0:
-                        continue
-                    jobs += rest.jobs
-                    for name, seconds in found.items():
-                        waits.setdefault(name, []).extend(seconds)
+                for name, size in (("One short text", 1), ("16 short texts", 16)):
+                    given = texts("short", _JOBS * size, seed=2)
+                    parts = [given[at : at + size] for at in range(0, len(given), size)]
+                    waits, jobs = _waits(parts, turns, model, engine, baseline, callers)
+                    tables.append(_summary(f"{name}, idle system, milliseconds", waits))
+                    if size == 1:
+                        tables.append(_breakdown(jobs))
     finally:
         engine.close()
-    return [_summary(waits), _breakdown(jobs)]
+    return tables
 
 
-def _alone(call: Callable[[str], object], given: Sequence[str]) -> list[float]:
+def _waits(
+    parts: Sequence[Sequence[str]],
+    turns: int,
+    model: Encoder,
+    engine: models.RawEngine,
+    baseline: Baseline,
+    callers: dict[str, Load],
+) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+    """Seconds of each part's vectors by way, and the jobs over REST. A first turn warms up."""
+    waits: dict[str, list[float]] = {}
+    jobs: list[dict[str, Any]] = []
+    blocks = [model.tokenize(part) for part in parts]
+    for turn in range(-1, turns):
+        answers = {
+            name: caller(list(chain(*parts)), texts_a_job=len(parts[0]), pause=_PAUSE)
+            for name, caller in callers.items()
+        }
+        found: dict[str, Sequence[float]] = {
+            "model alone (forward)": _alone(model.forward, blocks),
+            "SentenceTransformer.encode": baseline.encode_each(parts, _PAUSE),
+            "raw engine": _alone(lambda part: engine.encode(part, len(part)), parts),
+            "REST, Prefer: wait": answers["rest"].waits,
+            "Celery delay().get()": answers["celery"].waits,
+        }
+        if turn < 0:
+            continue
+        jobs += answers["rest"].jobs
+        for name, seconds in found.items():
+            waits.setdefault(name, []).extend(seconds)
+    return waits, jobs
+
+
+def _alone(call: Callable[[T], object], given: Iterable[T]) -> list[float]:
+    """Seconds of each call, with a pause before it."""
     pause = threading.Event()
     seconds = []
-    for text in given:
+    for one in given:
         pause.wait(_PAUSE)
         began = time.perf_counter()
-        call(text)
+        call(one)
         seconds.append(time.perf_counter() - began)
     return seconds
 
 
-def _summary(waits: dict[str, list[float]]) -> Table:
-    table = Table(
-        "One short text, idle system, milliseconds",
-        ["way", "p50", "p95", "p99", "p50 beyond the model", "p50 beyond encode"],
-    )
+def _summary(title: str, waits: dict[str, list[float]]) -> Table:
+    table = Table(title, ["way", "p50", "p95", "p99", "p50 beyond the model", "p50 beyond encode"])
     model, encode = (statistics.median(seconds) for seconds in list(waits.values())[:2])
     for name, seconds in waits.items():
         p50, p95, p99 = (percentile(seconds, percent) * 1000 for percent in (50, 95, 99))

@@ -141,7 +141,9 @@ def _latency(callers: dict[str, Load], turns: int) -> Table:
     with Baseline() as baseline:
         for turn in range(-1, turns):
             given = texts("short", _ALONE, seed=100 + turn)
-            found: dict[str, Sequence[float]] = {ENCODE: baseline.encode_alone(given, _PAUSE)}
+            found: dict[str, Sequence[float]] = {
+                ENCODE: baseline.encode_each([[text] for text in given], _PAUSE)
+            }
             found |= {way: load(given, pause=_PAUSE).waits for way, load in callers.items()}
             if turn >= 0:
                 for way, seconds in found.items():
