@@ -158,3 +158,17 @@ def test_callers_past_the_bound_wait_for_a_connection(redis_url: str) -> None:
         pubsub.subscribe("a")
         with pytest.raises(redis.ConnectionError):
             client.ping()
+
+
+def test_the_reason_of_an_error_is_the_servers_code_without_what_it_quotes(
+    valkey: ValkeyServer,
+) -> None:
+    with valkey.client() as client:
+        client.set("a string", "a text to embed")
+        with pytest.raises(redis.ResponseError) as wrong_type:
+            client.lpush("a string", "a text to embed")
+        with pytest.raises(redis.ResponseError) as unknown:
+            client.execute_command("a text to embed")
+    assert server.reason(wrong_type.value) == "ResponseError WRONGTYPE"
+    assert server.reason(unknown.value) == "ResponseError"
+    assert server.reason(redis.ConnectionError("to somewhere")) == "ConnectionError"

@@ -14,7 +14,7 @@ from functools import partial
 import orjson
 import redis
 
-from worker.contract import keys
+from worker.contract import keys, server
 from worker.contract.figures import Figures
 from worker.contract.liveness import Liveness
 from worker.contract.models import ModelInfo
@@ -95,7 +95,7 @@ class Presence:
             self._client.hdel(self._key, self._node)
         except redis.RedisError as error:
             # It will be seen as silent instead.
-            logger.warning("The worker's record was not removed: %s", type(error).__name__)
+            logger.warning("The worker's record was not removed: %s", server.reason(error))
 
     def _run(self) -> None:
         try:
@@ -125,7 +125,7 @@ class Presence:
                 step()
             except redis.RedisError as error:
                 self._watchdog.excuse()
-                logger.warning("Redis did not take the %s: %s", name, type(error).__name__)
+                logger.warning("Redis did not take the %s: %s", name, server.reason(error))
                 if not isinstance(error, redis.ResponseError):
                     return
 
@@ -176,7 +176,7 @@ class Presence:
             if dead:
                 self._client.hdel(self._key, *dead)
         except redis.RedisError as error:
-            logger.warning("Heartbeats of dead workers stay: %s", type(error).__name__)
+            logger.warning("Heartbeats of dead workers stay: %s", server.reason(error))
 
 
 def _time_of(raw: bytes) -> float:

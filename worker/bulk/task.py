@@ -14,6 +14,7 @@ from celery import Task
 from worker import app
 from worker.bulk.coordinator import Coordinator
 from worker.bulk.means import Means
+from worker.contract import server
 from worker.contract.batch import FileFault
 from worker.contract.batches import TASK_NAME, Superseded
 from worker.contract.storage import StorageUnavailable
@@ -62,7 +63,7 @@ def batch(batch_id: str) -> None:
             logger.info("Batch %s is another run's, or gone", batch_id)
             return
         except redis.RedisError as error:
-            logger.warning("Batch %s waits for Redis: %s", batch_id, type(error).__name__)
+            logger.warning("Batch %s waits for Redis: %s", batch_id, server.reason(error))
         except StorageUnavailable as error:
             logger.warning("Batch %s waits for its files: %s", batch_id, error.message)
             if tries >= _TRIES:

@@ -11,7 +11,7 @@ import orjson
 import redis
 
 from worker.contract.dead_letters import DeadLetter, DeadLetters
-from worker.contract.server import connect
+from worker.contract.server import connect, reason
 from worker.contract.settings import Settings
 
 
@@ -75,7 +75,7 @@ def _letters() -> Iterator[DeadLetters]:
         with connect(settings.broker_url, sentinel_master=settings.sentinel_master) as client:
             yield DeadLetters(client, settings.queue)
     except redis.RedisError as error:
-        raise click.ClickException(f"Redis does not answer: {type(error).__name__}") from error
+        raise click.ClickException(f"Redis does not answer: {reason(error)}") from error
 
 
 def _apply(

@@ -12,7 +12,7 @@ import click
 import redis
 
 from worker.contract.liveness import Liveness
-from worker.contract.server import connect
+from worker.contract.server import connect, reason
 from worker.contract.settings import Settings
 
 #: Seconds without progress after which a worker counts as ill: several times what it takes to say
@@ -32,7 +32,7 @@ def command() -> None:
         with connect(settings.result_backend, sentinel_master=settings.sentinel_master) as client:
             heartbeats, now = Liveness(client, settings.queue).heartbeats()
     except redis.RedisError as error:
-        raise click.ClickException(f"Redis does not answer: {type(error).__name__}") from error
+        raise click.ClickException(f"Redis does not answer: {reason(error)}") from error
     silence = shortest_silence(heartbeats, socket.gethostname(), now)
     if silence is None:
         click.echo("no worker on this machine", err=True)

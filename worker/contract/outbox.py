@@ -12,7 +12,7 @@ from typing import cast
 
 import redis
 
-from worker.contract import keys
+from worker.contract import keys, server
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Outbox:
             self._client.hdel(self.key, name)
         except redis.RedisError as error:
             # It is sent a second time, and only the first outcome of a job counts.
-            logger.warning("The outbox keeps message %s: %s", name, type(error).__name__)
+            logger.warning("The outbox keeps message %s: %s", name, server.reason(error))
 
     def send_entry(self, name: str, entry: bytes) -> None:
         """The same for an entry as it is in the hash."""

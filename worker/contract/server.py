@@ -29,6 +29,13 @@ def is_redis(url: str) -> bool:
     return url.split("://")[0].removeprefix("redis+") in _SCHEMES
 
 
+def reason(error: redis.RedisError) -> str:
+    """The class of an error and the server's code for it, without the values that it may quote."""
+    code = str(error).partition(" ")[0]
+    known = isinstance(error, redis.ResponseError) and code.isalpha() and code.isupper()
+    return f"{type(error).__name__} {code}" if known else type(error).__name__
+
+
 def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
     """A thread-safe client for any URL that Celery takes; connects on first use.
 
