@@ -14,7 +14,7 @@ PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-newest lint format bench soak clients constraints clean
+.PHONY: help run test test-newest lint format bench soak clients images constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s%s\n", $$1, $$2 }'
@@ -58,6 +58,9 @@ soak: $(VENV)/dev.stamp  ## Kill and fill everything under load, and count the o
 
 clients: $(VENV)/dev.stamp  ## Run OpenAI's clients, each in its own environment, against embedq up
 	@$(BIN)/python -m tests.clients $(ARGS)
+
+images: $(VENV)/dev.stamp  ## Build the container images, run them as docker-compose.yml says, and try them
+	@$(BIN)/python -m tests.images $(ARGS)
 
 constraints: $(VENV)/dev.stamp  ## Write the versions in .venv down as the ones to install
 	@sed -n '/^#/p' $(CONSTRAINTS) > $(VENV)/constraints.txt

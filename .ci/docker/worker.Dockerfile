@@ -1,20 +1,27 @@
 # The worker: the model on its device. Build from the repository's root.
 #   TORCH_INDEX  a package index with the build of torch for the device; empty: PyPI's, with CUDA
+FROM python:3.11-slim AS build
+
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY worker worker
+COPY api api
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+COPY .ci/constraints.txt /wheels/
+
+# Sources and whatever built the wheel stay behind. All other packages have wheels.
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=""
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --create-home --uid 10001 embedq
-WORKDIR /app
-
 # torch is by far the largest and changes least: a layer of its own.
-COPY .ci/constraints.txt .ci/constraints.txt
-RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-      "$(grep '^torch==' .ci/constraints.txt)"
-COPY pyproject.toml README.md LICENSE ./
-COPY worker worker
-COPY api api
-RUN pip install --constraint .ci/constraints.txt '.[worker]'
+COPY .ci/constraints.txt /opt/
+RUN pip install --only-binary=:all: ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+  "$(grep '^torch==' /opt/constraints.txt)"
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+  pip install --only-binary=:all: --constraint /wheels/constraints.txt \
+    "$(echo /wheels/embedq-*.whl)[worker]"
 
 USER embedq
 WORKDIR /home/embedq

@@ -13,28 +13,14 @@ import pytest
 
 from tests.conftest import Service
 from tests.processes import ROOT, clean_environment
-
-README = (ROOT / "README.md").read_text()
-ADDRESS = "http://127.0.0.1:8000"
+from tests.readme import ADDRESS, blocks, rest_examples, section
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def shell_blocks() -> list[str]:
-    return [block for block in blocks("sh") if "curl" in block and ADDRESS in block]
-
-
-@pytest.mark.parametrize("number", range(len(shell_blocks())))
+@pytest.mark.parametrize("number", range(len(rest_examples())))
 def test_the_rest_examples_work_as_pasted(service: Service, tmp_path: Path, number: int) -> None:
-    script = shell_blocks()[number].replace(ADDRESS, service.url)
+    script = rest_examples()[number].replace(ADDRESS, service.url)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace("curl -s", "curl -sf")],
+        ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
