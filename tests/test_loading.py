@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -16,6 +17,15 @@ def test_a_call_runs_on_a_thread_that_is_gone_afterwards() -> None:
     thread = loading.on_passing_thread(threading.current_thread)
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
+
+
+def test_no_thread_keeps_the_interpreter_for_milliseconds() -> None:
+    before = sys.getswitchinterval()
+    try:
+        loading.shorten_turns()
+        assert sys.getswitchinterval() == pytest.approx(1e-4)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_what_the_call_raises_reaches_the_caller() -> None:

@@ -80,6 +80,7 @@ class TaskPool(BasePool):
         settings, encoders, store = self._loaded()
         EvictionCheck((store.client, store.broker)).start()
         loading.relieve_collector()
+        loading.shorten_turns()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
         usual = resolve(DEFAULT_OPTIONS, self._infos)
