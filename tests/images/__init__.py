@@ -5,6 +5,6 @@ Needs root and `buildah`, `debootstrap` and `ip`; no container engine and no ima
 - `compose`: the compose files, as values
 - `builder`: base images and the images of the Dockerfiles
 - `network`: a network namespace for each service
-- `container`: a service that runs: its health and its end
-- `trial`: what has to hold for the services
+- `container`: a running service
+- `trial`: the checks of the running services
 """

@@ -1,7 +1,7 @@
 """Images by buildah: the base images from Debian's packages, ours from their Dockerfiles.
 
-The base images stand in for those of Docker Hub: the same programs under the same names. Storage
-is a folder of its own, so that images of other projects are neither seen nor removed.
+The base images replace those of Docker Hub: the same programs under the same names. The storage is
+a separate folder, so that images of other projects are neither seen nor removed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ BASES: Mapping[str, Base] = {
     "docker.io/library/python:3.11-slim": Base(
         "bookworm",
         ("ca-certificates", "python3", "python3-pip"),
-        # In that image `python` and pip are nobody else's.
+        # That image has `python`, and its pip installs for all users.
         "ln -s python3 /usr/bin/python; rm /usr/lib/python3*/EXTERNALLY-MANAGED",
     ),
     "docker.io/valkey/valkey:8-alpine": Base(
         "trixie",
         ("valkey-server", "valkey-tools"),
-        # That image's server also serves other addresses than its own without a password.
+        # The server of that image accepts other hosts without a password.
         "mkdir /data; chown valkey:valkey /data; cd /usr/local/bin;"
         """ printf '#!/bin/sh\nexec /usr/bin/valkey-server "$@" --protected-mode no\n'"""
         " > valkey-server; chmod +x valkey-server",
@@ -55,7 +55,7 @@ BASES: Mapping[str, Base] = {
 
 @dataclass(frozen=True)
 class Image:
-    """What an image says about the containers made of it."""
+    """The configuration of an image."""
 
     name: str
     #: Bytes of all layers.
@@ -151,7 +151,7 @@ def build(name: str, dockerfile: Path, arguments: Mapping[str, str]) -> Image:
 
 
 def inspect(name: str) -> Image:
-    """What an image of our storage says."""
+    """Read the configuration of an image in our storage."""
     docker = json.loads(buildah("inspect", "--type", "image", name))["Docker"]
     config = docker["config"]
     health = config.get("Healthcheck")

@@ -51,7 +51,7 @@ class Container:
         return self._process.poll() is None
 
     def wait_until_healthy(self) -> None:
-        """Ask as often as the health check says. Raises AssertionError once it gives up."""
+        """Run the health check at its intervals. Raises AssertionError after its last retry."""
         if self._was_healthy:
             return
         health = self.service.health or self.image.health
@@ -59,9 +59,9 @@ class Container:
         print(f"  {self.service.name}: waiting for `{' '.join(health.command)}' ...", flush=True)
         began, failures = time.monotonic(), 0
         while not self._is_healthy(health):
-            # As in Docker: what fails at first does not count.
+            # As in Docker, failures within the start period do not count.
             failures += time.monotonic() - began > health.start
-            assert failures < health.retries, f"{self.service.name} is ill:\n{self.tail()}"
+            assert failures < health.retries, f"{self.service.name} is unhealthy:\n{self.tail()}"
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(health.interval)
             assert self.running, f"{self.service.name} ended:\n{self.tail()}"
@@ -125,7 +125,7 @@ class Container:
         return [*space, *command("run", *how, self._id, "--", *arguments)]
 
     def _volume(self, folder: Path, path: str) -> Path:
-        """A volume's folder; as in Docker a new one belongs to whom its place in the image does."""
+        """A volume's folder. As in Docker, a new one has the owner of its place in the image."""
         if not folder.exists():
             folder.mkdir(parents=True)
             place = self._root / path.lstrip("/")

@@ -1,4 +1,4 @@
-"""What has to hold for the services of the compose files, in the order of a first day with them."""
+"""The checks of the running services: start, calls, a stop at work, and the GPU's file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Trial:
         self._address = "http://{}:{}".format(*self._published)
 
     def run(self) -> None:
-        """Try everything. Raises AssertionError with the output of the service that is at fault."""
+        """Run all checks. Raises AssertionError with the output of the failed service."""
         self._network.open()
         for service in self._services.values():
             self._start(service)
@@ -62,7 +62,7 @@ class Trial:
             container.remove()
         self._network.close()
 
-    # -- what has to hold -------------------------------------------------------------------
+    # -- checks -----------------------------------------------------------------------------
 
     def _check_users(self) -> None:
         for name in ("api", "worker"):
@@ -110,7 +110,7 @@ class Trial:
         print(f"  its successor completed them: {_JOBS} of {_JOBS} succeeded")
 
     def _start_on_a_gpu(self) -> None:
-        """Without the device the worker has to end with an error that names it."""
+        """Without the device the worker must end with an error that names it."""
         worker = services(os.environ, COMPOSE, GPU)["worker"]
         container = Container(worker, self._images["worker"], self._network, self._folder)
         try:
@@ -155,7 +155,7 @@ class Trial:
 
 
 def build() -> dict[str, Image]:
-    """Build or make the image of each service, and compare their sizes with what they may have."""
+    """Build the image of each service, and check the size of the API's."""
     images = {}
     for service in services(os.environ).values():
         if service.dockerfile is None:
