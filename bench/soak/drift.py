@@ -1,9 +1,9 @@
 """Whether days of acks and reconnects leave anything behind, compressed into minutes.
 
 `python -m bench.soak.drift` sends a million jobs through one worker whose model costs nothing, and
-drops all of its connections every five thousand. After each tenth it lets the worker come to rest
-and looks: what is leased, what the ledger counts, what the worker says waits, and its memory,
-threads, descriptors and Redis clients. At the end all of it has to be what it was after half.
+drops all of its connections every five thousand. After each tenth the worker finishes its jobs, and
+the soak reads the leases, the tokens in the ledger, the worker's waiting tokens, and its memory,
+threads, descriptors and Redis clients. At the end they must have the values that they had at half.
 """
 
 from __future__ import annotations

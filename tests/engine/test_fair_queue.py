@@ -129,6 +129,13 @@ def test_a_discarded_job_is_in_no_batch() -> None:
     assert queue.take(BUDGET) == []
 
 
+def test_a_discarded_job_leaves_the_next_batch_to_the_other_lanes() -> None:
+    gone = waiting("gone", [8], lane=Lane.INTERACTIVE)
+    queue = queue_of(gone, waiting("other", [8]))
+    queue.discard(gone, 8)
+    assert texts_of(queue.take(BUDGET)) == {"other": 1}
+
+
 def test_a_job_comes_back_when_more_of_it_is_tokenized() -> None:
     job = waiting("a", [8] * 3)
     queue = queue_of(job)
@@ -139,6 +146,20 @@ def test_a_job_comes_back_when_more_of_it_is_tokenized() -> None:
     queue.add(job, 0)
     assert [p.first for p in queue.take(BUDGET)] == [3]
     assert queue.take(BUDGET) == []
+
+
+def test_a_job_that_is_tokenized_slowly_gets_no_more_than_the_others() -> None:
+    slow = job_of([""] * 100, "slow")
+    queue = queue_of(waiting("other", [8] * 999))
+    seen = texts_of(queue.take(BUDGET, room=TURN))
+    for first in range(0, 90, 9):
+        block = block_of([8] * 9)
+        piece = Piece(slow, block, block.offsets.tolist(), 0, 9, first)
+        slow.chunks.append(piece)
+        slow.tokenised = first + 9
+        queue.add(slow, piece.tokens)
+        seen += texts_of(queue.take(BUDGET, room=TURN))
+    assert seen["slow"] <= seen["other"] + 9
 
 
 def test_a_job_that_is_done_is_not_kept() -> None:
@@ -311,6 +332,13 @@ def test_a_reserved_slot_takes_all_that_waits_of_a_tenant_with_little() -> None:
     assert queue.take_small(32) == []
     assert queue.tokens == 21 * 8
     assert sum(texts_of(queue.take(BUDGET)).total() for _ in range(3)) == 21
+
+
+def test_a_reserved_slot_takes_the_little_that_is_left_of_much() -> None:
+    queue = queue_of(waiting("asked", [8] * 15, lane=Lane.INTERACTIVE))
+    assert queue.take_small(32) == []
+    queue.take(BUDGET)
+    assert texts_of(queue.take_small(32)) == {"asked": 3}
 
 
 def test_a_reserved_slot_leaves_tenants_that_the_others_serve() -> None:

@@ -61,7 +61,6 @@ class Image:
     #: Bytes of all layers.
     size: int
     command: Sequence[str]
-    user: str
     stop_signal: str
     health: Health | None
 
@@ -159,7 +158,6 @@ def inspect(name: str) -> Image:
         name,
         size=size(name),
         command=[*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())],
-        user=config["User"],
         stop_signal=config.get("StopSignal", "SIGTERM"),
         health=None
         if health is None
