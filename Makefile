@@ -69,6 +69,8 @@ constraints: $(VENV)/dev.stamp  ## Write the versions in .venv down as the ones 
 	@mv $(VENV)/constraints.txt $(CONSTRAINTS)
 
 clean:  ## Remove .venv, .venv-newest and all caches
+	@# buildah may leave the layers of a build mounted.
+	@sed -n 's|^[^ ]* \($(CURDIR)/build/images/[^ ]*\) .*|\1|p' /proc/mounts 2>/dev/null | xargs -r umount
 	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
 	find worker api tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
