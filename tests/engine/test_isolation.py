@@ -131,7 +131,7 @@ def test_jobs_that_keep_coming_hold_it_up_for_no_more_than_a_batch(
             engine.submit(named(f"{number}", 8))
         engine.submit(named("suspect", 1, alone=True))
     sink.outcome("suspect")
-    assert len(sink.outcomes) < 20
+    assert list(sink.outcomes).index("suspect") < 20
 
 
 def test_many_such_jobs_do_not_hold_up_others(
@@ -142,7 +142,7 @@ def test_many_such_jobs_do_not_hold_up_others(
         engine.submit(*(named(f"{number}", 1, alone=True) for number in range(50)))
         engine.submit(named("other", 1))
     sink.outcome("other")
-    assert len(sink.outcomes) < 10
+    assert list(sink.outcomes).index("other") < 10
     eventually(lambda: len(sink.outcomes) == 52)
 
 
