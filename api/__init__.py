@@ -2,32 +2,31 @@
 
 In reading order:
 
-- `application`: assemble the routes
+- `app`: assemble the routes
 - `jobs`: routes of native jobs
 - `submission`: check a request, submit the job, wait for its end
-- `waits`: parse the wait time of a request
-- `waiting`: wake waiting requests, with one subscription per process
+- `wait_options`: parse the wait time of a request
+- `job_watcher`: wake waiting requests, with one subscription per process
 - `results`: serialize vectors in the requested format
 - `events`: progress as server-sent events
-- `bulk`: OpenAI's files and batches
-- `openai`: OpenAI's embeddings and models
+- `dialects`: routes and formats of other services: OpenAI
 - `operations`: health, readiness, metrics
 - `page`, `assets`: the status page, the rendered documents, and their files
 - `status`, `history`: the data of the page
 - `mounting`: run at a server's root or inside another application
-- `bodies`: read request bodies within bounds
+- `requests`: read request bodies within bounds
 - `arrival`: cut off slow request bodies
 - `schemas`: the answers, as models
 - `openapi`, `openapi_parts`, `openapi_examples`: the OpenAPI document
 - `errors`: error codes and their status
 - `trust`: trusted hosts and cross-site requests
-- `callers`: API keys and the jobs that they see
+- `auth`: API keys and the jobs that they see
 - `quotas`: charge requests and tokens to a key
 - `backend`: the state that the routes share
 - `current`: the objects behind Flask's proxies
 - `serving`: gunicorn's configuration
 - `request_ids`, `logs`: common fields of log lines
-- `limits`, `revocations`, `metrics`, `worker_figures`, `answers`: helpers of the routes
+- `limits`, `revocations`, `metrics`, `worker_metrics`, `responses`: helpers of the routes
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     request, in the process that serves it. `app.extensions["embedq"].close()` ends them.
     """
     # Not before: gunicorn reads `api.serving` before gevent has patched what Flask imports.
-    from api.application import make_app
+    from api.app import make_app
 
     return make_app(settings)
 
@@ -60,6 +59,6 @@ def blueprint(settings: Settings | None = None) -> Blueprint:
     `app.register_blueprint(api.blueprint(), url_prefix="/embeddings")`. Settings, errors and
     connections as in `create_app`; hooks and error handlers are for these routes alone.
     """
-    from api.application import make_blueprint
+    from api.app import make_blueprint
 
     return make_blueprint(settings)

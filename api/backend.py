@@ -9,20 +9,20 @@ from flask import current_app
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from api.job_watcher import JobWatcher
 from api.metrics import Metrics
 from api.revocations import Revocations
-from api.waiting import Waiting
-from worker.contract import server
-from worker.contract.batches import BatchStore
-from worker.contract.eviction import EvictionCheck
-from worker.contract.files import FileStore
-from worker.contract.liveness import Liveness
-from worker.contract.openai.token_table import TokenTable
-from worker.contract.quota import Quotas
-from worker.contract.room import Room
 from worker.contract.settings import Settings
-from worker.contract.storage import Storage
-from worker.contract.store import JobStore
+from worker.openai.token_table import TokenTable
+from worker.store import server
+from worker.store.eviction import EvictionCheck
+from worker.store.files import FileStore
+from worker.store.jobs import JobStore
+from worker.store.memory_limits import MemoryLimits
+from worker.store.openai_batches import OpenAIBatchStore
+from worker.store.quotas import Quotas
+from worker.store.storage import Storage
+from worker.store.worker_registry import WorkerRegistry
 
 EXTENSION = "embedq"
 
@@ -42,16 +42,16 @@ class Backend:
     store: JobStore
     #: For readiness: less patient than the others.
     probe: redis.Redis
-    liveness: Liveness
-    room: Room
-    waiting: Waiting
+    liveness: WorkerRegistry
+    room: MemoryLimits
+    waiting: JobWatcher
     revocations: Revocations
     metrics: Metrics
     #: Decodes token ids; None where there is none.
     token_table: TokenTable | None
     quotas: Quotas
     files: FileStore
-    batches: BatchStore
+    batches: OpenAIBatchStore
     eviction: EvictionCheck
 
     @classmethod
@@ -60,14 +60,14 @@ class Backend:
         one_server = server.same_server(settings.broker_url, settings.result_backend)
         broker = None if one_server else _connect(settings, settings.broker_url, _ANSWER_TIMEOUT)
         store = JobStore(client, settings.queue, result_ttl=settings.result_ttl, broker=broker)
-        liveness = Liveness(client, settings.queue)
-        waiting = Waiting(client)
+        liveness = WorkerRegistry(client, settings.queue)
+        waiting = JobWatcher(client)
         return cls(
             settings=settings,
             store=store,
             probe=_connect(settings, settings.result_backend, _PROBE_TIMEOUT),
             liveness=liveness,
-            room=Room(client, settings),
+            room=MemoryLimits(client, settings),
             waiting=waiting,
             revocations=Revocations(settings),
             metrics=Metrics(store, liveness, waiting),
@@ -79,7 +79,7 @@ class Backend:
                 settings.queue,
                 max_bytes=settings.max_files_bytes or 0,
             ),
-            batches=BatchStore(client, broker, settings.queue),
+            batches=OpenAIBatchStore(client, broker, settings.queue),
             eviction=EvictionCheck((client, broker)),
         )
 

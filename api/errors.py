@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from api import mounting
-from api.answers import json_body
+from api.responses import json_body
 from worker.contract.errors import EmbedqError, InvalidJob
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import redis
 from flask import Request, Response
 
-from api import callers, mounting
-from api.answers import json_body
+from api import auth, mounting
 from api.backend import Backend
 from api.errors import Problem
+from api.responses import json_body
 from api.schemas import job_of
-from api.waits import LONGEST_BLOCKING_WAIT, find
-from worker.contract.store import JobRecord
+from api.wait_options import LONGEST_BLOCKING_WAIT, find
+from worker.store.jobs import JobRecord
 
 #: Seconds between two signs of life, so that proxies keep the connection and a gone client shows.
 _HEARTBEAT = 15.0
@@ -27,7 +27,7 @@ _RECONNECT = 1000
 def response(backend: Backend, job_id: str, request: Request) -> Response:
     """`progress` at once and with every batch, `done` with the job, comments in between."""
     longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
-    stream = _events(backend, job_id, mounting.root(request), longest, callers.owner())
+    stream = _events(backend, job_id, mounting.root(request), longest, auth.owner())
     answer = Response(stream, content_type="text/event-stream")
     # Or a proxy would collect the events.
     answer.headers["X-Accel-Buffering"] = "no"

@@ -8,8 +8,8 @@ from itertools import accumulate
 
 from pydantic import BaseModel, Field
 
-from worker.contract.figures import WAIT_SECONDS
-from worker.contract.pulse import KEPT, Sample, Work
+from worker.metrics.registry import WAIT_SECONDS
+from worker.store.queue_history import KEPT, Sample, Work
 
 #: Seconds of one step: a few samples of each worker, so that none is empty by chance.
 STEP = 5

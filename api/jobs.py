@@ -9,16 +9,16 @@ from typing import Any
 import redis
 from flask import Blueprint, Response, request
 
-from api import bodies, callers, events, mounting, quotas, results
-from api.answers import json_response
+from api import auth, events, mounting, quotas, requests, results
 from api.backend import Backend, backend
 from api.current import current_request
 from api.errors import Problem
+from api.responses import json_response
 from api.schemas import job_list_of, job_of
 from api.submission import KEPT_AFTER_ANSWER, Submitted, submit
-from api.waits import Patience, Wait, await_end, find
+from api.wait_options import Patience, Wait, await_end, find
 from worker.contract.jobs import Status, parse_body
-from worker.contract.store import JobRecord
+from worker.store.jobs import JobRecord
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ def submit_job() -> Response:
     """Accept a job; with a wait, answer with its result if it ends in time."""
     request, parts = current_request(), backend()
     wait = Wait(request)
-    texts, options = parse_body(bodies.read_json(request, parts.settings.max_job_bytes))
+    texts, options = parse_body(requests.read_json(request, parts.settings.max_job_bytes))
     job = submit(
         parts,
         texts,
         options,
-        owner=callers.owner(),
+        owner=auth.owner(),
         idempotency_key=request.headers.get("Idempotency-Key"),
         patience=Patience(wait.seconds),
     )
@@ -92,7 +92,7 @@ def list_jobs() -> Response:
     after = request.args.get("after")
     try:
         records, following = backend().store.page(
-            callers.owner(), limit=limit, after=after, status=status
+            auth.owner(), limit=limit, after=after, status=status
         )
     except KeyError as error:
         raise Problem(

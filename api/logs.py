@@ -9,8 +9,8 @@ from gunicorn import glogging
 
 from api.request_ids import HEADER, add_request_id
 from worker.contract.errors import SettingsError
-from worker.contract.logs import use_json
 from worker.contract.settings import Settings
+from worker.metrics.logs import use_json
 
 _TEXT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s"
 

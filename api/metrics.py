@@ -11,10 +11,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from api import worker_figures
-from api.waiting import Waiting
-from worker.contract.liveness import Liveness, live_workers
-from worker.contract.store import Depth, JobStore
+from api import worker_metrics
+from api.job_watcher import JobWatcher
+from worker.store.jobs import Depth, JobStore
+from worker.store.worker_registry import WorkerRegistry, live_workers
 
 #: Seconds: from an answer out of memory to the longest wait.
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -33,8 +33,8 @@ class Metrics:
     def __init__(
         self,
         store: JobStore,
-        liveness: Liveness,
-        waiting: Waiting,
+        liveness: WorkerRegistry,
+        waiting: JobWatcher,
     ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -112,8 +112,8 @@ class _State(Collector):
     def __init__(
         self,
         store: JobStore,
-        liveness: Liveness,
-        waiting: Waiting,
+        liveness: WorkerRegistry,
+        waiting: JobWatcher,
     ) -> None:
         self._store = store
         self._liveness = liveness
@@ -142,7 +142,7 @@ class _State(Collector):
         yield _gauge("workers", "Workers with a loaded model that make progress.", workers.count)
         rate = workers.tokens_per_second
         yield _gauge("tokens_per_second", "Rate of all workers while they are busy.", rate)
-        yield from worker_figures.families(heartbeats)
+        yield from worker_metrics.families(heartbeats)
 
 
 def _lanes(depth: Depth) -> GaugeMetricFamily:

@@ -10,18 +10,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import mounting, results
-from api.answers import json_response
-from api.bulk import document as bulk
+from api.dialects.openai import document as openai_document
+from api.dialects.openai_batches import document as bulk
 from api.errors import MEDIA_TYPE, STATUS_OF
 from api.jobs import MOST_JOBS_A_PAGE
-from api.openai import document as openai_document
 from api.openapi_examples import BODIES
 from api.openapi_parts import JsonObject, answer, header, parameter, ref, retry_after
+from api.responses import json_response
 from api.schemas import FinishedJob, Job, JobList, ProblemDocument, Result
 from api.status import ServiceStatus
 from api.submission import LONGEST_IDEMPOTENCY_KEY
 from api.trust import SAFE_METHODS
-from api.waits import LONGEST_WAIT
+from api.wait_options import LONGEST_WAIT
 from worker.contract.jobs import JobRequest, Status
 
 blueprint = Blueprint("openapi", __name__)

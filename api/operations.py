@@ -6,10 +6,10 @@ import redis
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.answers import json_response
 from api.backend import backend
 from api.errors import Problem
 from api.limits import WORKER_RETRY
+from api.responses import json_response
 
 blueprint = Blueprint("operations", __name__)
 

@@ -7,10 +7,10 @@ import math
 from flask import g
 from werkzeug.datastructures import Headers
 
-from api import callers
+from api import auth
 from api.backend import Backend
 from api.errors import Problem
-from worker.contract.quota import WINDOW, Bucket, Taken
+from worker.store.quotas import WINDOW, Bucket, Taken
 
 
 def spend(backend: Backend, tokens: int) -> None:
@@ -18,7 +18,7 @@ def spend(backend: Backend, tokens: int) -> None:
 
     Raises Problem with `rate_limit_exceeded`, and redis.RedisError.
     """
-    key = callers.key()
+    key = auth.key()
     if key is not None:
         _take(backend, key.id, tokens, key.requests_per_minute, key.tokens_per_minute)
 
@@ -28,7 +28,7 @@ def spend_listing(backend: Backend) -> None:
 
     Raises as `spend`.
     """
-    key = callers.key()
+    key = auth.key()
     if key is not None:
         _take(backend, f"{key.id}:lists", 0, key.requests_per_minute, None)
 
@@ -54,7 +54,7 @@ def _take(
 
 def queued_tokens_bound() -> int:
     """The tokens that the caller may have queued, 0 where there is no bound."""
-    key = callers.key()
+    key = auth.key()
     return key.max_queued_tokens or 0 if key is not None else 0
 
 

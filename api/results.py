@@ -12,8 +12,8 @@ import orjson
 from celery import states
 from flask import Request, Response
 
-from api.answers import json_body
 from api.errors import Problem
+from api.responses import json_body
 from worker.contract.results import (
     NoVectors,
     blob,

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, Field
 
 from worker.contract.jobs import Status
-from worker.contract.store import JobRecord
+from worker.store.jobs import JobRecord
 
 
 class Progress(BaseModel):

@@ -11,13 +11,14 @@ import orjson
 from flask import Blueprint, Response
 from pydantic import BaseModel, Field
 
-from api.answers import json_response
 from api.backend import Backend, backend
 from api.history import History, history
-from worker.contract import keys, pulse
+from api.responses import json_response
+from worker.contract import keys
 from worker.contract.lanes import lists_of
-from worker.contract.liveness import SILENCE
-from worker.contract.pulse import Sample
+from worker.store import queue_history
+from worker.store.queue_history import Sample
+from worker.store.worker_registry import SILENCE
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def read_status() -> Response:
 
 def _status(backend: Backend) -> ServiceStatus:
     settings, client = backend.settings, backend.store.client
-    now, samples = pulse.read(client, settings.queue)
+    now, samples = queue_history.read(client, settings.queue)
     with (backend.store.broker or client).pipeline(transaction=False) as pipe:
         for name in lists_of(settings.queue):
             pipe.llen(name)

@@ -6,18 +6,18 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from api import callers, quotas
-from api.answers import json_body
+from api import auth, quotas
 from api.backend import Backend
 from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
-from api.waits import NONE, Patience, Read, await_accepted, await_end
+from api.responses import json_body
+from api.wait_options import NONE, Patience, Read, await_accepted, await_end
 from worker.contract import estimates, jobs, messages
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane
-from worker.contract.liveness import Workers
 from worker.contract.models import ModelInfo
-from worker.contract.store import Acceptance, Bounds, JobRecord, NewJob, Once
+from worker.store.jobs import Acceptance, Bounds, JobRecord, NewJob, Once
+from worker.store.worker_registry import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _lane(patience: Patience) -> Lane:
 
 
 def _bounds(backend: Backend, lane_share: int) -> Bounds:
-    key = callers.key()
+    key = auth.key()
     room = backend.room
     return Bounds(
         tokens=backend.settings.max_queued_tokens,

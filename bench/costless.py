@@ -20,7 +20,7 @@ from worker import app, loading
 from worker.contract.models import ModelInfo
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Cause, Encoder
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 __all__ = ["DIMENSIONS", "CostlessEncoder", "app", "expected"]
 

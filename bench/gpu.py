@@ -36,8 +36,8 @@ from worker.encoder import Encoder, load
 from worker.encoder.accuracy import cosines
 from worker.encoder.library import open_model
 from worker.encoder.reference import Reference
+from worker.encoder.tokens import TokenBlock
 from worker.loading import on_passing_thread
-from worker.tokens import TokenBlock
 
 #: Seconds of one figure of the encoder alone.
 _SECONDS = 0.5

@@ -15,8 +15,8 @@ from bench import models
 from bench.texts import texts
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
+from worker.encoder.tokens import TokenBlock
 from worker.engine.forward import DeviceLost, Forward
-from worker.tokens import TokenBlock
 
 _TEXTS, _TEXTS_A_JOB = 4_096, 256
 #: Seconds that the memory stays full.

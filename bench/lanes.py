@@ -25,8 +25,8 @@ from bench.texts import texts
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import Lane, lists_of
-from worker.contract.liveness import Liveness
-from worker.contract.store import Bounds, JobStore, NewJob
+from worker.store.jobs import Bounds, JobStore, NewJob
+from worker.store.worker_registry import WorkerRegistry
 
 _QUEUE = "embedq"
 #: Texts of a job beside the caller's, and jobs that wait at any time.
@@ -120,7 +120,7 @@ class _Other:
 
     def __init__(self, client: redis.Redis, lane: Lane) -> None:
         self._store = JobStore(client, _QUEUE, result_ttl=60)
-        [self._model] = Liveness(client, _QUEUE).workers().models.values()
+        [self._model] = WorkerRegistry(client, _QUEUE).workers().models.values()
         self._lane = lane
         self._stopping, self._deep = threading.Event(), threading.Event()
         self._error: BaseException | None = None

@@ -18,9 +18,9 @@ from worker.contract.models import ModelSpec
 from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
+from worker.encoder.tokens import TokenBlock
 from worker.engine import Engine, Job
 from worker.loading import batches_of, on_passing_thread, run_in_slots
-from worker.tokens import TokenBlock
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

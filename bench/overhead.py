@@ -24,7 +24,7 @@ from bench.texts import texts
 from tests.processes import Process
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
-from worker.contract.store import JobStore, NewJob
+from worker.store.jobs import JobStore, NewJob
 
 _BACKLOG = "bench:backlog"
 _APP = "bench.costless"

@@ -34,7 +34,7 @@ from worker.contract import messages
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.contract.store import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 WAIT_S = 60

@@ -29,8 +29,8 @@ from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Outcome, TextError
 from worker.contract.results import payload, success_meta
 from worker.contract.settings import Settings
-from worker.contract.store import Completion, JobStore
-from worker.presence import Presence
+from worker.pool.heartbeat import Heartbeat
+from worker.store.jobs import Completion, JobStore
 from worker.watchdog import Watchdog
 
 MODEL = ModelInfo(
@@ -91,7 +91,7 @@ class ApiStand:
             busy_seconds=0.0,
         )
         served = {model.name: model for model in models or (MODEL,)}
-        presence = Presence(
+        presence = Heartbeat(
             engine,
             self.store,
             self.settings.queue,

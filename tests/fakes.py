@@ -17,8 +17,8 @@ from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Outcome
 from worker.encoder.protocol import Cause
+from worker.encoder.tokens import TokenBlock
 from worker.engine import Job
-from worker.tokens import TokenBlock
 
 #: Seconds that a test waits for another thread before it fails.
 DEADLINE = 10.0

@@ -12,8 +12,8 @@ import pytest
 
 from tests.api_stand import ApiStand, api_stand
 from worker.contract import keys
-from worker.contract.batch import Batch, BatchStatus, FileFault
-from worker.contract.files import FileRecord
+from worker.store.files import FileRecord
+from worker.store.openai_batch import FileFault, OpenAIBatch, OpenAIBatchStatus
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_a_new_batch_is_validating_and_its_coordinator_is_sent_for(
 
 
 def test_a_batch_is_shown_as_its_coordinator_left_it(stand: ApiStand) -> None:
-    batch = Batch(
+    batch = OpenAIBatch(
         "batch_x",
         "file-x",
-        status=BatchStatus.FAILED,
-        reached={BatchStatus.IN_PROGRESS: 5.0, BatchStatus.FAILED: 9.0},
+        status=OpenAIBatchStatus.FAILED,
+        reached={OpenAIBatchStatus.IN_PROGRESS: 5.0, OpenAIBatchStatus.FAILED: 9.0},
         total=10,
         completed=7,
         failed=2,
@@ -132,7 +132,7 @@ def test_the_input_has_to_be_a_file_of_the_callers_for_batches(stand: ApiStand) 
 
 def test_batches_are_listed_newest_first_page_by_page(stand: ApiStand, file_id: str) -> None:
     ids = [created(stand, file_id)["id"] for _ in range(5)][::-1]
-    stand.backend.batches.create(Batch("batch_theirs", file_id, owner="them"))
+    stand.backend.batches.create(OpenAIBatch("batch_theirs", file_id, owner="them"))
 
     def listed(query: str) -> tuple[list[str], bool]:
         page = stand.client.get(f"/v1/batches?{query}").get_json()
@@ -160,13 +160,15 @@ def test_a_cancelled_batch_is_cancelling_until_its_coordinator_has_stopped(
 
 
 def test_an_ended_batch_is_not_cancelled(stand: ApiStand) -> None:
-    stand.backend.batches.create(Batch("batch_x", "file-x", status=BatchStatus.COMPLETED))
+    stand.backend.batches.create(
+        OpenAIBatch("batch_x", "file-x", status=OpenAIBatchStatus.COMPLETED)
+    )
     answer = stand.client.post("/v1/batches/batch_x/cancel")
     assert (answer.status_code, answer.get_json()["status"]) == (200, "completed")
 
 
 def test_another_owners_batch_does_not_exist(stand: ApiStand) -> None:
-    stand.backend.batches.create(Batch("batch_theirs", "file-x", owner="them"))
+    stand.backend.batches.create(OpenAIBatch("batch_theirs", "file-x", owner="them"))
     assert stand.client.get("/v1/batches/batch_theirs").status_code == 404
     assert stand.client.post("/v1/batches/batch_theirs/cancel").status_code == 404
     assert stand.client.get("/v1/batches/batch_none").status_code == 404

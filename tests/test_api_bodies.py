@@ -12,8 +12,8 @@ import pytest
 from flask import Request
 from werkzeug.test import EnvironBuilder
 
-from api.bodies import parse_json, read_body
 from api.errors import Problem
+from api.requests import parse_json, read_body
 from tests.api_stand import ApiStand, api_stand, problem
 
 LIMIT = 10_000

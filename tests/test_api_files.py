@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from api.bulk import uploads
+from api.dialects.openai_batches import uploads
 from tests.api_stand import ApiStand, api_stand
 from tests.processes import ROOT
 from worker.contract import keys
-from worker.contract.files import FileRecord
+from worker.store.files import FileRecord
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}\n'
 

@@ -25,9 +25,9 @@ from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import eventually
 from worker.cli import main
 from worker.contract import keys
-from worker.contract.api_keys import KeyFile, KeyFileError, new_key
-from worker.contract.quota import Quotas
 from worker.contract.settings import Settings
+from worker.store.api_keys import KeyFile, KeyFileError, new_key
+from worker.store.quotas import Quotas
 
 VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 

@@ -16,7 +16,7 @@ from api.limits import seconds_to_encode
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
-from worker.contract.liveness import SILENCE, live_workers
+from worker.store.worker_registry import SILENCE, live_workers
 
 VECTOR = np.zeros((1, 4), dtype=np.float32)
 

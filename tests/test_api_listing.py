@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api_stand import ApiStand, api_stand
-from worker.contract.store import NewJob
+from worker.store.jobs import NewJob
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import clean_environment
 from worker.contract import keys
 from worker.contract.jobs import JobRequest
-from worker.contract.liveness import SILENCE
+from worker.store.worker_registry import SILENCE
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from werkzeug.test import create_environ, run_wsgi_app
 
 import api
 from tests.api_stand import ApiStand, api_stand, problem
-from worker.contract.api_keys import KeyFile, new_key
+from worker.store.api_keys import KeyFile, new_key
 
 REBOUND = "http://attacker.example"
 JSON = {"Content-Type": "application/json"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from werkzeug.test import TestResponse
 
-from api.waiting import Watch
+from api.job_watcher import JobWatch
 from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
@@ -142,7 +142,7 @@ def test_an_end_between_reading_and_sleeping_is_not_missed(
 def test_an_end_that_comes_as_a_wait_runs_out_wakes_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watch = Watch(progress=False)
+    watch = JobWatch(progress=False)
     wait = threading.Event.wait
 
     def wait_and_be_late(event: threading.Event, timeout: float | None = None) -> bool:

@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from worker.contract.clock import Clock
+from worker.store.clock import Clock
 
 
 def by_redis(client: redis.Redis) -> float:

@@ -13,7 +13,7 @@ from worker.cli import main
 from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.messages import envelope
-from worker.contract.store import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 SECRET = "a text that nobody should see in a list"

@@ -17,7 +17,7 @@ from tests import tiny_models
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, cpu, library, load
 from worker.encoder.reference import Reference
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 TEXTS = [
     "",

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from worker.encoder.attention import attending_to, packed_attention
 from worker.encoder.layout import pack
-from worker.packing import GroupCost
-from worker.tokens import TokenBlock
+from worker.encoder.packing import GroupCost
+from worker.encoder.tokens import TokenBlock
 
 HEADS, SIZE = 4, 8
 LENGTHS = (5, 1, 12, 5, 30, 7, 12, 31)

@@ -23,7 +23,7 @@ from worker.encoder.attention import PACKED_ATTENTION, attending_to, packed_atte
 from worker.encoder.forward import ItsOwnLayers
 from worker.encoder.layout import pack
 from worker.encoder.pooling import packed_pooling
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 LENGTHS = (5, 1, 12, 5, 30)
 FLASH = "aten._flash_attention_forward.default"

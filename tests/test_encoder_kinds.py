@@ -23,7 +23,7 @@ from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelSpec
 from worker.encoder import kinds, library, load
 from worker.encoder.reference import Reference
-from worker.pool.taskpool import EX_CONFIG
+from worker.pool.pool import EX_CONFIG
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.models.Pooling"

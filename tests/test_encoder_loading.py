@@ -31,7 +31,7 @@ from worker.encoder import bert, devices, forward, library, load, token_rules
 from worker.encoder.layout import Group
 from worker.encoder.protocol import Cause
 from worker.encoder.reference import Reference
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 TEXTS = ["the queue", "", "job " * 30, "one batch is full of texts"]
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny_models
 from worker.contract.errors import InvalidText
 from worker.encoder.tokenizer import Tokenizer, TokenRules
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 LIMIT = tiny_models.MAX_TOKENS
 WORDS = "the queue holds texts until one batch is full of them "

@@ -9,7 +9,7 @@ import redis
 
 from tests.api_stand import api_stand
 from tests.processes import Processes, ValkeyServer, eventually, start_worker
-from worker.contract.eviction import eviction_policy
+from worker.store.eviction import eviction_policy
 
 
 @pytest.fixture

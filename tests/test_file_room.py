@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 import redis
 
-from worker.contract import file_room, keys
-from worker.contract.batch import Batch
-from worker.contract.batch import new_id as new_batch_id
-from worker.contract.batches import BatchStore
-from worker.contract.file_room import Bounds, FilesFull
-from worker.contract.files import FileRecord, FileStore, new_id, object_name
-from worker.contract.storage import Storage, StorageUnavailable
+from worker.contract import keys
+from worker.store import file_limits
+from worker.store.file_limits import FileBounds, FilesFull
+from worker.store.files import FileRecord, FileStore, new_id, object_name
+from worker.store.openai_batch import OpenAIBatch
+from worker.store.openai_batch import new_id as new_batch_id
+from worker.store.openai_batches import OpenAIBatchStore
+from worker.store.storage import Storage, StorageUnavailable
 
 
 @pytest.fixture
 def files(redis_client: redis.Redis, tmp_path: Path) -> FileStore:
     made = FileStore(redis_client, Storage(str(tmp_path / "files")), "embedq")
-    made.room.bounds = Bounds(3, 300, 5, 500)
+    made.room.bounds = FileBounds(3, 300, 5, 500)
     return made
 
 
@@ -132,7 +133,7 @@ def test_an_upload_that_failed_frees_its_room_with_the_next_sweep(
 def test_files_that_an_older_process_removed_count_no_longer(
     files: FileStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_room, "_REPAIRED", 1)
+    monkeypatch.setattr(file_limits, "_REPAIRED", 1)
     gone, kept = store(files, "a"), store(files, "a")
     redis_client.delete(keys.file(gone))
     redis_client.zrem(keys.files_expiry("embedq"), gone)
@@ -231,8 +232,8 @@ def test_a_deployment_shows_its_own_files_and_those_of_the_version_before(
 def test_a_deployment_shows_its_own_batches_and_those_of_the_version_before(
     redis_client: redis.Redis,
 ) -> None:
-    one, two = (BatchStore(redis_client, None, queue) for queue in ("one", "embedq"))
-    mine, theirs, before = (Batch(new_batch_id(), "file-x") for _ in range(3))
+    one, two = (OpenAIBatchStore(redis_client, None, queue) for queue in ("one", "embedq"))
+    mine, theirs, before = (OpenAIBatch(new_batch_id(), "file-x") for _ in range(3))
     one.create(mine)
     two.create(theirs)
     two.create(before)

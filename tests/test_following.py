@@ -10,13 +10,14 @@ import pytest
 import redis
 from celery import Celery, states
 
-from worker.contract import keys, records
+from worker.contract import keys
 from worker.contract.app import make_app
 from worker.contract.jobs import TASK_NAME
 from worker.contract.settings import Settings
-from worker.contract.store import JobStore, NewJob
+from worker.store import celery_jobs
+from worker.store.jobs import JobStore, NewJob
 from worker.transport import EndedElsewhere, Following, Lease, following
-from worker.transport.store import LeaseStore
+from worker.transport.lease_store import LeaseStore
 
 RESULT = {"model": "m", "embeddings": [[1.0]], "usage": {"prompt_tokens": 3}}
 
@@ -38,7 +39,7 @@ def app(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Celery]:
 
 @pytest.fixture
 def jobs(app: Celery) -> JobStore:
-    store = records.store_of(app)
+    store = celery_jobs.store_of(app)
     assert store is not None
     store.submit(NewJob("one", 1, 1, 1), None)
     return store
@@ -111,10 +112,10 @@ def test_links_that_a_dead_process_did_not_send_to_another_server_are_sent_by_a_
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.contract.outbox.Outbox.send", die)
+        patch.setattr("worker.store.outbox.Outbox.send", die)
         with pytest.raises(SystemExit):
             app.backend.store_result("one", RESULT, states.SUCCESS, request=Request())
     assert ids(redis_client) == []
-    monkeypatch.setattr("worker.contract.outbox._RESEND_AFTER", -1.0)
+    monkeypatch.setattr("worker.store.outbox._RESEND_AFTER", -1.0)
     jobs.sweep()
     assert ids(redis_client) == ["first"]

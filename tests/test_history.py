@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from api.history import STEP, STEPS, history, quantile
-from worker.contract import keys, pulse
-from worker.contract.figures import WAIT_SECONDS
-from worker.contract.pulse import KEPT, Pulse, Sample, Work
+from worker.contract import keys
+from worker.metrics.registry import WAIT_SECONDS
+from worker.store import queue_history
+from worker.store.queue_history import KEPT, HistoryWriter, Sample, Work
 
 NOW = 1_000_000.0
 
@@ -23,13 +24,13 @@ def engine(**counts: float) -> Any:
 
 
 def test_a_pulse_tells_what_was_done_since_the_last(redis_client: redis.Redis) -> None:
-    beat = Pulse(redis_client, "q", "w1")
+    beat = HistoryWriter(redis_client, "q", "w1")
     earlier = engine(batches=2, tokens=50, capacity=200)
     beat.write(earlier, now=10.0, queued_tokens=0, job_counts=[1, 5, 0])
-    assert pulse.read(redis_client, "q")[1] == []
+    assert queue_history.read(redis_client, "q")[1] == []
     later = engine(batches=5, texts=9, tokens=80, capacity=500, busy_seconds=0.5)
     beat.write(later, now=12.5, queued_tokens=7, job_counts=[2, 5, 4])
-    now, (sample,) = pulse.read(redis_client, "q")
+    now, (sample,) = queue_history.read(redis_client, "q")
     assert sample.node == "w1"
     assert sample.work == Work(2.5, 3, 9, 30, 300, 0.5, 7, (1, 0, 4))
     assert abs(sample.at - now) < 60
@@ -37,14 +38,14 @@ def test_a_pulse_tells_what_was_done_since_the_last(redis_client: redis.Redis) -
 
 
 def test_a_pulse_that_could_not_be_written_is_in_the_next(redis_client: redis.Redis) -> None:
-    beat = Pulse(redis_client, "q", "w1")
+    beat = HistoryWriter(redis_client, "q", "w1")
     beat.write(engine(), now=0.0, queued_tokens=0)
     redis_client.set(keys.pulse("q"), "in the way")
     with pytest.raises(redis.ResponseError):
         beat.write(engine(tokens=10), now=2.0, queued_tokens=0)
     redis_client.delete(keys.pulse("q"))
     beat.write(engine(tokens=15), now=4.0, queued_tokens=0)
-    _, (sample,) = pulse.read(redis_client, "q")
+    _, (sample,) = queue_history.read(redis_client, "q")
     assert (sample.work.seconds, sample.work.tokens) == (4.0, 15)
 
 
@@ -52,11 +53,11 @@ def test_what_is_older_than_some_minutes_is_not_kept(redis_client: redis.Redis) 
     key = keys.pulse("q")
     for number in range(500):
         redis_client.xadd(key, {"node": "old"}, id=f"{number + 1}-0")
-    beat = Pulse(redis_client, "q", "w1")
+    beat = HistoryWriter(redis_client, "q", "w1")
     for second in range(3):
         beat.write(engine(), now=float(second), queued_tokens=0)
     assert redis_client.xlen(key) < 250
-    assert len(pulse.read(redis_client, "q")[1]) == 2
+    assert len(queue_history.read(redis_client, "q")[1]) == 2
     assert 0 < redis_client.ttl(key) <= 2 * KEPT
 
 

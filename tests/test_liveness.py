@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from worker.contract.liveness import SILENCE, live_workers
+from worker.store.worker_registry import SILENCE, live_workers
 
 NOW = 1_800_000_000.0
 

@@ -15,7 +15,7 @@ import pytest
 
 from api.request_ids import HEADER, request_id
 from tests.api_stand import ApiStand, api_stand
-from worker.contract import logs
+from worker.metrics import logs
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api_stand import ApiStand, api_stand
 from tests.processes import ROOT
-from worker.contract.figures import FIGURES
+from worker.metrics.registry import METRICS
 
 DASHBOARD = ROOT / "docs" / "grafana" / "embedq.json"
 ALERTS = ROOT / "docs" / "prometheus" / "embedq.rules.yml"
@@ -70,7 +70,7 @@ def test_the_table_has_every_metric_and_no_other(shown: dict[str, Metric]) -> No
 
 def test_the_table_has_the_labels(shown: dict[str, Metric]) -> None:
     table = documented()
-    for figure in FIGURES.values():
+    for figure in METRICS.values():
         name = f"embedq_{figure.name}" + ("_total" if figure.kind == "counter" else "")
         assert table[name][1] == ["worker", *figure.labels], name
     for name, family in shown.items():
@@ -104,7 +104,7 @@ def test_every_query_asks_for_what_is_shown(query: str) -> None:
 
 
 def test_every_panel_of_figures_of_workers_can_be_narrowed_to_some() -> None:
-    workers = {f"embedq_{name}" for name in FIGURES}
+    workers = {f"embedq_{name}" for name in METRICS}
     for query in dashboard_queries():
         for name in names_and_labels(query)[0]:
             if re.sub("_(total|bucket|sum|count)$", "", name) in workers:

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 import api
 from tests.api_stand import ApiStand, api_stand, problem
-from worker.contract.api_keys import KeyFile, new_key
+from worker.store.api_keys import KeyFile, new_key
 
 VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 

@@ -10,9 +10,9 @@ import pytest
 
 from worker.contract.errors import InvalidJob, SettingsError
 from worker.contract.jobs import JobOptions
-from worker.contract.openai.calls import EmbeddingsCall, parse_call
-from worker.contract.openai.requests import MOST_INPUTS, MOST_TOKENS
-from worker.contract.openai.token_table import TokenTable
+from worker.openai.calls import EmbeddingsCall, parse_call
+from worker.openai.requests import MOST_INPUTS, MOST_TOKENS
+from worker.openai.token_table import TokenTable
 
 PIECES = [b"hello", b" world", b"\xf0\x9f\x98", b"\x80", b"!"]
 

@@ -10,7 +10,7 @@ import pytest
 from flask import Request
 from werkzeug.test import EnvironBuilder
 
-from api.openai.deadlines import hang_up, seconds_to_wait
+from api.dialects.openai.deadlines import hang_up, seconds_to_wait
 
 
 def request(timeout: str | None = None, *, threads: bool = True, **environ: Any) -> Request:

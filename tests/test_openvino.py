@@ -18,7 +18,7 @@ from worker.contract.errors import ModelUnavailable, SettingsError
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 openvino_graph = pytest.importorskip("worker.encoder.openvino_graph")
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.processes import eventually
+from worker.encoder.packing import GroupCost
 from worker.encoder.rectangles import Rectangle, recurring_rectangles
-from worker.packing import GroupCost
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 openvino = pytest.importorskip("openvino")
 RectangleForward = pytest.importorskip("worker.encoder.openvino_forward").RectangleForward

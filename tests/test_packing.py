@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from worker.packing import (
+from worker.encoder.packing import (
     GroupCost,
     Shaped,
     few_sizes,

@@ -19,8 +19,8 @@ from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import free_port
 from tests.test_history import sample
 from worker.contract import keys
-from worker.contract.liveness import SILENCE
 from worker.contract.settings import Settings
+from worker.store.worker_registry import SILENCE
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from worker.contract.jobs import Status
-from worker.contract.store import Completion
 from worker.pool import outcomes, result_writer
-from worker.pool.tickets import Limits, Ticket
+from worker.pool.in_flight import InFlightJob, Limits
+from worker.store.jobs import Completion
 
 
 def chunks_of(sizes: list[int]) -> list[list[int]]:
     """Sizes of the results in each chunk."""
-    ticket: Any = None
-    endings = [(ticket, Completion("id", Status.SUCCEEDED, meta=b"x" * size)) for size in sizes]
+    in_flight: Any = None
+    endings = [(in_flight, Completion("id", Status.SUCCEEDED, meta=b"x" * size)) for size in sizes]
     return [[len(ending.meta) for _, ending in chunk] for chunk in result_writer.chunks_of(endings)]
 
 
@@ -57,21 +57,21 @@ class FakeTicket:
 def test_a_job_that_celery_cannot_be_told_of_holds_up_none_of_its_batchmates(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tickets = [
+    in_flight_jobs = [
         FakeTicket("one", True),
         FakeTicket("two", KeyError("why")),
         FakeTicket("three", False),
     ]
-    tickets.append(FakeTicket("four", True))
-    told: Any = outcomes._told(tickets, settled=True)  # type: ignore[arg-type]
-    assert [ticket.id for ticket in told] == ["one", "four"]
-    assert all(ticket.asked for ticket in tickets)
+    in_flight_jobs.append(FakeTicket("four", True))
+    told: Any = outcomes._told(in_flight_jobs, settled=True)  # type: ignore[arg-type]
+    assert [in_flight.id for in_flight in told] == ["one", "four"]
+    assert all(in_flight.asked for in_flight in in_flight_jobs)
     assert "two" in caplog.text
     assert "KeyError" in caplog.text
 
 
 class Request:
-    """What a ticket needs of one; telling Celery that it runs raises."""
+    """What a running job needs of it; telling Celery that it runs raises."""
 
     def __init__(self) -> None:
         self.id, self.type = "one", "embedq.embed"
@@ -95,21 +95,21 @@ def test_a_job_whose_start_celery_cannot_be_told_of_is_over_when_it_has_ended(
 ) -> None:
     request: Any = Request()
     owner: Any = None
-    open_tickets: dict[Ticket, None] = {}
-    ticket = Ticket(owner, open_tickets, request, lambda: None, Limits(None, None))
-    outcomes._accept([ticket])
-    assert outcomes._told([ticket], settled=False) == [ticket]
+    open_jobs: dict[InFlightJob, None] = {}
+    in_flight = InFlightJob(owner, open_jobs, request, lambda: None, Limits(None, None))
+    outcomes._accept([in_flight])
+    assert outcomes._told([in_flight], settled=False) == [in_flight]
     assert request.acknowledged
-    assert open_tickets == {}
+    assert open_jobs == {}
     assert caplog.text.count("Celery could not be told that job one runs") == 1
 
 
 def test_a_job_whose_end_celery_cannot_be_told_of_keeps_no_lease() -> None:
     request: Any = Request()
     owner: Any = None
-    open_tickets: dict[Ticket, None] = {}
-    ticket = Ticket(owner, open_tickets, request, lambda: None, Limits(None, None))
+    open_jobs: dict[InFlightJob, None] = {}
+    in_flight = InFlightJob(owner, open_jobs, request, lambda: None, Limits(None, None))
     with pytest.raises(OSError, match="nobody listens"):
-        ticket.end((0, None, 0.0))
+        in_flight.end((0, None, 0.0))
     assert request.acknowledged
-    assert open_tickets == {}
+    assert open_jobs == {}

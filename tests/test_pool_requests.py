@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from worker.pool.requests import end_unrun
+from worker.pool.request import end_unrun
 
 
 class Request:

@@ -13,8 +13,8 @@ from celery.worker import state
 
 from worker.contract import messages
 from worker.contract.jobs import DEFAULT_OPTIONS
+from worker.pool.pool import TaskPool
 from worker.pool.strategy import strategy
-from worker.pool.taskpool import TaskPool
 from worker.tasks import embed
 from worker.transport.message import Message, parse
 

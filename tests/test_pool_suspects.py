@@ -9,32 +9,32 @@ import redis
 
 from tests.processes import ValkeyServer
 from worker.contract import keys
-from worker.contract.store import JobStore
-from worker.pool.suspects import Suspects
+from worker.pool.poison_jobs import PoisonJobs
+from worker.store.jobs import JobStore
 
 
-def suspects_of(client: redis.Redis, max_attempts: int = 3) -> Suspects:
-    return Suspects(JobStore(client, "embedq", result_ttl=60), max_attempts)
+def suspects_of(client: redis.Redis, max_attempts: int = 3) -> PoisonJobs:
+    return PoisonJobs(JobStore(client, "embedq", result_ttl=60), max_attempts)
 
 
 @pytest.fixture
-def suspects(redis_client: redis.Redis) -> Suspects:
+def suspects(redis_client: redis.Redis) -> PoisonJobs:
     return suspects_of(redis_client)
 
 
-def test_a_job_is_refused_once_it_has_killed_as_often_as_is_allowed(suspects: Suspects) -> None:
+def test_a_job_is_refused_once_it_has_killed_as_often_as_is_allowed(suspects: PoisonJobs) -> None:
     assert [suspects.begin("poison", tag) for tag in "abcde"] == [0, 0, 0, 3, 4]
     assert suspects.begin("another", "a") == 0
 
 
-def test_one_delivery_counts_once_however_often_it_begins(suspects: Suspects) -> None:
+def test_one_delivery_counts_once_however_often_it_begins(suspects: PoisonJobs) -> None:
     assert [suspects.begin("stopped", "tag") for _ in range(9)] == [0] * 9
     suspects.clear([("stopped", "tag")] * 2)
     assert [suspects.begin("stopped", tag) for tag in "abcd"] == [0, 0, 0, 3]
 
 
 def test_what_an_older_worker_counted_counts_on(
-    suspects: Suspects, redis_client: redis.Redis
+    suspects: PoisonJobs, redis_client: redis.Redis
 ) -> None:
     redis_client.set(keys.attempts("poison"), 2)
     redis_client.set(keys.attempts("taken back"), -1)
@@ -50,7 +50,7 @@ def test_without_leases_a_process_counts_once(redis_client: redis.Redis) -> None
     assert processes[1].begin("poison", "") == 0
 
 
-def test_an_attempt_that_a_clean_shutdown_cut_short_does_not_count(suspects: Suspects) -> None:
+def test_an_attempt_that_a_clean_shutdown_cut_short_does_not_count(suspects: PoisonJobs) -> None:
     for attempt in range(10):
         assert suspects.begin("large", str(attempt)) == 0
         suspects.clear([("large", str(attempt)), ("never counted", "tag")])
@@ -67,7 +67,7 @@ def test_attempts_are_counted_and_taken_back_on_a_full_server(redis_client: redi
         redis_client.config_set("maxmemory", 0)
 
 
-def test_attempts_are_kept_for_a_day(suspects: Suspects, redis_client: redis.Redis) -> None:
+def test_attempts_are_kept_for_a_day(suspects: PoisonJobs, redis_client: redis.Redis) -> None:
     suspects.begin("poison", "tag")
     assert 86_000 < redis_client.ttl(keys.crashes("poison")) <= 86_400
 

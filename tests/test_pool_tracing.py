@@ -22,14 +22,14 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
 from worker.contract.outcomes import Outcome
 from worker.contract.settings import Settings
-from worker.contract.store import Completion, JobStore, NewJob
-from worker.pool import tracing
-from worker.pool.counts import JobCounts
+from worker.pool import celery_tracer
+from worker.pool.celery_tracer import Tracer
 from worker.pool.failures import Failures
+from worker.pool.job_metrics import JobMetrics
 from worker.pool.loop import LoopCalls
+from worker.pool.poison_jobs import PoisonJobs
 from worker.pool.result_writer import ResultWriter
-from worker.pool.suspects import Suspects
-from worker.pool.tracing import Tracer
+from worker.store.jobs import Completion, JobStore, NewJob
 
 
 class Request:
@@ -38,8 +38,8 @@ class Request:
     id = "job"
 
 
-class Ticket:
-    """A ticket as the tracer sees it."""
+class FakeInFlightJob:
+    """A job as the tracer sees it."""
 
     def __init__(self, target: Callable[..., Any], *, redelivered: bool = False) -> None:
         self.id = "job"
@@ -80,8 +80,8 @@ def loop() -> LoopCalls:
 
 
 @pytest.fixture
-def counts() -> JobCounts:
-    return JobCounts()
+def counts() -> JobMetrics:
+    return JobMetrics()
 
 
 @pytest.fixture
@@ -102,25 +102,25 @@ def writer(store: JobStore) -> ResultWriter:
 
 
 @pytest.fixture
-def suspects(store: JobStore) -> Suspects:
-    return Suspects(store, max_attempts=1)
+def suspects(store: JobStore) -> PoisonJobs:
+    return PoisonJobs(store, max_attempts=1)
 
 
 @pytest.fixture
 def tracer(
-    store: JobStore, loop: LoopCalls, counts: JobCounts, failures: Failures, suspects: Suspects
+    store: JobStore, loop: LoopCalls, counts: JobMetrics, failures: Failures, suspects: PoisonJobs
 ) -> Iterator[Tracer]:
     tracer = Tracer(store, loop, counts, writer(store), failures, suspects)
     yield tracer
     tracer.close(5)
 
 
-def heard(ticket: Any, loop: LoopCalls) -> Any:
-    """What a ticket is told on the loop's thread, which is this one."""
+def heard(in_flight: Any, loop: LoopCalls) -> Any:
+    """What a running job is told on the loop's thread, which is this one."""
 
     def told() -> list[Any]:
         loop.run()
-        return list(ticket.heard)
+        return list(in_flight.heard)
 
     (answer,) = eventually(told)
     return answer
@@ -137,12 +137,12 @@ def test_the_tasks_body_finds_the_outcome(tracer: Tracer, loop: LoopCalls) -> No
         found.append(tasks.ready[job_id])
         return 0, "repr", 0.5
 
-    ticket: Any = Ticket(target)
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == (0, "repr", 0.5)
+    in_flight: Any = FakeInFlightJob(target)
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == (0, "repr", 0.5)
     assert found[0]["embeddings"] == [[1.0] * 3] * 2
     assert found[0]["usage"]["prompt_tokens"] == 7
-    failed: Any = Ticket(target)
+    failed: Any = FakeInFlightJob(target)
     error = JobFailed("model_not_found", "no such model")
     tracer.end(failed, error)
     heard(failed, loop)
@@ -157,23 +157,23 @@ def away(*_: Any) -> None:
 def test_a_job_whose_outcome_cannot_be_stored_is_put_back(
     tracer: Tracer, loop: LoopCalls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ticket: Any = Ticket(away)
-    with caplog.at_level(logging.CRITICAL, "worker.pool.tracing"):
-        tracer.end(ticket, outcome())
-        assert heard(ticket, loop) == "put back"
+    in_flight: Any = FakeInFlightJob(away)
+    with caplog.at_level(logging.CRITICAL, "worker.pool.celery_tracer"):
+        tracer.end(in_flight, outcome())
+        assert heard(in_flight, loop) == "put back"
     assert tasks.ready == {}
 
 
 def test_a_job_that_would_fail_to_end_in_every_worker_fails(
-    tracer: Tracer, loop: LoopCalls, counts: JobCounts, store: JobStore
+    tracer: Tracer, loop: LoopCalls, counts: JobMetrics, store: JobStore
 ) -> None:
     def target(*_: Any) -> None:
         raise TypeError("a link is no signature")
 
     store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
-    ticket: Any = Ticket(target)
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == "closed"
+    in_flight: Any = FakeInFlightJob(target)
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == "closed"
     failure = eventually(lambda: store.outcome("job"))
     assert "what follows the job cannot be sent (TypeError)" in str(failure["result"])
     assert counts.figures()["jobs_ended"] == [["failed", "invalid_request", 1]]
@@ -185,22 +185,22 @@ def test_a_job_whose_links_cannot_be_sent_is_put_back_and_others_fail(
     def publish() -> None:
         raise OperationalError("the server is full")
 
-    ticket: Any = Ticket(lambda *_: app.amqp._retry_publish(publish))
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == "put back"
+    in_flight: Any = FakeInFlightJob(lambda *_: app.amqp._retry_publish(publish))
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == "put back"
     with pytest.raises(OperationalError):
         app.amqp._retry_publish(publish)
 
 
 def test_a_job_put_back_for_want_of_room_is_no_suspect(
-    tracer: Tracer, loop: LoopCalls, suspects: Suspects
+    tracer: Tracer, loop: LoopCalls, suspects: PoisonJobs
 ) -> None:
     for attempt in range(3):
-        ticket: Any = Ticket(away, redelivered=True)
-        ticket.tag = f"tag {attempt}"
-        assert suspects.begin("job", ticket.tag) == 0
-        tracer.end(ticket, outcome())
-        assert heard(ticket, loop) == "put back"
+        in_flight: Any = FakeInFlightJob(away, redelivered=True)
+        in_flight.tag = f"tag {attempt}"
+        assert suspects.begin("job", in_flight.tag) == 0
+        tracer.end(in_flight, outcome())
+        assert heard(in_flight, loop) == "put back"
 
 
 @pytest.mark.parametrize("redelivered", [True, False])
@@ -211,9 +211,9 @@ def test_a_job_that_has_ended_is_not_run_again(
         raise AssertionError("its links would be sent twice")
 
     store.complete([Completion("job", Status.FAILED, meta=b'{"status": "FAILURE", "result": {}}')])
-    ticket: Any = Ticket(target, redelivered=redelivered)
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == "discarded"
+    in_flight: Any = FakeInFlightJob(target, redelivered=redelivered)
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == "discarded"
 
 
 def test_a_job_whose_lease_another_worker_has_is_not_run_again(
@@ -222,14 +222,14 @@ def test_a_job_whose_lease_another_worker_has_is_not_run_again(
     def target(name: str, job_id: str) -> None:
         raise AssertionError("its links would be sent twice")
 
-    ticket: Any = Ticket(target)
-    ticket.tag = "mine"
-    ticket.lease = SimpleNamespace(
+    in_flight: Any = FakeInFlightJob(target)
+    in_flight.tag = "mine"
+    in_flight.lease = SimpleNamespace(
         tag="mine", unacked_key="unacked", store=SimpleNamespace(client=redis_client)
     )
     redis_client.hset("unacked", "theirs", "the message")
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == "discarded"
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == "discarded"
 
 
 def test_a_job_whose_outcome_redis_refuses_for_good_fails_alone(
@@ -239,9 +239,9 @@ def test_a_job_whose_outcome_redis_refuses_for_good_fails_alone(
         raise redis.ResponseError("WRONGTYPE Operation against a key")
 
     store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
-    ticket: Any = Ticket(target)
-    tracer.end(ticket, outcome())
-    assert heard(ticket, loop) == "discarded"
+    in_flight: Any = FakeInFlightJob(target)
+    tracer.end(in_flight, outcome())
+    assert heard(in_flight, loop) == "discarded"
     record = store.read("job")
     assert record is not None
     assert (record.status, record.code) == (Status.FAILED, "internal_error")
@@ -249,22 +249,22 @@ def test_a_job_whose_outcome_redis_refuses_for_good_fails_alone(
 
 
 def test_an_outcome_is_counted_for_a_job_that_was_open(
-    tracer: Tracer, loop: LoopCalls, counts: JobCounts
+    tracer: Tracer, loop: LoopCalls, counts: JobMetrics
 ) -> None:
-    ended: Any = Ticket(lambda *_: (0, "", 0.0))
-    failed: Any = Ticket(lambda *_: (1, "", 0.0))
+    ended: Any = FakeInFlightJob(lambda *_: (0, "", 0.0))
+    failed: Any = FakeInFlightJob(lambda *_: (1, "", 0.0))
     # Its link could not be dispatched, for example.
-    not_handed_on: Any = Ticket(lambda *_: (1, "", 0.0))
-    closed: Any = Ticket(lambda *_: (0, "", 0.0))
+    not_handed_on: Any = FakeInFlightJob(lambda *_: (1, "", 0.0))
+    closed: Any = FakeInFlightJob(lambda *_: (0, "", 0.0))
     closed.open = False
-    for ticket, what in (
+    for in_flight, what in (
         (ended, outcome()),
         (failed, JobFailed("poisoned", "it kills")),
         (not_handed_on, outcome()),
         (closed, outcome()),
     ):
-        tracer.end(ticket, what)
-        heard(ticket, loop)
+        tracer.end(in_flight, what)
+        heard(in_flight, loop)
     assert counts.figures()["jobs_ended"] == [
         ["succeeded", "", 1],
         ["failed", "poisoned", 1],
@@ -276,12 +276,12 @@ def test_a_wait_ends_with_what_came_before_or_in_time(
     tracer: Tracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave = threading.Event()
-    held: Any = Ticket(lambda *_: (not leave.wait(10), "", 0.0))
+    held: Any = FakeInFlightJob(lambda *_: (not leave.wait(10), "", 0.0))
     tracer.end(held, outcome())
     thread = threading.Thread(target=tracer.wait)
     thread.start()
     eventually(lambda: tracer._threads.backlog == 2)
-    monkeypatch.setattr(tracing, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(celery_tracer, "_LONGEST_WAIT", 0.01)
     tracer.wait()
     assert thread.is_alive()
     leave.set()
@@ -296,10 +296,10 @@ def test_a_tracer_that_lags_behind_stops_the_fetching_of_its_lane(
         return not tracer.has_room(Lane.BULK)
 
     assert not lags()
-    tickets: list[Any] = [Ticket(lambda *_: (0, "", 0.0)) for _ in range(4200)]
-    waits: Any = Ticket(lambda *_: (not eventually(lags, 20), "", 0.0))
-    for ticket in (waits, *tickets):
-        tracer.end(ticket, outcome())
+    in_flight_jobs: list[Any] = [FakeInFlightJob(lambda *_: (0, "", 0.0)) for _ in range(4200)]
+    waits: Any = FakeInFlightJob(lambda *_: (not eventually(lags, 20), "", 0.0))
+    for in_flight in (waits, *in_flight_jobs):
+        tracer.end(in_flight, outcome())
     assert tracer.has_room(Lane.INTERACTIVE)
     heard(waits, loop)
     eventually(lambda: not lags())

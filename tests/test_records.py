@@ -15,14 +15,15 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from tests.processes import free_port
-from worker.contract import keys, records
+from worker.contract import keys
 from worker.contract.app import make_app
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME, Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain
 from worker.contract.settings import Settings
-from worker.contract.store import JobRecord, JobStore
+from worker.store import celery_jobs
+from worker.store.jobs import JobRecord, JobStore
 from worker.tasks import EmbedTask
 
 QUEUE = "embedq"
@@ -36,7 +37,7 @@ def app(redis_url: str) -> Iterator[Celery]:
 
 @pytest.fixture
 def jobs(app: Celery) -> JobStore:
-    store = records.store_of(app)
+    store = celery_jobs.store_of(app)
     assert store is not None
     return store
 
@@ -52,7 +53,7 @@ def task_of(app: Celery) -> EmbedTask:
 
 
 def opened(app: Celery, jobs: JobStore, count: int = 2) -> JobStore:
-    records.submit(app, "one", ["a text"] * count)
+    celery_jobs.submit(app, "one", ["a text"] * count)
     return jobs
 
 
@@ -115,7 +116,7 @@ def test_a_redis_that_is_away_fails_the_call_as_sending_would() -> None:
         make_app(Settings(broker_url=url, result_backend=url)) as app,
         pytest.raises(OperationalError),
     ):
-        records.submit(app, "one", ["a"])
+        celery_jobs.submit(app, "one", ["a"])
 
 
 def test_withdrawing_a_record_while_redis_is_away_is_no_error(
@@ -125,15 +126,15 @@ def test_withdrawing_a_record_while_redis_is_away_is_no_error(
         closed.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{closed.getsockname()[1]}/0"
         with make_app(Settings(broker_url=url, result_backend=url)) as app:
-            records.withdraw(app, "one")
+            celery_jobs.withdraw(app, "one")
     assert len(caplog.records) == 1
 
 
 def test_results_that_are_not_on_redis_have_no_records() -> None:
     app = Celery("users", backend="cache+memory://")
-    assert records.store_of(app) is None
-    assert not records.submit(app, "one", ["a"])
-    records.withdraw(app, "one")
+    assert celery_jobs.store_of(app) is None
+    assert not celery_jobs.submit(app, "one", ["a"])
+    celery_jobs.withdraw(app, "one")
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
@@ -178,4 +179,4 @@ def test_a_record_that_is_closed_stays_as_it_is(
 
 
 def test_one_application_has_one_store(app: Celery) -> None:
-    assert records.store_of(app) is records.store_of(app)
+    assert celery_jobs.store_of(app) is celery_jobs.store_of(app)

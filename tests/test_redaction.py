@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.contract import redaction
-from worker.contract.batch import Batch, FileFault, fields_of, parse
 from worker.contract.errors import SettingsError
-from worker.contract.logs import JsonFormatter
-from worker.contract.redaction import conceal, protect, redact
 from worker.contract.settings import Settings
-from worker.contract.storage import Storage, StorageUnavailable
+from worker.metrics import redaction
+from worker.metrics.logs import JsonFormatter
+from worker.metrics.redaction import conceal, protect, redact
+from worker.store.openai_batch import FileFault, OpenAIBatch, fields_of, parse
+from worker.store.storage import Storage, StorageUnavailable
 
 SECRET = "hunter2secret"
 
@@ -91,7 +91,9 @@ def test_a_storage_that_cannot_be_used_tells_no_secret(scheme: str) -> None:
 
 def test_faults_that_an_earlier_version_stored_are_shown_without_secrets() -> None:
     message = f"EMBEDQ_FILES='s3://id:{SECRET}@bucket/x' does not hold the file"
-    stored = fields_of(Batch("batch_1", "file-1", errors=[FileFault("file_not_found", message)]))
+    stored = fields_of(
+        OpenAIBatch("batch_1", "file-1", errors=[FileFault("file_not_found", message)])
+    )
     read = parse("batch_1", {n.encode(): str_of(v) for n, v in stored.items()})
     assert read.errors[0].message.endswith("***@bucket/x' does not hold the file")
 

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.processes import eventually
-from worker.contract.round_trips import RoundTrips
+from worker.store.pipeline import SharedPipeline
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def gate(redis_client: redis.Redis) -> Gate:
     return Gate(redis_client)
 
 
-def trips_of(gate: Gate) -> RoundTrips:
-    return RoundTrips(gate)  # type: ignore[arg-type]
+def trips_of(gate: Gate) -> SharedPipeline:
+    return SharedPipeline(gate)  # type: ignore[arg-type]
 
 
-def queued(trips: RoundTrips, count: int) -> None:
+def queued(trips: SharedPipeline, count: int) -> None:
     """Until so many wait for the next round trip."""
     eventually(lambda: len(trips._waiting) == count)
 
@@ -126,7 +126,7 @@ def test_whoever_is_ended_on_a_round_trip_leaves_the_next_to_others(
 
 
 def test_a_script_that_the_server_has_forgotten_is_sent_again(redis_client: redis.Redis) -> None:
-    trips = RoundTrips(redis_client)
+    trips = SharedPipeline(redis_client)
     script = trips.script("return {KEYS[1], ARGV[1]}")
     for _ in range(2):
         redis_client.script_flush()
@@ -151,7 +151,7 @@ def test_a_lost_connection_costs_nobody_an_answer(
 ) -> None:
     retry = Retry(NoBackoff(), 5)  # type: ignore[no-untyped-call]
     with redis.Redis.from_url(redis_url, client_name="trips", retry=retry) as client:
-        trips = RoundTrips(client)
+        trips = SharedPipeline(client)
         for _ in range(5):
             answers = [background.submit(trips.call, ("INCR", "count")) for _ in range(50)]
             for one in redis_client.client_list():

@@ -15,7 +15,7 @@ import redis
 
 from tests.integration.transport_proxy import proxy
 from tests.processes import ValkeyServer
-from worker.contract import server
+from worker.store import server
 from worker.transport.connection import Connection
 
 

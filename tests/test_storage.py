@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from worker.contract.storage import CHUNK, ObjectMissing, Storage, StorageUnavailable
+from worker.store.storage import CHUNK, ObjectMissing, Storage, StorageUnavailable
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 
 def block_of(lengths: list[int], first: int = 0) -> TokenBlock:

@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tests.processes import clean_environment
 from worker.contract import messages
-from worker.contract.spans import Traces
-from worker.contract.traces import wanted
-from worker.pool.counts import ended_by
+from worker.metrics.spans import Traces
+from worker.metrics.traces import wanted
+from worker.pool.in_flight import InFlightJob
+from worker.pool.job_metrics import ended_by
 from worker.pool.spans import JobSpans
-from worker.pool.tickets import Ticket
 
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
@@ -38,9 +38,9 @@ def traces(exporter: InMemorySpanExporter) -> Iterator[Traces]:
     provider.shutdown()
 
 
-def ticket(job_id: str, headers: dict[str, Any]) -> Any:
-    """A ticket as far as spans are concerned."""
-    made: Any = object.__new__(Ticket)
+def in_flight(job_id: str, headers: dict[str, Any]) -> Any:
+    """A running job as far as spans are concerned."""
+    made: Any = object.__new__(InFlightJob)
     made.id = job_id
     made.trace = None
     made.submitted_at = messages.submission_time(headers)
@@ -49,11 +49,11 @@ def ticket(job_id: str, headers: dict[str, Any]) -> Any:
 
 
 def submitted(traces: Traces, spans: JobSpans, job_id: str) -> Any:
-    """The ticket of a job that a request of its own submitted."""
+    """The view of a job that a request of its own submitted."""
     request = traces.begin("POST", {})
     headers = messages.new_headers()
     request.end("POST /jobs", 202, {})
-    made = ticket(job_id, headers)
+    made = in_flight(job_id, headers)
     spans.open(made)
     return made
 
@@ -67,8 +67,8 @@ def ids(span: Any) -> tuple[int, int]:
     return context.trace_id, context.span_id
 
 
-def jobs_of(*tickets: Any) -> list[Any]:
-    return [SimpleNamespace(owner=one) for one in tickets]
+def jobs_of(*in_flight_jobs: Any) -> list[Any]:
+    return [SimpleNamespace(owner=one) for one in in_flight_jobs]
 
 
 def test_every_step_of_a_job_is_in_the_trace_of_its_request(
@@ -108,7 +108,7 @@ def test_a_batch_of_many_jobs_is_linked_to_all_of_them(
 ) -> None:
     spans = JobSpans(traces)
     jobs = [submitted(traces, spans, f"job {n}") for n in range(3)]
-    untraced = ticket("untraced", {})
+    untraced = in_flight("untraced", {})
     spans.open(untraced)
     of_a_caller = SimpleNamespace(owner=object())
     spans.encoded([*jobs_of(*jobs, untraced), of_a_caller], 0.1, 5, 50)
@@ -134,7 +134,7 @@ def test_a_job_that_nobody_traces_makes_no_span(
     traces: Traces, exporter: InMemorySpanExporter, headers: dict[str, Any]
 ) -> None:
     spans = JobSpans(traces)
-    job = ticket("one", {messages.SUBMITTED_AT: time.time(), **headers})
+    job = in_flight("one", {messages.SUBMITTED_AT: time.time(), **headers})
     spans.open(job)
     spans.started([job])
     spans.encoded(jobs_of(job), 0.1, 1, 1)
@@ -195,7 +195,7 @@ def test_without_a_collector_nothing_is_imported_that_makes_or_sends_spans() -> 
 def test_a_missing_extra_is_said_once_and_stops_nothing() -> None:
     program = (
         "import sys; sys.modules['opentelemetry'] = None; "
-        "from worker.contract.traces import traces_of; "
+        "from worker.metrics.traces import traces_of; "
         "assert traces_of('api') is traces_of('api') is None"
     )
     ran = subprocess.run(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
+from worker.transport.lease_store import LeaseStore
 from worker.transport.leases import Burial, Lease, Leases, Outbox
-from worker.transport.store import LeaseStore
 
 
 class FakeStore(LeaseStore):

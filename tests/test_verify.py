@@ -16,7 +16,7 @@ from worker.cli.verify import command
 from worker.contract.errors import DeviceUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.encoder import Encoder, load
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 from worker.verify import verify
 
 

@@ -2,25 +2,24 @@
 
 In reading order:
 
-- `contract`: shared with the API: settings, jobs, results, keys
+- `metrics`: metrics, traces and logs, for both processes
+- `contract`: shared with the API, without I/O: settings, jobs, results, keys, messages
+- `store`: state in Redis: jobs, OpenAI batches, files, API keys, workers
+- `openai`: OpenAI's embeddings requests and answers
 - `tasks`: the task `embed`
-- `backend`: the result backend, which completes jobs
+- `result_backend`: the result backend, which completes jobs
 - `collection`: submit many texts through the task, in order, with a bounded number under way
-- `bulk`: a task that coordinates batches of requests
 - `transport`: fetch, lease and acknowledge messages
-- `pool`: the Celery pool, which completes jobs
+- `pool`: the Celery pool, which completes jobs and writes the heartbeat
 - `engine`: the threads: tokenize, schedule, encode, write
-- `packing`, `tokens`: pack texts into a batch; blocks of tokens
+- `cache`: vectors of earlier texts, in Redis
 - `encoder`: the model on its device; the only package that imports torch
 - `loading`: load models by their settings
 - `tune`, `tuned`: find the best settings for a machine, and load them
-- `counting`: cheap counters
-- `cache`: vectors of earlier texts, in Redis
-- `presence`: write the worker's heartbeat
 - `watchdog`: stop a worker with a hung thread
+- `batches`: a task that coordinates OpenAI batches
 - `service`: the same engine inside another program
-- `corpus`: embed files of texts into files of vectors
-- `remote`: a client of the REST interface
+- `offline`: embed files of texts into files of vectors; a client of the REST interface
 - `verify`: compare vectors with the library's
 - `local`: Valkey, workers and the API on one machine
 - `cli`: the command `embedq`

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from worker import app
 from worker.contract.errors import JobFailed
 from worker.contract.outcomes import TextError
-from worker.contract.records import store_of
 from worker.contract.results import matrix
+from worker.store.celery_jobs import store_of
 from worker.tasks import embed
 
 #: Failures of a job that are not its texts': every other job would fail with them, too.

@@ -17,7 +17,7 @@ from worker import tuned
 from worker.contract.outcomes import Matrix
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -12,12 +12,12 @@ from typing import Any, cast
 from celery import Task
 
 from worker import app
-from worker.contract import records
 from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
 from worker.contract.messages import new_headers, new_id, shown_args
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain
+from worker.store import celery_jobs
 
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
 #: The pool puts one in right before it runs the body, on the same thread.
@@ -31,7 +31,7 @@ class EmbedTask(Task):
 
     #: Vectors in a log say nothing.
     resultrepr_maxsize = 64
-    Request = "worker.pool.requests:EmbedRequest"
+    Request = "worker.pool.request:EmbedRequest"
     Strategy = "worker.pool.strategy:strategy"
 
     def apply_async(
@@ -49,16 +49,16 @@ class EmbedTask(Task):
         options["headers"] = new_headers() | (options.get("headers") or {})
         for name, absolute in (("countdown", "eta"), ("expires", "expires")):
             if isinstance(options.get(name), int | float):
-                options[absolute] = records.at(self.app, options.pop(name))
+                options[absolute] = celery_jobs.at(self.app, options.pop(name))
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         whole = (kwargs or {}).get("long") == "mean"
-        recorded = records.submit(self.app, task_id, texts, whole=whole)
+        recorded = celery_jobs.submit(self.app, task_id, texts, whole=whole)
         try:
             return super().apply_async(args, kwargs, task_id, **options)
         except Exception:
             if recorded:
-                records.withdraw(self.app, task_id)
+                celery_jobs.withdraw(self.app, task_id)
             raise
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from worker.contract.errors import EmbedqError
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
+from worker.encoder.tokens import TokenBlock
 from worker.loading import batches_of, on_passing_thread, run_in_slots
-from worker.tokens import TokenBlock
 from worker.tuned import Tuned, cores
 
 #: Told what is being tried, and the share of the whole that is done.

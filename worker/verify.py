@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.encoder import Encoder, load
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: Largest difference of two float32 vectors' elements, for vectors of unit length or less.
 TOLERANCE = 1e-5

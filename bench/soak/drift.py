@@ -23,7 +23,7 @@ from tests.processes import Process, eventually
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import lists_of
-from worker.contract.store import JobStore, NewJob
+from worker.store.jobs import JobStore, NewJob
 
 QUEUE = "drift"
 MARKS = 10

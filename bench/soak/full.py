@@ -28,7 +28,7 @@ from bench.soak.load import Load, RestCaller
 from bench.soak.stage import QUEUE, Stage
 from bench.soak.watch import Auditor, MemoryGauge
 from tests.processes import eventually
-from worker.contract.completions import RESERVE
+from worker.store.completions import RESERVE
 
 #: Of a vector, as many models have them.
 DIMENSIONS = 384

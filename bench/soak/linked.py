@@ -8,7 +8,7 @@ import redis
 from celery import Task
 
 from bench import costless
-from worker.contract import server
+from worker.store import server
 
 app = costless.app
 

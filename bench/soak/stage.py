@@ -25,8 +25,8 @@ from tests.processes import (
     start_api,
     start_worker,
 )
-from worker.contract import server
-from worker.contract.api_keys import KeyFile, new_key
+from worker.store import server
+from worker.store.api_keys import KeyFile, new_key
 
 #: Seconds after which a silent worker's jobs run elsewhere; short, so that runs are.
 LEASE_SECONDS = 5

@@ -16,14 +16,14 @@ import redis
 from numpy.typing import NDArray
 
 from tests.api_stand import MODEL, ApiStand, api_stand
-from worker.bulk.coordinator import Coordinator
-from worker.bulk.means import Means
-from worker.contract.batch import COMPLETION_SECONDS, Batch, new_id
+from worker.batches.coordinator import Coordinator
+from worker.batches.resources import Resources
 from worker.contract.errors import JobFailed
-from worker.contract.files import BATCH, FileRecord, object_name
-from worker.contract.files import new_id as new_file_id
 from worker.contract.lanes import lists_of
 from worker.contract.outcomes import TextError
+from worker.store.files import BATCH, FileRecord, object_name
+from worker.store.files import new_id as new_file_id
+from worker.store.openai_batch import COMPLETION_SECONDS, OpenAIBatch, new_id
 
 
 def line(custom_id: str = "a", **body: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class BulkStand:
     """`means` is what coordinators work with; `worker` ends their jobs."""
 
     api: ApiStand
-    means: Means
+    means: Resources
     worker: PlayedWorker
 
     def upload(self, data: bytes) -> str:
@@ -102,14 +102,14 @@ class BulkStand:
         """The id of a new batch over a file with these bytes."""
         now = time.time()
         known = {"expires_at": now + COMPLETION_SECONDS, "output_ttl": 3600} | fields
-        batch = Batch(new_id(), self.upload(data), **known)
+        batch = OpenAIBatch(new_id(), self.upload(data), **known)
         self.means.batches.create(batch)
         return batch.id
 
     def coordinator(self, batch_id: str) -> Coordinator:
         return Coordinator(self.means, self.means.batches.claim(batch_id))
 
-    def batch(self, batch_id: str) -> Batch:
+    def batch(self, batch_id: str) -> OpenAIBatch:
         batch = self.means.batches.read(batch_id)
         assert batch is not None
         return batch
@@ -119,7 +119,7 @@ class BulkStand:
         data = b"".join(self.means.files.storage.chunks(object_name(file_id)))
         return [orjson.loads(one) for one in data.splitlines()]
 
-    def ended(self, data: bytes, **fields: Any) -> Batch:
+    def ended(self, data: bytes, **fields: Any) -> OpenAIBatch:
         """A batch over these bytes, once it has ended."""
         batch_id = self.create(data, **fields)
         assert self.coordinator(batch_id).run()
@@ -131,7 +131,7 @@ def bulk_stand(redis_url: str, folder: Path, **settings: Any) -> Iterator[BulkSt
     """A service whose only process is the test; `settings` differ from the defaults."""
     with api_stand(redis_url, files=str(folder), **settings) as api:
         backend = api.backend
-        means = Means(
+        means = Resources(
             settings=api.settings,
             store=api.store,
             liveness=backend.liveness,

@@ -14,20 +14,20 @@ import redis
 from tests.api_stand import MODEL
 from tests.bulk.stand import BulkStand, bulk_stand, jsonl, line, vectors_of
 from tests.processes import eventually
-from worker.bulk import processing
+from worker.batches import processing
 from worker.contract import keys, messages
-from worker.contract.batch import Batch, BatchStatus
-from worker.contract.batches import BatchStore, Superseded
 from worker.contract.errors import JobFailed
 from worker.contract.lanes import Lane
-from worker.contract.storage import Storage, StorageUnavailable
+from worker.store.openai_batch import OpenAIBatch, OpenAIBatchStatus
+from worker.store.openai_batches import OpenAIBatchStore, Superseded
+from worker.store.storage import Storage, StorageUnavailable
 
 
 class Cut(BaseException):
     """Ends a run where it stands, as a kill would."""
 
 
-def assert_each_once(bulk: BulkStand, batch: Batch, ids: list[str]) -> None:
+def assert_each_once(bulk: BulkStand, batch: OpenAIBatch, ids: list[str]) -> None:
     """Every line is in one of the files, once."""
     found = [
         answer["custom_id"]
@@ -43,7 +43,7 @@ def test_every_line_is_answered_with_its_own_vectors(bulk: BulkStand) -> None:
     lines.append(line("several", input=["one", "two", ""]))
     lines.append(line("base64", input="b", encoding_format="base64"))
     batch = bulk.ended(jsonl(lines))
-    assert (batch.status, batch.error_file_id) == (BatchStatus.COMPLETED, "")
+    assert (batch.status, batch.error_file_id) == (OpenAIBatchStatus.COMPLETED, "")
     assert (batch.total, batch.completed, batch.failed) == (152, 152, 0)
     answers = {answer["custom_id"]: answer for answer in bulk.answers(batch.output_file_id)}
     assert len(answers) == 152
@@ -69,7 +69,7 @@ def test_a_bad_line_is_answered_as_a_request_would_be(bulk: BulkStand) -> None:
         line("member", truncate="maybe"),
     ]
     batch = bulk.ended(jsonl(lines))
-    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.COMPLETED, 1, 3)
+    assert (batch.status, batch.completed, batch.failed) == (OpenAIBatchStatus.COMPLETED, 1, 3)
     found = {answer["custom_id"]: answer for answer in bulk.answers(batch.error_file_id)}
     for custom_id, param in (("empty", "input"), ("size", "dimensions"), ("member", "truncate")):
         answer = found[custom_id]
@@ -82,7 +82,11 @@ def test_a_model_nobody_serves_fails_every_line_and_no_file_is_made_for_output(
     bulk: BulkStand,
 ) -> None:
     batch = bulk.ended(jsonl([line("a", model="none"), line("b", model="none")]))
-    assert (batch.status, batch.failed, batch.output_file_id) == (BatchStatus.COMPLETED, 2, "")
+    assert (batch.status, batch.failed, batch.output_file_id) == (
+        OpenAIBatchStatus.COMPLETED,
+        2,
+        "",
+    )
     statuses = {a["response"]["status_code"] for a in bulk.answers(batch.error_file_id)}
     assert statuses == {404}
 
@@ -119,7 +123,7 @@ def test_a_job_that_fails_whole_does_not_fail_the_lines_beside_the_one_to_blame(
 
 def test_a_file_of_the_wrong_form_fails_before_anything_is_run(bulk: BulkStand) -> None:
     batch = bulk.ended(jsonl([line("a"), line("a")]) + b"{\n")
-    assert batch.status is BatchStatus.FAILED
+    assert batch.status is OpenAIBatchStatus.FAILED
     assert [(fault.code, fault.line) for fault in batch.errors] == [
         ("duplicate_custom_id", 2),
         ("invalid_json_line", 3),
@@ -160,13 +164,13 @@ def test_nothing_is_left_of_a_batch_but_itself_and_its_files(bulk: BulkStand) ->
 
 STEPS: list[tuple[type, str, int]] = [
     # What a run is cut off before, and how often it passes there first.
-    (BatchStore, "move", 0),
-    (BatchStore, "checkpoint", 0),
-    (BatchStore, "checkpoint", 2),
-    (BatchStore, "move", 1),
+    (OpenAIBatchStore, "move", 0),
+    (OpenAIBatchStore, "checkpoint", 0),
+    (OpenAIBatchStore, "checkpoint", 2),
+    (OpenAIBatchStore, "move", 1),
     (Storage, "join", 0),
     (Storage, "join", 1),
-    (BatchStore, "move", 2),
+    (OpenAIBatchStore, "move", 2),
     (Storage, "remove", 0),
 ]
 
@@ -205,7 +209,7 @@ def test_a_run_cut_off_anywhere_loses_and_repeats_no_line(
             bulk.coordinator(batch_id).run()
     assert bulk.coordinator(batch_id).run()
     batch = bulk.batch(batch_id)
-    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.COMPLETED, 43, 2)
+    assert (batch.status, batch.completed, batch.failed) == (OpenAIBatchStatus.COMPLETED, 43, 2)
     assert_each_once(bulk, batch, ids)
     # The jobs of the run that was cut off are found again, not sent again.
     assert sorted(bulk.worker.encoded) == sorted(
@@ -219,7 +223,7 @@ def test_a_run_that_was_taken_for_dead_writes_nothing_more(
     monkeypatch.setattr(processing, "WINDOW_TEXTS", 10)
     ids = [f"r{number}" for number in range(45)]
     batch_id = bulk.create(jsonl([line(custom_id) for custom_id in ids]))
-    real = BatchStore.checkpoint
+    real = OpenAIBatchStore.checkpoint
     ended = []
 
     def overtaken(*args: Any) -> Any:
@@ -228,11 +232,11 @@ def test_a_run_that_was_taken_for_dead_writes_nothing_more(
             assert bulk.coordinator(batch_id).run()
         return real(*args)
 
-    monkeypatch.setattr(BatchStore, "checkpoint", overtaken)
+    monkeypatch.setattr(OpenAIBatchStore, "checkpoint", overtaken)
     with pytest.raises(Superseded):
         bulk.coordinator(batch_id).run()
     batch = bulk.batch(batch_id)
-    assert batch.status is BatchStatus.COMPLETED
+    assert batch.status is OpenAIBatchStatus.COMPLETED
     assert_each_once(bulk, batch, ids)
 
 
@@ -263,24 +267,26 @@ def test_a_cancelled_batch_keeps_the_answers_it_has(
     finally:
         held.set()
         run.join()
-    assert batch.status is BatchStatus.CANCELLED
-    assert {BatchStatus.CANCELLING, BatchStatus.CANCELLED} <= batch.reached.keys()
+    assert batch.status is OpenAIBatchStatus.CANCELLED
+    assert {OpenAIBatchStatus.CANCELLING, OpenAIBatchStatus.CANCELLED} <= batch.reached.keys()
     assert_each_once(bulk, batch, [f"r{number}" for number in range(10)])
 
 
-@pytest.mark.parametrize("status", [BatchStatus.VALIDATING, BatchStatus.FINALIZING])
-def test_a_batch_is_cancelled_wherever_it_stands(bulk: BulkStand, status: BatchStatus) -> None:
+@pytest.mark.parametrize("status", [OpenAIBatchStatus.VALIDATING, OpenAIBatchStatus.FINALIZING])
+def test_a_batch_is_cancelled_wherever_it_stands(
+    bulk: BulkStand, status: OpenAIBatchStatus
+) -> None:
     batch_id = bulk.create(jsonl([line("a")]), status=status)
     bulk.means.batches.cancel(batch_id)
-    assert bulk.batch(batch_id).status is BatchStatus.CANCELLING
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.CANCELLING
     assert bulk.coordinator(batch_id).run()
-    assert bulk.batch(batch_id).status is BatchStatus.CANCELLED
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.CANCELLED
 
 
 def test_an_ended_batch_is_not_cancelled_any_more(bulk: BulkStand) -> None:
     batch = bulk.ended(jsonl([line("a")]))
     bulk.means.batches.cancel(batch.id)
-    assert bulk.batch(batch.id).status is BatchStatus.COMPLETED
+    assert bulk.batch(batch.id).status is OpenAIBatchStatus.COMPLETED
 
 
 def test_lines_left_when_the_window_closes_are_answered_with_that(
@@ -289,7 +295,7 @@ def test_lines_left_when_the_window_closes_are_answered_with_that(
     monkeypatch.setattr(processing, "WINDOW_TEXTS", 10)
     ids = [f"r{number}" for number in range(25)]
     batch = bulk.ended(jsonl([line(custom_id) for custom_id in ids]), expires_at=1.0)
-    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.EXPIRED, 0, 25)
+    assert (batch.status, batch.completed, batch.failed) == (OpenAIBatchStatus.EXPIRED, 0, 25)
     assert_each_once(bulk, batch, ids)
     [answer, *_] = bulk.answers(batch.error_file_id)
     assert (answer["response"], answer["error"]["code"]) == (None, "batch_expired")
@@ -298,13 +304,13 @@ def test_lines_left_when_the_window_closes_are_answered_with_that(
 def test_a_turn_that_is_over_is_gone_on_with_later(
     bulk: BulkStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.bulk.coordinator._TURN_SECONDS", -1.0)
+    monkeypatch.setattr("worker.batches.coordinator._TURN_SECONDS", -1.0)
     batch_id = bulk.create(jsonl([line("a")]))
     assert not bulk.coordinator(batch_id).run()
-    assert bulk.batch(batch_id).status is BatchStatus.IN_PROGRESS
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.IN_PROGRESS
     monkeypatch.undo()
     assert bulk.coordinator(batch_id).run()
-    assert bulk.batch(batch_id).status is BatchStatus.COMPLETED
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.COMPLETED
 
 
 @pytest.fixture
@@ -320,7 +326,7 @@ def test_a_full_queue_is_waited_for(narrow: BulkStand) -> None:
     run = threading.Thread(target=narrow.coordinator(batch_id).run)
     run.start()
     try:
-        eventually(lambda: narrow.batch(batch_id).status is BatchStatus.IN_PROGRESS)
+        eventually(lambda: narrow.batch(batch_id).status is OpenAIBatchStatus.IN_PROGRESS)
         assert narrow.worker.encoded == []
     finally:
         narrow.api.redis.hset(ledger, "tokens", 0)
@@ -346,7 +352,7 @@ def test_a_job_whose_outcome_is_gone_is_run_again(
 
     monkeypatch.setattr(bulk.api, "succeed", succeed)
     batch = bulk.ended(jsonl([line("a"), line("b")]))
-    assert (batch.status, batch.completed, len(lost)) == (BatchStatus.COMPLETED, 2, 1)
+    assert (batch.status, batch.completed, len(lost)) == (OpenAIBatchStatus.COMPLETED, 2, 1)
 
 
 def test_a_storage_that_fails_leaves_the_batch_as_it_was(
@@ -357,7 +363,7 @@ def test_a_storage_that_fails_leaves_the_batch_as_it_was(
         patched.setattr(Storage, "writer", _broken)
         with pytest.raises(StorageUnavailable):
             bulk.coordinator(batch_id).run()
-    assert bulk.batch(batch_id).status is BatchStatus.IN_PROGRESS
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.IN_PROGRESS
     assert bulk.coordinator(batch_id).run()
     assert bulk.batch(batch_id).completed == 1
 
@@ -381,7 +387,7 @@ def test_redis_falling_away_is_told_to_the_caller(
         raise redis.ConnectionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(BatchStore, "checkpoint", away)
+        patched.setattr(OpenAIBatchStore, "checkpoint", away)
         with pytest.raises(redis.ConnectionError):
             bulk.coordinator(batch_id).run()
     assert bulk.coordinator(batch_id).run()

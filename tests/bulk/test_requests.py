@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.bulk.stand import jsonl, line
-from worker.bulk import requests
-from worker.bulk.requests import Line, Malformed, check, parse, read_lines
-from worker.contract.batch import ENDPOINT
+from worker.batches import requests
+from worker.batches.requests import Line, Malformed, check, parse, read_lines
+from worker.store.openai_batch import ENDPOINT
 
 
 def findings(*lines: dict[str, Any] | bytes) -> requests.Findings:

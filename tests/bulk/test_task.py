@@ -9,12 +9,12 @@ import pytest
 import redis
 
 from tests.bulk.stand import BulkStand, jsonl, line
-from worker.bulk import task
-from worker.bulk.coordinator import Coordinator
+from worker.batches import task
+from worker.batches.coordinator import Coordinator
 from worker.contract import keys
-from worker.contract.batch import BatchStatus
-from worker.contract.batches import BatchStore, Superseded
-from worker.contract.storage import Storage, StorageUnavailable
+from worker.store.openai_batch import OpenAIBatchStatus
+from worker.store.openai_batches import OpenAIBatchStore, Superseded
+from worker.store.storage import Storage, StorageUnavailable
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def failing(real: Callable[..., Any], error: Exception, times: int) -> Callable[
 def test_it_runs_a_batch_to_its_end(bulk: BulkStand, run: Callable[[str], None]) -> None:
     batch_id = bulk.create(jsonl([line("a")]))
     run(batch_id)
-    assert bulk.batch(batch_id).status is BatchStatus.COMPLETED
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.COMPLETED
     run(batch_id)
     assert bulk.batch(batch_id).completed == 1
 
@@ -49,8 +49,8 @@ def test_it_runs_a_batch_to_its_end(bulk: BulkStand, run: Callable[[str], None])
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (BatchStore, "claim", redis.ConnectionError()),
-        (BatchStore, "checkpoint", redis.TimeoutError()),
+        (OpenAIBatchStore, "claim", redis.ConnectionError()),
+        (OpenAIBatchStore, "checkpoint", redis.TimeoutError()),
         (Storage, "join", StorageUnavailable("for now")),
     ],
 )
@@ -66,7 +66,7 @@ def test_it_waits_for_what_is_away(
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), error, 5))
     run(batch_id)
     batch = bulk.batch(batch_id)
-    assert (batch.status, batch.completed) == (BatchStatus.COMPLETED, 1)
+    assert (batch.status, batch.completed) == (OpenAIBatchStatus.COMPLETED, 1)
 
 
 def test_a_storage_that_stays_away_fails_the_batch_in_the_end(
@@ -101,10 +101,12 @@ def test_a_batch_that_can_be_neither_run_nor_failed_is_failed_as_soon_as_it_can_
 ) -> None:
     batch_id = bulk.create(jsonl([line("a")]))
     monkeypatch.setattr(Coordinator, "run", failing(Coordinator.run, KeyError("run"), 1))
-    monkeypatch.setattr(BatchStore, "move", failing(BatchStore.move, KeyError("move"), 3))
+    monkeypatch.setattr(
+        OpenAIBatchStore, "move", failing(OpenAIBatchStore.move, KeyError("move"), 3)
+    )
     run(batch_id)
     batch = bulk.batch(batch_id)
-    assert batch.status is BatchStatus.FAILED
+    assert batch.status is OpenAIBatchStatus.FAILED
     assert [fault.code for fault in batch.errors] == ["internal_error"]
 
 
@@ -115,7 +117,7 @@ def test_a_batch_of_another_run_is_left_to_it(
     monkeypatch.setattr(Coordinator, "run", failing(Coordinator.run, Superseded(batch_id), 10))
     run(batch_id)
     run("batch_none")
-    assert bulk.batch(batch_id).status is BatchStatus.VALIDATING
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.VALIDATING
 
 
 def test_a_turn_that_is_over_sends_for_the_next_one(
@@ -124,7 +126,7 @@ def test_a_turn_that_is_over_sends_for_the_next_one(
     batch_id = bulk.create(jsonl([line("a")]))
     queue = keys.batch_queue("embedq")
     sent = bulk.api.redis.llen(queue)
-    monkeypatch.setattr("worker.bulk.coordinator._TURN_SECONDS", -1.0)
+    monkeypatch.setattr("worker.batches.coordinator._TURN_SECONDS", -1.0)
     run(batch_id)
     assert bulk.api.redis.llen(queue) == sent + 1
-    assert bulk.batch(batch_id).status is BatchStatus.IN_PROGRESS
+    assert bulk.batch(batch_id).status is OpenAIBatchStatus.IN_PROGRESS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.api_stand import MODEL
-from worker.bulk.windows import PACK_BYTES, PACK_TEXTS, Entry, Pack, Want, Window, packs
+from worker.batches.windows import PACK_BYTES, PACK_TEXTS, Entry, Pack, Want, Window, packs
 from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
 
 SMALL = JobOptions(dimensions=2)

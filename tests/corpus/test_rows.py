@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from worker.corpus.rows import CorpusError, Row, Source
+from worker.offline.rows import CorpusError, Row, Source
 
 
 def rows(path: Path, **options: object) -> list[Row]:

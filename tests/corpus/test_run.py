@@ -13,11 +13,11 @@ from pyarrow import parquet
 
 from worker.contract.errors import JobFailed
 from worker.contract.outcomes import Outcome, TextError
-from worker.corpus import Report, run
-from worker.corpus.encoding import WINDOW
-from worker.corpus.rows import CorpusError, Source
-from worker.corpus.run import folder_of
-from worker.corpus.writing import OUTPUTS
+from worker.offline import Report, run
+from worker.offline.encoding import WINDOW
+from worker.offline.rows import CorpusError, Source
+from worker.offline.run import folder_of
+from worker.offline.writing import OUTPUTS
 
 OPTIONS = {"model": None}
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink, job_of, vector_of
 from tests.processes import eventually
+from worker.encoder.tokens import TokenBlock
 from worker.engine import Engine, Job
 from worker.engine.job import Piece
-from worker.tokens import TokenBlock
 
 #: An engine's thread that dies says so, which pytest takes for a failure.
 crashes = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -16,18 +16,18 @@ from tests.api_stand import ApiStand, api_stand
 from tests.engine.stand import Start, texts
 from tests.fakes import POISON, FakeEncoder, RecordingSink, job_of, model_info
 from worker.contract import keys
-from worker.contract.figures import FIGURES
 from worker.contract.lanes import Lane, list_of
-from worker.counting import Histogram, tallied
 from worker.engine import Engine
-from worker.pool.counts import CANCELLED, SUCCEEDED, JobCounts, ended_by
-from worker.pool.figures import figures
+from worker.metrics.histogram import Histogram, tallied
+from worker.metrics.registry import METRICS
+from worker.pool.job_metrics import CANCELLED, SUCCEEDED, JobMetrics, ended_by
+from worker.pool.metrics import figures
 
 #: (name, labels but the worker's) → value.
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-class Ticket:
+class FakeInFlightJob:
     def __init__(self, submitted_at: float | None) -> None:
         self.submitted_at = submitted_at
 
@@ -73,7 +73,7 @@ def test_a_histogram_counts_a_value_up_to_its_bound() -> None:
 def test_a_worker_counts_every_figure_of_the_table_and_no_other(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
-    assert figures(start(encoder), JobCounts()).keys() == FIGURES.keys()
+    assert figures(start(encoder), JobMetrics()).keys() == METRICS.keys()
 
 
 def test_the_engine_counts_what_went_through_it(
@@ -87,7 +87,7 @@ def test_the_engine_counts_what_went_through_it(
     for job_id in ("mixed", "long", "strict"):
         sink.outcome(job_id)
     engine.close(5)
-    say(api, "w", figures=figures(engine, JobCounts()))
+    say(api, "w", figures=figures(engine, JobMetrics()))
     found = samples_of(api, "w")
     assert found["embedq_texts_total", ()] == engine.texts == 9
     assert found["embedq_batch_texts_sum", ()] == engine.texts
@@ -115,8 +115,8 @@ def test_memory_that_runs_out_is_counted_apart(start: Start, sink: RecordingSink
 
 
 def test_jobs_are_counted_by_how_they_end(api: ApiStand) -> None:
-    counts = JobCounts()
-    timed: Any = [Ticket(0.0), Ticket(None), Ticket(9e12)]
+    counts = JobMetrics()
+    timed: Any = [FakeInFlightJob(0.0), FakeInFlightJob(None), FakeInFlightJob(9e12)]
     counts.started(timed)
     counts.ended(SUCCEEDED, timed)
     counts.ended(ended_by(KeyError("whatever")), timed[1:2])

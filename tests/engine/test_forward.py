@@ -14,8 +14,8 @@ from tests.fakes import (
     model_info,
     vector_of,
 )
+from worker.encoder.tokens import TokenBlock
 from worker.engine.forward import Closing, DeviceLost, Forward
-from worker.tokens import TokenBlock
 
 
 def forward_of(encoder: FakeEncoder, budget: int = 1000) -> Forward:

@@ -7,9 +7,9 @@ import pytest
 
 from tests.engine.stand import Start, assert_vectors, busy, texts, wait_until_tokenised
 from tests.fakes import NAN, POISON, FakeEncoder, RecordingSink, job_of, vector_of
+from worker.encoder.tokens import TokenBlock
 from worker.engine import repeats
 from worker.engine.repeats import distinct
-from worker.tokens import TokenBlock
 
 
 def block_of(*rows: list[int], skip: tuple[int, ...] = ()) -> TokenBlock:

@@ -22,9 +22,9 @@ from worker.contract.errors import InvalidText
 from worker.contract.models import MOST_WINDOWS, ModelSpec
 from worker.encoder import load
 from worker.encoder.tokenizer import Tokenizer, TokenRules
+from worker.encoder.tokens import TokenBlock
 from worker.engine import windows
 from worker.engine.windows import split
-from worker.tokens import TokenBlock
 
 LIMIT = 12
 SMALL = model_info(max_tokens=LIMIT, batch_tokens=24)

@@ -19,12 +19,13 @@ from celery.result import AsyncResult
 import worker
 from tests.integration import users_app
 from tests.processes import Process, Processes, eventually, start_worker
-from worker.contract import estimates, messages, records
+from worker.contract import estimates, messages
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import Lane, lists_of
 from worker.contract.outcomes import Matrix
 from worker.contract.results import matrix
-from worker.contract.store import Bounds, NewJob
+from worker.store import celery_jobs
+from worker.store.jobs import Bounds, NewJob
 from worker.tasks import embed
 
 #: In every text, so that a text which turns up where it should not is found.
@@ -64,7 +65,7 @@ def _forget_connections(app: Celery) -> None:
         del app._local.backend
     app.close()
     app.__dict__.pop("amqp", None)
-    records._stores.pop(app, None)
+    celery_jobs._stores.pop(app, None)
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Stand:
 
     def record(self, job_id: str) -> tuple[str, str | None]:
         """Status and code of a job, as REST shows them."""
-        store = records.store_of(self.app)
+        store = celery_jobs.store_of(self.app)
         assert store is not None
         record = store.read(job_id)
         return (record.status.value, record.code) if record is not None else ("unknown", None)
@@ -194,7 +195,7 @@ class Stand:
         job_id = f"{job_id}-{messages.new_id()}"
         # Words of one token each: what a worker has fetched is bounded by bytes.
         given = [f"{number} {job_id[:12]} " + "something " * 10 for number in range(texts)]
-        store = records.store_of(self.app)
+        store = celery_jobs.store_of(self.app)
         assert store is not None
         tokens = estimates.tokens(given, 512)
         job = NewJob(job_id, texts, tokens, result_bytes=1, owner=owner, lane=lane)

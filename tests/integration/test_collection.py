@@ -19,7 +19,7 @@ from worker import app
 from worker.collection import embed_all
 from worker.contract.errors import JobFailed
 from worker.contract.outcomes import TextError
-from worker.contract.records import store_of
+from worker.store.celery_jobs import store_of
 from worker.tasks import embed
 
 read = []

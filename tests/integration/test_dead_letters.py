@@ -13,7 +13,7 @@ from celery.exceptions import NotRegistered
 
 from tests.conftest import running
 from tests.processes import Process, Processes, ValkeyServer, eventually, free_port, start_worker
-from worker.contract.dead_letters import DeadLetters
+from worker.store.dead_letters import DeadLetters
 
 pytestmark = pytest.mark.integration
 

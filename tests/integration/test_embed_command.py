@@ -17,7 +17,7 @@ import requests
 
 from tests.conftest import Service
 from tests.processes import ROOT, clean_environment, eventually
-from worker.corpus.run import folder_of
+from worker.offline.run import folder_of
 
 MAIN = (sys.executable, "-c", "from worker.cli import main; main()")
 TEXTS = [f"sentence {index} is about {'cats' if index % 2 else 'the sea'}" for index in range(600)]

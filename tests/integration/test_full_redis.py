@@ -14,10 +14,10 @@ from celery import Celery
 
 from tests.processes import Process, Processes, ValkeyServer, eventually, start_worker
 from worker.contract import keys, messages
-from worker.contract.completions import RESERVE
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import lists_of
-from worker.contract.store import JobStore, NewJob
+from worker.store.completions import RESERVE
+from worker.store.jobs import JobStore, NewJob
 
 #: Bytes that commands and leases under way may take beyond what workers may.
 UNDER_WAY = 4 * 2**20

@@ -21,7 +21,7 @@ from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.lanes import Lane, list_of, lists_of
 from worker.contract.results import matrix
-from worker.contract.store import JobStore
+from worker.store.jobs import JobStore
 
 _load_encoders = loading.load_encoders
 from bench import costless  # noqa: E402

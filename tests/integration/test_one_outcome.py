@@ -15,9 +15,10 @@ from celery.exceptions import TaskRevokedError
 from tests.integration import users_app
 from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
 from tests.processes import Process, Processes, ValkeyServer, eventually, start_api, start_worker
-from worker.contract import keys, messages, records
+from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
-from worker.contract.store import JobStore, NewJob
+from worker.store import celery_jobs
+from worker.store.jobs import JobStore, NewJob
 
 LEASE_S = 3
 
@@ -29,7 +30,7 @@ def stand(processes: Processes, redis_url: str, redis_client: redis.Redis) -> It
 
 
 def store_of(stand: Stand) -> JobStore:
-    store = records.store_of(stand.app)
+    store = celery_jobs.store_of(stand.app)
     assert store is not None
     return store
 

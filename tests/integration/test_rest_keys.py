@@ -18,7 +18,7 @@ from api.openapi import document
 from tests.api_stand import ApiStand, api_stand
 from tests.processes import Api
 from worker.contract import estimates, messages
-from worker.contract.api_keys import ApiKey, KeyFile, new_key
+from worker.store.api_keys import ApiKey, KeyFile, new_key
 
 VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 #: A line of a batch's file.

@@ -13,7 +13,7 @@ import redis
 import requests
 
 from tests.processes import Api, eventually
-from worker.contract.store import JobStore, NewJob
+from worker.store.jobs import JobStore, NewJob
 
 OURS = ("-c", "python:api.serving")
 

@@ -10,8 +10,8 @@ import redis
 
 from worker.contract.lanes import PRIORITY_STEPS, lists_of
 from worker.transport import Connection, leases
+from worker.transport.lease_store import TAGS_A_CALL
 from worker.transport.message import task_ids
-from worker.transport.store import TAGS_A_CALL
 
 OPTIONS = {"priority_steps": list(PRIORITY_STEPS)}
 UNREADABLE = ["not json", "{}", "[" * 100_000, '{"headers": {"id": 7}}', '{"headers": []}']

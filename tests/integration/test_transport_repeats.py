@@ -18,8 +18,8 @@ from worker import transport
 from worker.contract.lanes import list_of
 from worker.transport import scripts
 from worker.transport.command import Command, Script
+from worker.transport.lease_store import FIRST, LeaseStore, Restored, Source
 from worker.transport.leases import Burial, Deferral, Outbox
-from worker.transport.store import FIRST, LeaseStore, Restored, Source
 
 SCRIPTS = [name for name, value in vars(scripts).items() if isinstance(value, Script)]
 STEPS = (0, 3, 9)

@@ -12,8 +12,7 @@ import redis
 
 from tests.processes import ValkeyServer
 from worker.contract.lanes import PRIORITY_STEPS, list_of
-from worker.transport.leases import Burial, Deferral, Lease, Outbox
-from worker.transport.store import (
+from worker.transport.lease_store import (
     FIRST,
     RESTORE_LIMIT,
     RESTORE_SCAN,
@@ -22,6 +21,7 @@ from worker.transport.store import (
     Restored,
     Source,
 )
+from worker.transport.leases import Burial, Deferral, Lease, Outbox
 
 JOBS = [Source("jobs", "jobs", 0, 0)]
 

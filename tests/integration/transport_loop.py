@@ -14,7 +14,7 @@ from kombu.asynchronous import Hub
 
 from tests.processes import eventually
 from worker.transport import Connection
-from worker.transport.store import LeaseStore
+from worker.transport.lease_store import LeaseStore
 
 JOBS = kombu.Queue("jobs", routing_key="jobs")
 #: Short, so that tests need not wait for leases; long enough for a busy machine.

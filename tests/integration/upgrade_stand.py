@@ -22,9 +22,9 @@ from tests.integration.upgrade_app import NOTED, NOTES, texts
 from tests.integration.versions import Version
 from tests.processes import Api, Processes, eventually
 from worker.contract import keys
-from worker.contract.api_keys import KeyFile, NewKey, new_key
 from worker.contract.lanes import lists_of
 from worker.contract.settings import DEFAULT_MODEL_NAME
+from worker.store.api_keys import KeyFile, NewKey, new_key
 
 QUEUE = "embedq"
 #: Seconds for jobs to end on a busy machine; leases of a killed worker run out meanwhile.

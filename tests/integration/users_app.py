@@ -20,9 +20,9 @@ from celery import Task, signals
 from worker import app, loading, service
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
+from worker.encoder.tokens import TokenBlock
 from worker.engine import Job, batch
 from worker.tasks import embed
-from worker.tokens import TokenBlock
 
 # Another pool, to compare ours with. Each of its processes loads the model for itself.
 if pool := os.environ.get("POOL"):

@@ -9,7 +9,7 @@ import redis
 from celery import Celery
 
 from tests.store.stand import QUEUE, RESULT_TTL
-from worker.contract.store import JobStore
+from worker.store.jobs import JobStore
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.contract.store import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobStore, NewJob
 
 QUEUE = "embedq"
 RESULT_TTL = 600

@@ -16,9 +16,10 @@ from tests.store.stand import (
     new_job,
     success,
 )
-from worker.contract import keys, store, submissions
+from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import Bounds, Completion, JobStore, Once
+from worker.store import submissions
+from worker.store.jobs import RECORD_TTL, Bounds, Completion, JobStore, Once
 
 
 def test_an_accepted_job_is_queued_recorded_and_counted(
@@ -36,7 +37,7 @@ def test_an_accepted_job_is_queued_recorded_and_counted(
     assert before - 1 <= record.created_at <= time.time()
     assert ledger(redis_client) == {"tokens": 100, "expected": 5000, "stored": 0}
     assert jobs.queued_tokens() == 100
-    assert 0 < redis_client.ttl(keys.job("one")) <= store.RECORD_TTL
+    assert 0 < redis_client.ttl(keys.job("one")) <= RECORD_TTL
 
 
 def test_a_job_that_is_sent_by_other_means_is_only_recorded(

@@ -11,8 +11,8 @@ import redis
 from tests.store.stand import QUEUE, new_job, success
 from worker.contract import keys
 from worker.contract.lanes import Lane
-from worker.contract.quota import Quotas
-from worker.contract.store import Bounds, JobStore, Once
+from worker.store.jobs import Bounds, JobStore, Once
+from worker.store.quotas import Quotas
 
 BOUNDS = Bounds(
     tokens=10**9,
@@ -121,7 +121,7 @@ def test_commands_that_read_whole_keys_read_none_that_grow_with_tenants(
 def test_a_sweep_looks_at_a_bounded_number_of_jobs(
     redis_client: redis.Redis, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.contract.lost.SWEPT", 100)
+    monkeypatch.setattr("worker.store.lost_jobs.SWEPT", 100)
     fill(redis_client, jobs, 3_000)
     jobs.sweep()
     assert commands(redis_client, jobs.sweep) <= 120

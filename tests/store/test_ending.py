@@ -25,7 +25,7 @@ from worker.contract.jobs import Status
 from worker.contract.results import (
     plain,
 )
-from worker.contract.store import JobStore, LeaseKeys
+from worker.store.jobs import JobStore, LeaseKeys
 
 #: Celery's own way of storing a result.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")

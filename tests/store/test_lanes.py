@@ -7,7 +7,7 @@ import redis
 
 from tests.store.stand import QUEUE, new_job, shares, success
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
-from worker.contract.store import Bounds, JobStore
+from worker.store.jobs import Bounds, JobStore
 
 
 def lengths(client: redis.Redis) -> list[int]:
@@ -88,7 +88,7 @@ def test_a_share_is_free_again_when_its_jobs_have_ended(
 def test_a_purged_queue_leaves_no_shares(
     jobs: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.contract.lost._SEEN_WITHIN", 0)
+    monkeypatch.setattr("worker.store.lost_jobs._SEEN_WITHIN", 0)
     accept(jobs, "one", Lane.BULK)
     jobs.sweep()
     assert shares(redis_client) == {"2:me": 100}

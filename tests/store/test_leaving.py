@@ -20,7 +20,7 @@ from tests.store.stand import (
 )
 from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import Completion, JobStore
+from worker.store.jobs import Completion, JobStore
 
 
 def test_cancelling_tells_who_waits(jobs: JobStore, redis_client: redis.Redis) -> None:

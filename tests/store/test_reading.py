@@ -16,12 +16,12 @@ from tests.store.stand import (
     result_of,
     success,
 )
-from worker.contract import keys, store
+from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain, revoked_meta
-from worker.contract.store import JobStore
+from worker.store.jobs import JobStore
 
 #: Celery's own way of storing a result.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -81,7 +81,7 @@ def test_a_task_of_another_program_is_no_job(jobs: JobStore, celery_app: Celery)
 def test_a_job_of_another_deployment_is_not_shown(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    theirs = store.JobStore(redis_client, "theirs", result_ttl=60)
+    theirs = JobStore(redis_client, "theirs", result_ttl=60)
     theirs.submit(new_job("one"), b"m")
     theirs.submit(new_job("two"), b"m")
     theirs.complete([success("two")])
@@ -144,7 +144,7 @@ def test_jobs_of_one_status_are_listed_alone_and_expired_ones_not_at_all(
 def test_a_listing_keeps_the_newest_jobs(
     jobs: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "LISTED_JOBS", 3)
+    monkeypatch.setattr("worker.store.jobs.LISTED_JOBS", 3)
     for number in range(5):
         jobs.submit(new_job(f"{number}"), None)
     assert [record.id for record in jobs.page("", limit=10)[0]] == ["4", "3", "2"]

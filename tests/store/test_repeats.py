@@ -15,12 +15,13 @@ import pytest
 import redis
 
 from tests.store.stand import QUEUE, failure, new_job, success
-from worker.contract import keys, scripts
-from worker.contract.dead_letters import DeadLetters
+from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
-from worker.contract.quota import Quotas
-from worker.contract.store import Bounds, Completion, JobStore, LeaseKeys, NewJob, Once
+from worker.store import scripts
+from worker.store.dead_letters import DeadLetters
+from worker.store.jobs import Bounds, Completion, JobStore, LeaseKeys, NewJob, Once
+from worker.store.quotas import Quotas
 
 #: Fields that hold times, or names of calls.
 CHANGING = {

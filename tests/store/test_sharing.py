@@ -5,9 +5,10 @@ from __future__ import annotations
 import redis
 
 from tests.store.stand import QUEUE, RESULT_TTL, failure, ledger, new_job, success
-from worker.contract import keys, submissions
+from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import JobStore, Once
+from worker.store import submissions
+from worker.store.jobs import JobStore, Once
 
 SHARED = Once(fingerprint="body", shared=True)
 NOTHING = {"tokens": 0, "expected": 0, "stored": 0}

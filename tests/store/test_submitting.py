@@ -9,13 +9,14 @@ import pytest
 import redis
 
 from tests.store.stand import QUEUE, ledger, new_job, success
-from worker.contract import keys, lost, messages, outbox
-from worker.contract.batch import Batch
-from worker.contract.batches import BatchStore
+from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.lanes import lists_of
-from worker.contract.outbox import Outbox
-from worker.contract.store import JobStore, Once
+from worker.store import lost_jobs, outbox
+from worker.store.jobs import JobStore, Once
+from worker.store.openai_batch import OpenAIBatch
+from worker.store.openai_batches import OpenAIBatchStore
+from worker.store.outbox import Outbox
 
 SHARED = Once(fingerprint="body", shared=True)
 KEYED = Once("key", "body")
@@ -37,7 +38,7 @@ def apart(redis_client: redis.Redis, broker: redis.Redis) -> JobStore:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has to be old to be looked at."""
-    monkeypatch.setattr(lost, "_SEEN_WITHIN", 0)
+    monkeypatch.setattr(lost_jobs, "_SEEN_WITHIN", 0)
     monkeypatch.setattr(outbox, "_RESEND_AFTER", -1.0)
 
 
@@ -104,9 +105,9 @@ def test_a_worker_sends_for_the_coordinator_of_a_batch_that_a_dead_process_did_n
             raise SystemExit
 
     broken: Any = Dying()
-    batch = Batch("batch_1", input_file_id="file-1")
+    batch = OpenAIBatch("batch_1", input_file_id="file-1")
     with pytest.raises(SystemExit):
-        BatchStore(redis_client, broken, QUEUE).create(batch)
+        OpenAIBatchStore(redis_client, broken, QUEUE).create(batch)
     apart.sweep()
     apart.sweep()
     assert broker.llen(keys.batch_queue(QUEUE)) == 1
@@ -168,7 +169,7 @@ def test_purged_jobs_become_cancelled_while_other_messages_are_leased(
     at_once: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lost, "_LEASED_WITHIN", 0)
+    monkeypatch.setattr(lost_jobs, "_LEASED_WITHIN", 0)
     server = broker if separate else redis_client
     jobs = JobStore(redis_client, QUEUE, result_ttl=60, broker=broker if separate else None)
     texts = ['a text "correlation_id": "purged"']

@@ -18,10 +18,11 @@ from redis.retry import Retry
 
 from worker.cache.entries import Keys
 from worker.cache.revision import revision
-from worker.contract import keys, server
+from worker.contract import keys
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.contract.settings import Settings
+from worker.store import server
 
 logger = logging.getLogger(__name__)
 

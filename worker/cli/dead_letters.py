@@ -10,9 +10,9 @@ import click
 import orjson
 import redis
 
-from worker.contract.dead_letters import DeadLetter, DeadLetters
-from worker.contract.server import connect, reason
 from worker.contract.settings import Settings
+from worker.store.dead_letters import DeadLetter, DeadLetters
+from worker.store.server import connect, reason
 
 
 @click.group("dead-letters")

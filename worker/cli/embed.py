@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from worker.contract.jobs import Long, parse_options
 from worker.contract.settings import Settings
-from worker.corpus import Report, run, stream
-from worker.corpus.rows import FORMATS, STDIN, Source
-from worker.corpus.run import folder_of
-from worker.corpus.writing import check_output
-from worker.remote import Remote
+from worker.offline import Report, run, stream
+from worker.offline.client import Remote
+from worker.offline.rows import FORMATS, STDIN, Source
+from worker.offline.run import folder_of
+from worker.offline.writing import check_output
 
 #: Exit codes beside those of every command.
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -124,7 +124,7 @@ def _encoder(
     url: str | None, model: str | None, device: str | None, chosen: dict[str, Any], quiet: bool
 ) -> Any:
     # Only here: torch takes seconds to import.
-    from worker.corpus.encoders import Local, Through
+    from worker.offline.encoders import Local, Through
     from worker.service import EmbeddingService
 
     if url:

@@ -11,9 +11,9 @@ from contextlib import suppress
 import click
 import redis
 
-from worker.contract.liveness import Liveness
-from worker.contract.server import connect, reason
 from worker.contract.settings import Settings
+from worker.store.server import connect, reason
+from worker.store.worker_registry import WorkerRegistry
 
 #: Seconds without progress after which a worker counts as ill: several times what it takes to say
 #: so, and less than the API gives it.
@@ -30,7 +30,7 @@ def command() -> None:
     settings = Settings.from_env()
     try:
         with connect(settings.result_backend, sentinel_master=settings.sentinel_master) as client:
-            heartbeats, now = Liveness(client, settings.queue).heartbeats()
+            heartbeats, now = WorkerRegistry(client, settings.queue).heartbeats()
     except redis.RedisError as error:
         raise click.ClickException(f"Redis does not answer: {reason(error)}") from error
     silence = shortest_silence(heartbeats, socket.gethostname(), now)

@@ -13,7 +13,7 @@ import click
 import orjson
 
 from worker.contract.jobs import Status
-from worker.remote import Remote
+from worker.offline.client import Remote
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

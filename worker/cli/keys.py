@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from worker.contract.api_keys import LATEST, ApiKey, KeyFile, new_key
+from worker.store.api_keys import LATEST, ApiKey, KeyFile, new_key
 
 _SPAN = re.compile(r"(\d+)([hdw])")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}

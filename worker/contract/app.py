@@ -7,9 +7,10 @@ from typing import Any
 
 from celery import Celery
 
-from worker.contract import keys, logs, server
+from worker.contract import keys
 from worker.contract.lanes import PRIORITY_STEPS
-from worker.contract.settings import Settings
+from worker.contract.settings import Settings, is_redis
+from worker.metrics import logs
 
 
 class Application(Celery):
@@ -22,7 +23,7 @@ class Application(Celery):
         Not by the setting alone: Celery prefers CELERY_RESULT_BACKEND of the environment to that.
         """
         url = self.conf.result_backend or ""
-        return f"worker.backend:open_backend+{url}" if server.is_redis(url) else None
+        return f"worker.result_backend:open_backend+{url}" if is_redis(url) else None
 
 
 def make_app(settings: Settings) -> Celery:
@@ -33,7 +34,7 @@ def make_app(settings: Settings) -> Celery:
         if settings.transport == "embedq"
         else "worker.transport.connection:StockAMQP"
     )
-    app = Application("embedq", amqp=amqp, include=["worker.tasks", "worker.bulk.task"])
+    app = Application("embedq", amqp=amqp, include=["worker.tasks", "worker.batches.task"])
     if settings.log_format == "json":
         logs.use_json_in_worker()
     app.conf.update(configuration(settings))

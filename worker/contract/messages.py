@@ -16,9 +16,9 @@ from typing import Any
 
 import orjson
 
-from worker.contract import traces
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions
 from worker.contract.lanes import Lane
+from worker.metrics import traces
 
 #: Header of our own: when the job was submitted, in seconds since the epoch.
 SUBMITTED_AT = "embedq_submitted_at"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from worker.contract import redaction
 from worker.contract.errors import SettingsError
 from worker.contract.hosts import parse_hosts
 from worker.contract.models import ModelSpec
+from worker.metrics import redaction
 
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
 DEFAULT_MODEL_NAME = "all-MiniLM-L6-v2"
@@ -28,6 +28,7 @@ BACKENDS = ("auto", "torch", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 TRANSPORTS = ("embedq", "stock")
 LOG_FORMATS = ("text", "json")
+_REDIS_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,11 @@ class Settings:
             shutdown_seconds=env.whole("EMBEDQ_SHUTDOWN_SECONDS", cls.shutdown_seconds, least=1),
             task_threads=env.whole("EMBEDQ_TASK_THREADS", cls.task_threads, least=1),
         )
+
+
+def is_redis(url: str) -> bool:
+    """Whether a URL that Celery takes names a Redis server."""
+    return url.split("://")[0].removeprefix("redis+") in _REDIS_SCHEMES
 
 
 def default_folder() -> Path:

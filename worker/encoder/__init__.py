@@ -20,6 +20,7 @@ In reading order:
 - `forward`: run a batch packed into one sequence, padded into rectangles, or as a lookup
 - `bert`: the layers of BERT and related models, for packed batches on a CPU
 - `rectangles`: pad texts of similar length to the longest
+- `tokens`, `packing`: blocks of tokens; texts of similar length as rectangles
 - `layout`: positions of texts in a packed batch
 - `attention`: attention within each text of a packed batch
 - `pooling`: pool the tokens of a packed batch

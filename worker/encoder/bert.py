@@ -19,8 +19,8 @@ from torch.nn.functional import embedding, layer_norm, pad, scaled_dot_product_a
 from transformers import BertModel, RobertaModel, XLMRobertaModel
 
 from worker.encoder.layout import Group, PackedBatch
+from worker.encoder.packing import few_sizes
 from worker.encoder.token_rules import position_offset
-from worker.packing import few_sizes
 
 _RELATIVES = (BertModel, RobertaModel, XLMRobertaModel)
 

@@ -16,11 +16,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from worker.encoder.attention import PACKED_ATTENTION, attending_to
 from worker.encoder.layout import PackedBatch, pack
 from worker.encoder.library import attention_of, set_attention
+from worker.encoder.packing import GroupCost
 from worker.encoder.pooling import packed_pooling
 from worker.encoder.rectangles import Rectangle, rectangles
 from worker.encoder.token_rules import position_offset, takes_token_types
-from worker.packing import GroupCost
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: An attention group costs as much as this many tokens on top of its cells.
 GROUP_COST = GroupCost(fixed=48.0)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.packing import GroupCost, group_by_length
-from worker.tokens import TokenBlock
+from worker.encoder.packing import GroupCost, group_by_length
+from worker.encoder.tokens import TokenBlock
 
 
 @dataclass(slots=True)

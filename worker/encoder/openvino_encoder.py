@@ -18,7 +18,7 @@ from worker.encoder.openvino_graph import graph
 from worker.encoder.protocol import Cause
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: OpenVINO's name for the numbers that each format computes in; int8 is in the graph itself.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}

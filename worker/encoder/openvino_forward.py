@@ -11,9 +11,9 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from worker.encoder.packing import GroupCost, padded_length
 from worker.encoder.rectangles import Rectangle, recurring_rectangles
-from worker.packing import GroupCost, padded_length
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: A rectangle costs as much as this many tokens on top of its cells.
 _COST = GroupCost(fixed=12.0, knee=512.0)

@@ -22,10 +22,10 @@ from sentence_transformers import SentenceTransformer
 
 from worker.encoder import graph_cache
 from worker.encoder.english import english
+from worker.encoder.packing import GroupCost
 from worker.encoder.rectangles import rectangles
 from worker.encoder.token_rules import takes_token_types
 from worker.encoder.tokenizer import Tokenizer
-from worker.packing import GroupCost
 
 _log = logging.getLogger(__name__)
 

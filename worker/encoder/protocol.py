@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract.models import ModelInfo
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 
 class Cause(Enum):

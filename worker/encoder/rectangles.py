@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.packing import GroupCost, group_by_length, group_in_few_shapes
-from worker.tokens import TokenBlock
+from worker.encoder.packing import GroupCost, group_by_length, group_in_few_shapes
+from worker.encoder.tokens import TokenBlock
 
 
 class Rectangle(NamedTuple):

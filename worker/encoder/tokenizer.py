@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from worker.contract.errors import InvalidText
 from worker.encoder.chats import ChatTemplate
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: Texts up to this many characters for each token of the limit are tokenised whole.
 _CHARACTERS_PER_TOKEN = 8

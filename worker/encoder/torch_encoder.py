@@ -27,7 +27,7 @@ from worker.encoder.library import attention_of, matryoshka_sizes, open_model, s
 from worker.encoder.protocol import Cause
 from worker.encoder.token_rules import token_rules
 from worker.encoder.tokenizer import Tokenizer
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: Batches on a GPU at a time.
 _GPU_SLOTS = 2

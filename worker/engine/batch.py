@@ -9,9 +9,9 @@ from itertools import accumulate
 import numpy as np
 
 from worker.contract.outcomes import Matrix
+from worker.encoder.tokens import TokenBlock
 from worker.engine.forward import Fault
 from worker.engine.job import Job, Piece
-from worker.tokens import TokenBlock
 
 
 def joined(pieces: Sequence[Piece]) -> TokenBlock:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from worker.counting import Histogram, tallied
 from worker.engine.job import Job, Piece
 from worker.engine.tokenising import Slice
+from worker.metrics.histogram import Histogram, tallied
 
 
 class Watch(Protocol):
@@ -94,7 +94,7 @@ class Counts:
         self._kept["dropped",] += dropped
 
     def figures(self) -> dict[str, Any]:
-        """All of it as it travels, see `contract.figures`."""
+        """All of it as it travels, see `metrics.registry`."""
         return {
             "tokenise_seconds": self._tokenise_seconds.figure(),
             "forward_seconds": self._forward_seconds.figure(),

@@ -11,7 +11,7 @@ import numpy as np
 
 from worker.contract.outcomes import Matrix
 from worker.encoder.protocol import Cause, Encoder
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
 

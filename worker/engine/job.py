@@ -14,8 +14,8 @@ from worker.contract.errors import JobFailed
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Matrix, Outcome, TextError
+from worker.encoder.tokens import TokenBlock
 from worker.engine.pooled import Pooled
-from worker.tokens import TokenBlock
 
 if TYPE_CHECKING:
     from worker.cache.entries import Entry

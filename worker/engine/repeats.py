@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract.outcomes import Matrix
+from worker.encoder.tokens import TokenBlock
 from worker.engine.forward import Fault
-from worker.tokens import TokenBlock
 
 # Odd constants of the golden ratio and of xxHash, to spread ids and positions over 64 bits.
 _ID, _POSITION, _MIX = (

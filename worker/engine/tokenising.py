@@ -12,10 +12,10 @@ from worker.contract.errors import EmbedqError
 from worker.contract.lanes import Lane
 from worker.contract.models import MOST_WINDOWS, most_tokens
 from worker.encoder.protocol import Encoder
+from worker.encoder.tokens import TokenBlock
 from worker.engine.isolation import Isolation
 from worker.engine.job import Job, Piece
 from worker.engine.windows import split
-from worker.tokens import TokenBlock
 from worker.watchdog import Busy
 
 #: Texts of one call of the tokenizer, and of one job in it: a large job is tokenised in parts, so

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from worker.contract.models import MOST_WINDOWS
 from worker.encoder.protocol import Encoder
-from worker.tokens import TokenBlock
+from worker.encoder.tokens import TokenBlock
 
 #: Characters of the parts that windows are made of, for each token of the limit, and at least:
 #: words are mostly shorter. A window lacks one part at most.

@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 import redis
 
-from worker.contract.api_keys import KeyFile
 from worker.contract.settings import Settings
 from worker.local import demo, deployment, folder, gpus, valkey
 from worker.local.children import Children
 from worker.local.deployment import Options
 from worker.local.supervisor import Stopped, Supervisor
+from worker.store.api_keys import KeyFile
 
 #: The folder that holds embedq's own packages.
 PACKAGES = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import TASK_NAME
 from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.parking import SharedClock
-from worker.pool.taskpool import TaskPool
+from worker.pool.pool import TaskPool
 from worker.transport import lease_of, leases
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.engine import Engine
-from worker.pool.counts import TIMED_OUT, JobCounts
-from worker.pool.tickets import Limits, Ticket
-from worker.pool.tracing import Tracer
+from worker.pool.celery_tracer import Tracer
+from worker.pool.in_flight import InFlightJob, Limits
+from worker.pool.job_metrics import TIMED_OUT, JobMetrics
 
 
 class TimeLimits:
@@ -18,26 +18,26 @@ class TimeLimits:
     All on the loop's thread, by its timer.
     """
 
-    def __init__(self, engine: Engine, tracer: Tracer, counts: JobCounts) -> None:
+    def __init__(self, engine: Engine, tracer: Tracer, counts: JobMetrics) -> None:
         self._engine = engine
         self._counts = counts
         self._tracer = tracer
 
-    def watch(self, ticket: Ticket, limits: Limits, timer: Any) -> list[Any]:
+    def watch(self, in_flight: InFlightJob, limits: Limits, timer: Any) -> list[Any]:
         """The timers of a job that runs now."""
         entries = []
         if limits.hard:
-            entries.append(timer.call_after(limits.hard, self._fail, (ticket, limits.hard)))
+            entries.append(timer.call_after(limits.hard, self._fail, (in_flight, limits.hard)))
         if limits.soft:
-            entries.append(timer.call_after(limits.soft, self._interrupt, (ticket, limits.soft)))
+            entries.append(timer.call_after(limits.soft, self._interrupt, (in_flight, limits.soft)))
         return entries
 
-    def _fail(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job) and ticket.close():
-            ticket.request.on_timeout(False, seconds)
-            self._counts.ended(TIMED_OUT, [ticket])
+    def _fail(self, in_flight: InFlightJob, seconds: float) -> None:
+        if in_flight.job is not None and self._engine.cancel(in_flight.job) and in_flight.close():
+            in_flight.request.on_timeout(False, seconds)
+            self._counts.ended(TIMED_OUT, [in_flight])
 
-    def _interrupt(self, ticket: Ticket, seconds: float) -> None:
-        if ticket.job is not None and self._engine.cancel(ticket.job):
-            ticket.request.on_timeout(True, seconds)
-            self._tracer.end(ticket, SoftTimeLimitExceeded())
+    def _interrupt(self, in_flight: InFlightJob, seconds: float) -> None:
+        if in_flight.job is not None and self._engine.cancel(in_flight.job):
+            in_flight.request.on_timeout(True, seconds)
+            self._tracer.end(in_flight, SoftTimeLimitExceeded())

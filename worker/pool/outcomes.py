@@ -12,23 +12,23 @@ import redis
 from celery import Celery
 
 from worker.contract import keys
-from worker.contract.clock import Clock
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.contract.store import Completion, JobStore
 from worker.engine import Job
-from worker.pool.counts import SUCCEEDED, JobCounts
+from worker.pool.celery_tracer import Tracer
 from worker.pool.failures import Failures
+from worker.pool.in_flight import Burial, InFlightJob
+from worker.pool.job_metrics import SUCCEEDED, JobMetrics
 from worker.pool.loop import LoopCalls
-from worker.pool.requests import heard_by_signals, overdue
+from worker.pool.poison_jobs import PoisonJobs
+from worker.pool.request import heard_by_signals, overdue
 from worker.pool.result_writer import Chunk, ResultWriter, Written, chunks_of
 from worker.pool.spans import JobSpans
-from worker.pool.suspects import Suspects
 from worker.pool.threads import EX_SOFTWARE
-from worker.pool.tickets import Burial, Ticket
-from worker.pool.tracing import Tracer
+from worker.store.clock import Clock
+from worker.store.jobs import Completion, JobStore
 from worker.transport import leases
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class Outcomes:
         self._atomic = atomic
         #: Whether Celery stores no more than the result. Its settings are slow to read.
         self._bulk = not (app.conf.result_extended or app.conf.task_track_started)
-        self._suspects = Suspects(store, max_attempts)
+        self._suspects = PoisonJobs(store, max_attempts)
         self._clock = clock
-        self.counts = JobCounts()
+        self.counts = JobMetrics()
         self._spans = spans
         queue = app.conf.task_default_queue
         self.writer = ResultWriter(store, queue, atomic=atomic, observe=self._observe)
@@ -72,39 +72,39 @@ class Outcomes:
 
     def admit(self, job: Job) -> bool:
         """Revoked and expired jobs end here."""
-        ticket: Ticket = job.owner
-        if ticket.deadline is not None and self._clock.estimate() > ticket.deadline:
-            self._loop.call(ticket.expire)
+        in_flight: InFlightJob = job.owner
+        if in_flight.deadline is not None and self._clock.estimate() > in_flight.deadline:
+            self._loop.call(in_flight.expire)
             return False
-        if overdue(ticket.request):
-            self._loop.call(ticket.revoke)
+        if overdue(in_flight.request):
+            self._loop.call(in_flight.revoke)
             return False
         return True
 
     def isolate(self, job: Job) -> bool:
         """Count a slice that begins; jobs that workers die of end here, as do those of `admit`."""
-        ticket: Ticket = job.owner
+        in_flight: InFlightJob = job.owner
         if job.started_at is None and not self.admit(job):
             return False
         self.tracer.wait()
-        crashes = self._suspects.begin(job.id, ticket.tag)
+        crashes = self._suspects.begin(job.id, in_flight.tag)
         if crashes:
-            self._fail_poisoned(ticket, crashes)
+            self._fail_poisoned(in_flight, crashes)
         return not crashes
 
     def released(self, job: Job) -> None:
         """The slice has ended without a crash."""
-        ticket: Ticket = job.owner
+        in_flight: InFlightJob = job.owner
         self.tracer.wait()
-        self._suspects.clear([(job.id, ticket.tag)])
+        self._suspects.clear([(job.id, in_flight.tag)])
 
     def started(self, jobs: Sequence[Job]) -> None:
         """Celery shows them as active."""
-        tickets = [job.owner for job in jobs]
-        self.counts.started(tickets)
+        in_flight_jobs = [job.owner for job in jobs]
+        self.counts.started(in_flight_jobs)
         if self._spans is not None:
-            self._spans.started(tickets)
-        self._loop.call(_accept, tickets)
+            self._spans.started(in_flight_jobs)
+        self._loop.call(_accept, in_flight_jobs)
 
     def progressed(self, jobs: Sequence[Job]) -> None:
         """Tell who watches a large job. Not worth a retry: the next batch tells more."""
@@ -127,18 +127,18 @@ class Outcomes:
         in_bulk = self._bulk and not heard_by_signals()
         done_at = datetime.now(UTC)
         for job in jobs:
-            ticket: Ticket = job.owner
+            in_flight: InFlightJob = job.owner
             outcome = job.outcome()
-            if isinstance(outcome, Outcome) and in_bulk and ticket.is_plain:
-                completions.append((ticket, _completion(ticket, job, outcome, done_at)))
+            if isinstance(outcome, Outcome) and in_bulk and in_flight.is_plain:
+                completions.append((in_flight, _completion(in_flight, job, outcome, done_at)))
             else:
-                self.tracer.end(ticket, outcome, job.options.encoding_format)
+                self.tracer.end(in_flight, outcome, job.options.encoding_format)
         for chunk in chunks_of(completions):
             written = self.writer.write(chunk)
             if written is None:
                 return
             if self._atomic:
-                leases.forget([ticket.tag for ticket, _ in chunk if ticket.tag])
+                leases.forget([in_flight.tag for in_flight, _ in chunk if in_flight.tag])
             self._loop.call(self._end, chunk, written)
 
     def crashed(self, error: BaseException) -> None:
@@ -154,51 +154,55 @@ class Outcomes:
         self.writer.stop()
         self.tracer.close(seconds)
 
-    def give_back(self, tickets: Sequence[Ticket]) -> None:
+    def give_back(self, in_flight_jobs: Sequence[InFlightJob]) -> None:
         """Somebody else is to run these; not their fault, so it counts for nothing."""
         self._suspects.clear(
-            (ticket.id, ticket.tag)
-            for ticket in tickets
-            if ticket.job is not None and ticket.job.alone
+            (in_flight.id, in_flight.tag)
+            for in_flight in in_flight_jobs
+            if in_flight.job is not None and in_flight.job.alone
         )
-        leases.release([ticket.tag for ticket in tickets if ticket.tag])
-        for ticket in tickets:
-            ticket.close()
-            if not ticket.tag:
-                ticket.request.reject(requeue=True)
+        leases.release([in_flight.tag for in_flight in in_flight_jobs if in_flight.tag])
+        for in_flight in in_flight_jobs:
+            in_flight.close()
+            if not in_flight.tag:
+                in_flight.request.reject(requeue=True)
 
     # -- bulk -------------------------------------------------------------------------------
 
-    def _observe(self, tickets: Sequence[Ticket], seconds: float) -> None:
+    def _observe(self, in_flight_jobs: Sequence[InFlightJob], seconds: float) -> None:
         self.counts.written(seconds)
         if self._spans is not None:
-            self._spans.written(tickets, seconds)
+            self._spans.written(in_flight_jobs, seconds)
 
     def _end(self, chunk: Chunk, written: Written) -> None:
         self.counts.ended(SUCCEEDED, _told(written.first, settled=self._atomic))
         first = set(written.first)
-        for ticket, _ in chunk:
-            if ticket not in first:
-                ticket.discard()
+        for in_flight, _ in chunk:
+            if in_flight not in first:
+                in_flight.discard()
 
     # -- one by one -------------------------------------------------------------------------
 
-    def _fail_poisoned(self, ticket: Ticket, deaths: int) -> None:
+    def _fail_poisoned(self, in_flight: InFlightJob, deaths: int) -> None:
         message = f"the worker died {deaths} times while it ran this job alone"
-        logger.error("Job %s is poisoned: %s", ticket.id, message, extra={"job_id": ticket.id})
-        ticket.burial = Burial(message, keys.dead_letters(self._app.conf.task_default_queue))
-        self.tracer.end(ticket, JobFailed("poisoned", message))
+        logger.error(
+            "Job %s is poisoned: %s", in_flight.id, message, extra={"job_id": in_flight.id}
+        )
+        in_flight.burial = Burial(message, keys.dead_letters(self._app.conf.task_default_queue))
+        self.tracer.end(in_flight, JobFailed("poisoned", message))
 
 
-def _completion(ticket: Ticket, job: Job, outcome: Outcome, done_at: datetime) -> Completion:
+def _completion(
+    in_flight: InFlightJob, job: Job, outcome: Outcome, done_at: datetime
+) -> Completion:
     meta = b""
-    if ticket.wants_result:
+    if in_flight.wants_result:
         result = payload(outcome, job.options.encoding_format)
-        meta = success_meta(ticket.id, result, ticket.meta(), done_at)
+        meta = success_meta(in_flight.id, result, in_flight.meta(), done_at)
     return Completion(
-        ticket.id,
+        in_flight.id,
         Status.SUCCEEDED,
-        tag=ticket.tag,
+        tag=in_flight.tag,
         meta=meta,
         prompt_tokens=outcome.prompt_tokens,
         texts=len(job.texts),
@@ -207,20 +211,20 @@ def _completion(ticket: Ticket, job: Job, outcome: Outcome, done_at: datetime) -
     )
 
 
-def _accept(tickets: Sequence[Ticket]) -> None:
-    for ticket in tickets:
-        ticket.accept()
+def _accept(in_flight_jobs: Sequence[InFlightJob]) -> None:
+    for in_flight in in_flight_jobs:
+        in_flight.accept()
 
 
-def _told(tickets: Sequence[Ticket], *, settled: bool) -> list[Ticket]:
+def _told(in_flight_jobs: Sequence[InFlightJob], *, settled: bool) -> list[InFlightJob]:
     """Tell Celery that jobs have succeeded, each for itself; those that were open."""
     now = time.monotonic()
     told = []
-    for ticket in tickets:
+    for in_flight in in_flight_jobs:
         try:
-            if ticket.succeed(now, settled=settled):
-                told.append(ticket)
+            if in_flight.succeed(now, settled=settled):
+                told.append(in_flight)
         except Exception:
             # A listener's, for example; the outcome is stored.
-            logger.exception("Celery could not be told that job %s succeeded", ticket.id)
+            logger.exception("Celery could not be told that job %s succeeded", in_flight.id)
     return told

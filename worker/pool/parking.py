@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from celery import Celery
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from worker.contract.clock import Clock
 from worker.contract.jobs import TASK_NAME
-from worker.pool.requests import heard_by_signals
+from worker.pool.request import heard_by_signals
+from worker.store.clock import Clock
 from worker.transport import Lease, leases
 
 #: Messages of one task that a worker holds at once, those that run included; of `embed`, those that

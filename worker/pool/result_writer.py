@@ -12,9 +12,9 @@ import redis
 
 from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.store import Completion, JobStore, LeaseKeys, Refused
 from worker.pool.failures import is_connection_lost
-from worker.pool.tickets import Ticket
+from worker.pool.in_flight import InFlightJob
+from worker.store.jobs import Completion, JobStore, LeaseKeys, Refused
 from worker.transport import leases
 
 logger = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ _BYTES_A_SCRIPT = 8 * 2**20
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 2.0
 
 #: Jobs of one script, each with how it ended.
-Chunk = list[tuple[Ticket, Completion]]
+Chunk = list[tuple[InFlightJob, Completion]]
 
 
 class Written(NamedTuple):
     """What became of a chunk: jobs that ended with it, and those that had ended before."""
 
-    first: list[Ticket]
-    known: list[Ticket]
+    first: list[InFlightJob]
+    known: list[InFlightJob]
 
 
 class ResultWriter:
@@ -49,7 +49,7 @@ class ResultWriter:
         queue: str,
         *,
         atomic: bool,
-        observe: Callable[[Sequence[Ticket], float], None],
+        observe: Callable[[Sequence[InFlightJob], float], None],
     ) -> None:
         """`atomic`: leases and results are on one server, so one script can end both.
 
@@ -78,24 +78,28 @@ class ResultWriter:
         if known is None:
             return None
         written = Written([], [])
-        for place, (ticket, _) in enumerate(chunk):
-            (written.known if place in known or place in refused else written.first).append(ticket)
+        for place, (in_flight, _) in enumerate(chunk):
+            (written.known if place in known or place in refused else written.first).append(
+                in_flight
+            )
         return written
 
-    def refuse(self, ticket: Ticket, error: redis.ResponseError) -> None:
+    def refuse(self, in_flight: InFlightJob, error: redis.ResponseError) -> None:
         """Fail a job whose outcome Redis refuses for good; without a record keep its message."""
         # The first word is Redis' code; the rest may hold keys.
         message = f"Redis refuses to store the result ({str(error).split(' ', 1)[0]})"
-        logger.error("Job %s fails: %s", ticket.id, message, extra={"job_id": ticket.id})
+        logger.error("Job %s fails: %s", in_flight.id, message, extra={"job_id": in_flight.id})
         failed = Completion(
-            ticket.id, Status.FAILED, ticket.tag, code="internal_error", message=message
+            in_flight.id, Status.FAILED, in_flight.tag, code="internal_error", message=message
         )
         try:
-            self._store.complete([failed], self._lease_keys(ticket))
+            self._store.complete([failed], self._lease_keys(in_flight))
         except redis.RedisError:
-            logger.exception("Job %s could not be failed; its message is a dead letter", ticket.id)
-            if ticket.tag:
-                leases.bury(ticket.tag, message, self._dead_letters)
+            logger.exception(
+                "Job %s could not be failed; its message is a dead letter", in_flight.id
+            )
+            if in_flight.tag:
+                leases.bury(in_flight.tag, message, self._dead_letters)
 
     def _complete(self, part: Chunk) -> set[int] | None:
         """Places of jobs that had ended before; None once stopped. Raises Refused."""
@@ -121,11 +125,11 @@ class ResultWriter:
                 backoff = min(backoff * 2, _LONGEST_BACKOFF)
             else:
                 self.blocked = False
-                self._observe([ticket for ticket, _ in part], time.perf_counter() - began)
+                self._observe([in_flight for in_flight, _ in part], time.perf_counter() - began)
                 return known
 
-    def _lease_keys(self, ticket: Ticket) -> LeaseKeys | None:
-        lease = ticket.lease
+    def _lease_keys(self, in_flight: InFlightJob) -> LeaseKeys | None:
+        lease = in_flight.lease
         if lease is None or not self._atomic:
             return None
         return LeaseKeys(lease.unacked_key, lease.index_key)
@@ -135,10 +139,10 @@ def chunks_of(completions: Chunk) -> list[Chunk]:
     """Completions in parts that one script may write."""
     chunks: list[Chunk] = []
     size = 0
-    for ticket, completion in completions:
+    for in_flight, completion in completions:
         size += len(completion.meta)
         if not chunks or len(chunks[-1]) == _JOBS_A_SCRIPT or size > _BYTES_A_SCRIPT:
             chunks.append([])
             size = len(completion.meta)
-        chunks[-1].append((ticket, completion))
+        chunks[-1].append((in_flight, completion))
     return chunks

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from worker.contract.traces import traces_of
 from worker.engine import Job
-from worker.pool.counts import SUCCEEDED, Ended
-from worker.pool.tickets import Ticket
+from worker.metrics.traces import traces_of
+from worker.pool.in_flight import InFlightJob
+from worker.pool.job_metrics import SUCCEEDED, Ended
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-    from worker.contract.spans import Traces
+    from worker.metrics.spans import Traces
 
 Facts = Mapping[str, str | int]
 
@@ -24,7 +24,7 @@ class JobSpans:
 
     A step that served one job is a span of that job's trace. One that served many is a trace of
     its own, linked to all of them, and beside that a span in each of theirs, linked to it. Jobs
-    that nobody traces cost a look at their ticket.
+    that nobody traces cost a look at their in_flight.
     """
 
     def __init__(self, traces: Traces) -> None:
@@ -36,36 +36,44 @@ class JobSpans:
         traces = traces_of("worker")
         return None if traces is None else cls(traces)
 
-    def open(self, ticket: Ticket) -> None:
+    def open(self, in_flight: InFlightJob) -> None:
         """A job comes in: keep the span that submitted it."""
-        ticket.trace = self._traces.sender(ticket.request.request_dict)
+        in_flight.trace = self._traces.sender(in_flight.request.request_dict)
 
-    def started(self, tickets: Sequence[Ticket]) -> None:
+    def started(self, in_flight_jobs: Sequence[InFlightJob]) -> None:
         """Their first batch runs now."""
         now = time.time()
-        for ticket in tickets:
-            if ticket.trace is not None and ticket.submitted_at is not None:
-                seconds = max(now - ticket.submitted_at, 0.0)
-                facts = {"embedq.job_id": ticket.id}
-                self._traces.record("queued", ticket.trace, seconds, facts)
+        for in_flight in in_flight_jobs:
+            if in_flight.trace is not None and in_flight.submitted_at is not None:
+                seconds = max(now - in_flight.submitted_at, 0.0)
+                facts = {"embedq.job_id": in_flight.id}
+                self._traces.record("queued", in_flight.trace, seconds, facts)
 
     def tokenised(self, jobs: Iterable[Job], seconds: float, texts: int) -> None:
         """The engine: one call of the tokenizer."""
-        self._share("tokenise", _tickets(jobs), seconds, {"embedq.texts": texts})
+        self._share("tokenise", _in_flight(jobs), seconds, {"embedq.texts": texts})
 
     def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
         """The engine: one batch."""
         facts = {"embedq.texts": texts, "embedq.tokens": tokens}
-        self._share("forward", _tickets(jobs), seconds, facts)
+        self._share("forward", _in_flight(jobs), seconds, facts)
 
-    def written(self, tickets: Iterable[Ticket], seconds: float, how: Ended = SUCCEEDED) -> None:
+    def written(
+        self, in_flight_jobs: Iterable[InFlightJob], seconds: float, how: Ended = SUCCEEDED
+    ) -> None:
         """Their outcomes are stored."""
         outcome, code = how
         facts: Facts = {"embedq.outcome": outcome} | ({"embedq.code": code} if code else {})
-        self._share("write", tickets, seconds, facts)
+        self._share("write", in_flight_jobs, seconds, facts)
 
-    def _share(self, name: str, tickets: Iterable[Ticket], seconds: float, facts: Facts) -> None:
-        traced = [(ticket.id, ticket.trace) for ticket in tickets if ticket.trace is not None]
+    def _share(
+        self, name: str, in_flight_jobs: Iterable[InFlightJob], seconds: float, facts: Facts
+    ) -> None:
+        traced = [
+            (in_flight.id, in_flight.trace)
+            for in_flight in in_flight_jobs
+            if in_flight.trace is not None
+        ]
         shared: Sequence[SpanContext] = ()
         if len(traced) > 1:
             contexts = [span for _, span in traced]
@@ -76,7 +84,7 @@ class JobSpans:
             self._traces.record(name, span, seconds, own, shared)
 
 
-def _tickets(jobs: Iterable[Job]) -> list[Ticket]:
+def _in_flight(jobs: Iterable[Job]) -> list[InFlightJob]:
     # Others belong to calls inside the worker.
     owners = [job.owner for job in jobs]
-    return [owner for owner in owners if isinstance(owner, Ticket)]
+    return [owner for owner in owners if isinstance(owner, InFlightJob)]

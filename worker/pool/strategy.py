@@ -14,9 +14,9 @@ from celery.worker.request import create_request_cls
 from celery.worker.strategy import default
 from celery.worker.strategy import logger as celery_logger
 
-from worker.pool.requests import EmbedRequest, Where
-from worker.pool.taskpool import TaskPool
-from worker.pool.tickets import Limits
+from worker.pool.in_flight import Limits
+from worker.pool.pool import TaskPool
+from worker.pool.request import EmbedRequest, Where
 
 #: Calls of a message, its decoded body, how to acknowledge and reject it, and who wants to see
 #: its request.

@@ -46,26 +46,26 @@ ZCARD, ZMSCORE and ZRANGEBYSCORE. Redis 6.2 or later, Valkey; not Redis Cluster,
 In reading order:
 
 - `leases`: the leases of this process and their pending endings
-- `following`: messages that a task publishes, held until its outcome is stored
-- `admission`: the remaining capacity of the pool
+- `follow_ups`: messages that a task publishes, held until its outcome is stored
+- `backpressure`: the remaining capacity of the pool
 - `scripts`, `command`: the Lua scripts and their calls
-- `store`: the leases of one server
+- `lease_store`: the leases of one server
 - `message`: decode a message
 - `wire`: a connection that does not block
-- `upkeep`, `fetcher`: renew, restore and fetch on the event loop
-- `qos`, `foreign`, `guard`, `channel`, `poller`, `transport`: the adapters to kombu
+- `renewal`, `fetcher`: renew, restore and fetch on the event loop
+- `qos`, `stock_leases`, `guarded_channel`, `channel`, `poller`, `transport`: the adapters to kombu
 - `connection`: the adapters to Celery
 """
 
-from worker.transport.admission import Admission, admission
+from worker.transport.backpressure import Backpressure, admission
 from worker.transport.connection import AMQP, Connection, StockAMQP, puts_back
-from worker.transport.following import EndedElsewhere, Following, following
+from worker.transport.follow_ups import EndedElsewhere, Following, following
 from worker.transport.leases import Lease, Leases, lease_of, leases
 from worker.transport.transport import SentinelTransport, Transport
 
 __all__ = [
     "AMQP",
-    "Admission",
+    "Backpressure",
     "Connection",
     "EndedElsewhere",
     "Following",

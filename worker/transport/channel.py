@@ -11,15 +11,15 @@ from kombu.transport import redis as stock
 from kombu.utils.scheduling import cycle_by_name
 
 from worker.contract.lanes import Lane, lane_of
-from worker.transport import foreign, scripts
-from worker.transport.admission import admission
+from worker.transport import scripts, stock_leases
+from worker.transport.backpressure import admission
 from worker.transport.fetcher import Fetcher
-from worker.transport.following import broker_of
-from worker.transport.guard import GuardedChannel
+from worker.transport.follow_ups import broker_of
+from worker.transport.guarded_channel import GuardedChannel
+from worker.transport.lease_store import TAGS_A_CALL, Demand, LeaseStore, Source, open_store
 from worker.transport.leases import Lease, Leases, Outbox, leases
 from worker.transport.message import Message, parse, task_ids
 from worker.transport.qos import QoS
-from worker.transport.store import TAGS_A_CALL, Demand, LeaseStore, Source, open_store
 from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Channel(GuardedChannel):
             self.leases.bury(lease.tag, "unreadable")
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
-        foreign.restore(self, self.store, tags)
+        stock_leases.restore(self, self.store, tags)
 
     def tell(self) -> None:
         """Tell the server of endings now, where no loop will."""

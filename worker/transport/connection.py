@@ -20,8 +20,8 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from kombu.utils.collections import HashedSeq
 
-from worker.contract import records
-from worker.transport.following import following, holding
+from worker.store import celery_jobs
+from worker.transport.follow_ups import following, holding
 from worker.transport.leases import leases
 from worker.transport.transport import SentinelTransport, Transport
 
@@ -92,7 +92,7 @@ class AMQP(_PatientAMQP):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        leases.purged = partial(records.purged, app)
+        leases.purged = partial(celery_jobs.purged, app)
 
 
 class StockAMQP(_PatientAMQP):

@@ -12,10 +12,10 @@ from typing import Any
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from worker.contract.lanes import Lane
-from worker.transport.admission import admission
+from worker.transport.backpressure import admission
+from worker.transport.lease_store import Demand, Fetch
 from worker.transport.leases import Lease, Outbox
-from worker.transport.store import Demand, Fetch
-from worker.transport.upkeep import Consumer, Upkeep, log_refusal
+from worker.transport.renewal import Consumer, LeaseRenewal, log_refusal
 from worker.transport.wire import Pause, Wire
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Fetcher:
         self._connect_pause = Pause()
         self._fetch_pause = Pause()
         self._tell_pause = Pause()
-        self._upkeep = Upkeep(consumer)
+        self._upkeep = LeaseRenewal(consumer)
 
     def turn(self) -> None:
         """Send what there is to send; called before each poll.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from worker.transport.scripts import PARKED
 
 if TYPE_CHECKING:
-    from worker.transport.store import LeaseStore
+    from worker.transport.lease_store import LeaseStore
 
 
 @dataclass(slots=True, eq=False)

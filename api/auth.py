@@ -1,0 +1,127 @@
+"""Who asks: the one place that decides who may, and whose jobs a request may see."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from flask import Request, g
+
+from api.errors import Problem
+from worker.store.api_keys import ApiKey, KeyFile, KeyFileError
+from worker.store.jobs import JobRecord
+
+logger = logging.getLogger(__name__)
+
+#: Jobs submitted without an API key, or through Celery, belong to everybody.
+EVERYBODY = ""
+
+#: Endpoints that need no key: whether it lives, and what is the same for everybody.
+_OPEN = frozenset(
+    {
+        "operations.health",
+        "operations.readiness",
+        "openapi.read_document",
+        "page.show_page",
+        "page.show_docs",
+        "page.send_asset",
+    }
+)
+#: Seconds between two looks at the file of keys.
+_FRESH = 1.0
+
+
+#: What tells one state of a file from another; empty where there is none.
+Stamp = tuple[int, ...]
+
+
+class Guard:
+    """The keys of a file, read again when it changes; one an application.
+
+    Safe to share between threads: one at a time looks at the file, the others go by what was read
+    before. A file that has become unreadable leaves the last good keys in force.
+    """
+
+    def __init__(self, file: KeyFile) -> None:
+        """Raises KeyFileError."""
+        self._file = file
+        self._stamp = self._look()
+        self._keys = file.read()
+        #: What a file that could not be read looked like, so that it is told of once.
+        self._unread: Stamp | None = None
+        self._looking = threading.Lock()
+        self._stale_at = time.monotonic() + _FRESH
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The valid key that somebody sent, or None."""
+        if time.monotonic() >= self._stale_at and self._looking.acquire(blocking=False):
+            try:
+                self._refresh()
+            finally:
+                self._looking.release()
+        return self._keys.find(secret, time.time())
+
+    def _refresh(self) -> None:
+        self._stale_at = time.monotonic() + _FRESH
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys = self._file.read()
+        except KeyFileError as error:
+            if stamp != self._unread:
+                logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
+            self._unread = stamp
+        else:
+            # Not before: what cannot be read now is tried again, changed or not.
+            self._stamp, self._unread = stamp, None
+
+    def _look(self) -> Stamp:
+        try:
+            stat = self._file.path.stat()
+        except OSError:
+            return ()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def authenticate(guard: Guard | None, request: Request, endpoint: str | None) -> ApiKey | None:
+    """Return the key of a request, or None if it needs none. Raises Problem with `unauthorized`."""
+    if guard is None or endpoint is None or endpoint in _OPEN:
+        return None
+    sent = _sent(request)
+    found = guard.find(sent)
+    if found is None:
+        raise Problem(
+            "unauthorized",
+            "the API key is not known, or is valid no more"
+            if sent
+            else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+            headers={"WWW-Authenticate": 'Bearer realm="embedq"'},
+        )
+    return found
+
+
+def key() -> ApiKey | None:
+    """The key of the current request; None where none is asked for."""
+    found: ApiKey | None = g.get("key")
+    return found
+
+
+def owner() -> str:
+    """The owner of what the current request submits and lists."""
+    found = key()
+    return EVERYBODY if found is None else found.id
+
+
+def may_see(record: JobRecord, caller: str | None = None) -> bool:
+    """Whether a job exists, as far as an owner is concerned: the current request's unless given."""
+    return record.owner == (owner() if caller is None else caller)
+
+
+def _sent(request: Request) -> str:
+    """Return the key in the headers of a request, '' if there is none."""
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    return request.headers.get("X-API-Key", "").strip()

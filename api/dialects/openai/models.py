@@ -1,0 +1,40 @@
+"""`GET /v1/models`: what the live workers serve."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from api.backend import backend
+from api.dialects.openai.schemas import Model, ModelList
+from api.errors import Problem
+from api.responses import json_response
+from worker.contract.models import ModelInfo
+
+blueprint = Blueprint("models", __name__)
+
+
+@blueprint.get("/models")
+def list_models() -> Response:
+    """Every served model, the default first; none where no worker lives."""
+    served = backend().liveness.workers().models
+    return json_response(ModelList(data=[_model(info) for info in served.values()]).model_dump())
+
+
+@blueprint.get("/models/<path:model_id>")
+def read_model(model_id: str) -> Response:
+    """One served model; an id may be a path."""
+    info = backend().liveness.workers().models.get(model_id)
+    if info is None:
+        raise Problem("model_not_found", f"model {model_id!r} is not served here", field="model")
+    return json_response(_model(info).model_dump())
+
+
+def _model(info: ModelInfo) -> Model:
+    return Model(
+        id=info.name,
+        created=0,
+        owned_by="embedq",
+        dimensions=info.dimensions,
+        max_tokens=info.max_tokens,
+        prompt_names=list(info.prompts),
+    )

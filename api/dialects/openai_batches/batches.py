@@ -1,0 +1,102 @@
+"""Routes of batches, as OpenAI's clients call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, request
+from pydantic import ValidationError
+
+from api import auth, quotas, requests
+from api.backend import backend
+from api.dialects.openai_batches import files, pages
+from api.dialects.openai_batches.schemas import Batch, BatchRequest
+from api.errors import Problem
+from api.responses import json_response
+from worker.contract.jobs import check_names, invalid_job
+from worker.store import openai_batch
+from worker.store.files import BATCH, DEFAULT_TTL
+
+blueprint = Blueprint("batches", __name__, url_prefix="/batches")
+
+MOST_BATCHES_A_PAGE = 100
+BATCHES_A_PAGE = 20
+_LONGEST_ID = 64
+
+
+@blueprint.post("")
+def create_batch() -> Response:
+    """Accept a batch; from then on it ends, whatever is killed or restarted."""
+    quotas.spend(backend(), 0)
+    asked = _parse(requests.read_json(request, backend().settings.max_job_bytes))
+    source = files.find(asked.input_file_id, field="input_file_id")
+    if source.purpose != BATCH:
+        raise Problem(
+            "invalid_request",
+            f"the file's purpose is {source.purpose!r}, not {BATCH!r}",
+            field="input_file_id",
+        )
+    with files.storage_problems():
+        # Its output will be stored whatever it takes.
+        backend().files.room.check(auth.owner())
+    now = backend().batches.now()
+    kept = asked.output_expires_after
+    batch = openai_batch.OpenAIBatch(
+        openai_batch.new_id(),
+        input_file_id=source.id,
+        owner=auth.owner(),
+        endpoint=asked.endpoint,
+        metadata=asked.metadata or {},
+        created_at=now,
+        expires_at=now + openai_batch.COMPLETION_SECONDS,
+        output_ttl=kept.seconds if kept is not None else DEFAULT_TTL,
+    )
+    backend().batches.create(batch)
+    return json_response(Batch.of(batch).model_dump())
+
+
+@blueprint.get("")
+def list_batches() -> Response:
+    """The caller's batches, newest first."""
+    quotas.spend_listing(backend())
+    try:
+        found, following = backend().batches.page(
+            auth.owner(),
+            limit=pages.limit(request, BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
+            after=request.args.get("after"),
+        )
+    except KeyError as error:
+        raise pages.unknown_after("batch") from error
+    return json_response(pages.document(found, following, Batch.of))
+
+
+@blueprint.get("/<batch_id>")
+def read_batch(batch_id: str) -> Response:
+    """A batch as it stands."""
+    return json_response(Batch.of(_find(batch_id)).model_dump())
+
+
+@blueprint.post("/<batch_id>/cancel")
+def cancel_batch(batch_id: str) -> Response:
+    """Stop a batch and keep the answers it has; one that has ended stays as it is."""
+    batch = _find(batch_id)
+    if not batch.status.ended:
+        backend().batches.cancel(batch.id)
+    return json_response(Batch.of(_find(batch_id)).model_dump())
+
+
+def _find(batch_id: str) -> openai_batch.OpenAIBatch:
+    batch = backend().batches.read(batch_id) if len(batch_id) <= _LONGEST_ID else None
+    if batch is None or batch.owner != auth.owner():
+        raise Problem("not_found", "there is no such batch, or its time has passed")
+    return batch
+
+
+def _parse(body: Any) -> BatchRequest:
+    if not isinstance(body, dict):
+        raise Problem("invalid_request", "the body is not a JSON object")
+    check_names(BatchRequest, body)
+    try:
+        return BatchRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid_job(error) from error

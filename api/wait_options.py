@@ -1,0 +1,151 @@
+"""How long a caller wants to wait (RFC 7240), and the wait itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import redis
+from flask import Request, Response
+
+from api import auth
+from api.backend import Backend
+from api.errors import Problem
+from api.job_watcher import JobWatch
+from worker.contract.jobs import Status
+from worker.store.jobs import JobRecord
+
+LONGEST_WAIT = 60
+#: Seconds under a server that runs one request at a time: gunicorn kills its sync workers after 30.
+LONGEST_BLOCKING_WAIT = 25
+#: Seconds between two looks whether somebody who waits is still there.
+_LOOK = 0.5
+#: Characters of a job id; Celery takes any string.
+_LONGEST_ID = 255
+
+
+Read = Callable[[str], tuple[JobRecord | None, bytes | None]]
+
+
+class Wait:
+    """What a request says about waiting: `?wait=N`, else `Prefer: wait=N`, else not at all.
+
+    Raises Problem naming the one that is not 0 to 60 whole seconds.
+    """
+
+    def __init__(self, request: Request) -> None:
+        asked = request.args.get("wait") if request.query_string else None
+        self._preferred = asked is None
+        if asked is None:
+            asked = _preference(request.headers.get("Prefer", ""))
+        field = "Prefer" if self._preferred else "wait"
+        self.asked = asked is not None
+        longest = LONGEST_WAIT if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
+        self.seconds = min(_seconds(asked, field), longest) if asked is not None else 0
+
+    def confirm(self, response: Response) -> None:
+        """Say that the preference was honoured, and with what value."""
+        if self.asked and self._preferred:
+            response.headers["Preference-Applied"] = f"wait={self.seconds}"
+
+
+class Patience:
+    """How long somebody waits: `seconds` from now, or until `gone` says that nobody does any more.
+
+    `gone` must not block; it is asked twice a second.
+    """
+
+    def __init__(self, seconds: float, gone: Callable[[], bool] | None = None) -> None:
+        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._gone = gone
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, 0 once it has passed."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def wait(self, watch: JobWatch) -> bool:
+        """Block until it is time to look at the job again; False if no caller waits."""
+        if not self.left:
+            return False
+        while left := self.left:
+            if self._gone is None:
+                watch.wait(left)
+                break
+            if watch.wait(min(left, _LOOK)):
+                break
+            if self._gone():
+                return False
+        return True
+
+
+NONE: Final = Patience(0)
+
+
+def find(backend: Backend, job_id: str, owner: str | None = None) -> JobRecord:
+    """A job that an owner may see, the caller's unless one is given: a stream outlives its request.
+
+    Raises Problem with `not_found`.
+    """
+    return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None, owner)
+
+
+def await_end(backend: Backend, job_id: str, patience: Patience) -> JobRecord:
+    """A job as it stands when it ends, or when nobody waits any more. Raises Problem."""
+    if not patience.seconds:
+        return find(backend, job_id)
+    with backend.waiting.watch(job_id) as watch:
+        record = find(backend, job_id)
+        while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
+            record = find(backend, job_id)
+    return record
+
+
+def await_accepted(
+    backend: Backend, record: JobRecord, watch: JobWatch, patience: Patience, read: Read
+) -> tuple[JobRecord, bytes | None]:
+    """A job just accepted, as it stands when it ends or the wait is over, and its stored outcome.
+
+    `read` finds both by the job's id. `watch` is older than the job, so there is nothing to read
+    before it wakes. Where Redis falls away meanwhile the job is answered as it was last seen: its
+    caller must get the id.
+    """
+    meta = None
+    while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
+        with suppress(redis.RedisError):
+            found, meta = read(record.id)
+            record = _visible(found)
+    return record, meta
+
+
+def _visible(record: JobRecord | None, owner: str | None = None) -> JobRecord:
+    if record is None or not auth.may_see(record, owner) or _of_other_task(record):
+        raise Problem("not_found", "there is no such job, or its time has passed")
+    return record
+
+
+def _of_other_task(record: JobRecord) -> bool:
+    """Whether there is only an outcome, and one without vectors: users have tasks of their own."""
+    return record.status is Status.SUCCEEDED and record.total is None
+
+
+def _preference(header: str) -> str | None:
+    """The value of `wait` among the preferences of a header."""
+    for preference in header.split(","):
+        name, _, value = preference.split(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            return value.strip().strip('"')
+    return None
+
+
+def _seconds(value: str, field: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value[:9]) <= LONGEST_WAIT):
+        raise Problem(
+            "invalid_request",
+            f"wait is {value!r}; 0 to {LONGEST_WAIT} whole seconds are allowed",
+            field=field,
+        )
+    return int(value)

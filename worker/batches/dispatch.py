@@ -1,0 +1,146 @@
+"""The texts of a batch as jobs: a bounded number at a time, each until it has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from worker.batches.notifications import Notifications
+from worker.batches.resources import Resources
+from worker.batches.windows import Pack
+from worker.contract import estimates, keys, messages
+from worker.contract.jobs import Status
+from worker.contract.lanes import Lane
+from worker.store.openai_batch import OpenAIBatch
+from worker.store.records import JobRecord
+from worker.store.submissions import Bounds, NewJob, Once
+from worker.store.worker_registry import Workers
+
+#: Seconds of the workers' time, and batches of each of them, that may be under way at once.
+_SECONDS_AHEAD = 2.0
+_BATCHES_AHEAD = 4
+#: Part of the service's own bounds that batches leave to callers who wait.
+_SHARE_OF_BOUNDS = 0.5
+#: Seconds after which jobs are looked at although nobody told of their end.
+CHECK_SECONDS = 5.0
+
+
+class Ended(NamedTuple):
+    """A job that has ended: `meta` is its stored outcome, or None where there is none any more."""
+
+    pack: Pack
+    job_id: str
+    record: JobRecord | None
+    meta: bytes | None
+
+
+class Dispatch:
+    """Jobs of one run over a batch. Belongs to the thread of that run; raises redis.RedisError.
+
+    A job is known by the lines that it carries: where a run died, the next one finds the jobs that
+    are under way, or that ended meanwhile, in place of sending them again.
+    """
+
+    def __init__(self, means: Resources, notices: Notifications, batch: OpenAIBatch) -> None:
+        self._means = means
+        self._notices = notices
+        #: Whose jobs they are as records, so that they are in no caller's list; they share the
+        #: device as the jobs of the batch's own owner do.
+        self._holder = batch.id
+        self._owner = batch.owner
+        self._under_way: dict[str, Pack] = {}
+        #: Under which keys jobs are found again, by id, until they are released.
+        self._keys: dict[str, str] = {}
+        #: Jobs to be looked at without having been told of.
+        self._unsure: set[str] = set()
+        self._check_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def has_room(self, workers: Workers) -> bool:
+        """Whether another job should be sent now."""
+        batches = sum(model.batch_tokens for model in workers.models.values()) * workers.count
+        ahead = max(_BATCHES_AHEAD * batches, _SECONDS_AHEAD * workers.tokens_per_second)
+        return sum(pack.tokens for pack in self._under_way.values()) < ahead
+
+    def send(self, pack: Pack) -> bool:
+        """Have a job run, or find the one that does; False where the service is full."""
+        texts = pack.texts
+        job = NewJob(
+            messages.new_id(),
+            total=len(texts),
+            tokens=pack.tokens,
+            result_bytes=estimates.result_bytes(
+                len(texts), pack.options.dimensions or pack.model.dimensions, base64=True
+            ),
+            model=pack.model.name,
+            owner=self._holder,
+            lane=Lane.BULK,
+        )
+        queue = self._means.settings.queue
+        message = messages.envelope(
+            job.id, texts, pack.options, queue, lane=job.lane, owner=self._owner
+        )
+        once = _once(pack, texts)
+        bounds = Bounds(
+            tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_BOUNDS),
+            bytes=int(self._means.room.messages() * _SHARE_OF_BOUNDS),
+            result_bytes=int(self._means.room.results() * _SHARE_OF_BOUNDS),
+        )
+        acceptance = self._means.store.submit(job, message, bounds, once=once)
+        if acceptance.verdict == "conflict":
+            return self.send(replace(pack, before=job.id))
+        if acceptance.verdict not in ("accepted", "replayed"):
+            return False
+        if acceptance.verdict == "replayed":
+            self._unsure.add(acceptance.job_id)
+        self._under_way[acceptance.job_id] = pack
+        self._keys[acceptance.job_id] = once.key or ""
+        return True
+
+    def collect(self, seconds: float) -> tuple[list[Ended], set[str]]:
+        """Jobs that have ended, once there is one, and batches that somebody changed."""
+        wait = 0.0 if self._unsure else min(seconds, CHECK_SECONDS)
+        news = self._notices.wait(wait)
+        suspects = (news.ended & self._under_way.keys()) | self._unsure
+        if news.missed or time.monotonic() >= self._check_at:
+            suspects = set(self._under_way)
+            self._check_at = time.monotonic() + CHECK_SECONDS
+        self._unsure.clear()
+        ended = [found for job_id in suspects if (found := self._look(job_id)) is not None]
+        for one in ended:
+            del self._under_way[one.job_id]
+        return ended, news.batches
+
+    def cancel(self) -> None:
+        """End the jobs that have not ended yet; a worker that runs one drops what it gets."""
+        for job_id in list(self._under_way):
+            self._means.store.cancel(job_id)
+            self._unsure.add(job_id)
+
+    def release(self, job_ids: Sequence[str]) -> None:
+        """Their answers are written: Redis need not hold them any more."""
+        client, queue = self._means.store.client, self._means.settings.queue
+        for job_id in job_ids:
+            self._means.store.release(job_id, 0)
+            client.delete(keys.idempotency(queue, self._holder, self._keys.pop(job_id, "")))
+
+    def _look(self, job_id: str) -> Ended | None:
+        """A job with its outcome where it has ended, or is not there any more."""
+        record, meta = self._means.store.read_with_outcome(job_id)
+        if record is not None and not record.status.ended:
+            return None
+        if record is not None and record.status is Status.SUCCEEDED and meta is None:
+            record = None
+        return Ended(self._under_way[job_id], job_id, record, meta)
+
+
+def _once(pack: Pack, texts: list[str]) -> Once:
+    lines = f"{pack.entries[0].number}-{pack.entries[-1].number}-{len(pack.entries)}"
+    content = json.dumps([pack.options.model_dump(), texts]).encode("ascii")
+    return Once(key=f"{lines}:{pack.before}", fingerprint=hashlib.sha256(content).hexdigest())

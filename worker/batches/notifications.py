@@ -1,0 +1,58 @@
+"""Word of jobs that ended, as workers publish it."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import orjson
+import redis
+from redis.client import PubSub
+
+from worker.contract import keys
+
+
+class Notification(NamedTuple):
+    """What was heard: jobs that ended, batches somebody changed; `missed`: there may be more."""
+
+    ended: set[str]
+    batches: set[str]
+    missed: bool
+
+
+class Notifications:
+    """A subscription of its own, for the thread that made it; `close` ends it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """Raises redis.RedisError. Whatever happens from now on is heard."""
+        self._pubsub: PubSub = client.pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub.subscribe(keys.EVENTS)
+
+    def wait(self, seconds: float) -> Notification:
+        """Everything that has come, as soon as there is something. Raises redis.RedisError."""
+        news = Notification(set(), set(), missed=False)
+        deadline = time.monotonic() + seconds
+        message = self._pubsub.get_message(timeout=seconds)
+        while message is not None:
+            if message["type"] == "subscribe":
+                # The connection is new: what was published before it is lost.
+                news = news._replace(missed=True)
+            elif message["type"] == "message":
+                _add(news, message["data"])
+            heard = any(news)
+            left = 0.0 if heard else max(deadline - time.monotonic(), 0.0)
+            message = self._pubsub.get_message(timeout=left)
+        return news
+
+    def close(self) -> None:
+        self._pubsub.close()
+
+
+def _add(news: Notification, data: bytes) -> None:
+    try:
+        notice = orjson.loads(data)
+        news.ended.update(map(str, notice.get("ended", ())))
+        news.batches.update(map(str, notice.get("batches", ())))
+    except (ValueError, TypeError, AttributeError):
+        # Of another version; the next look at all jobs makes up for it.
+        return

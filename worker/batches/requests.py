@@ -1,0 +1,164 @@
+"""The lines of a file of requests: read in pieces, checked as a whole, taken apart.
+
+A line is `{"custom_id", "method": "POST", "url", "body"}`. What is wrong with its form fails the
+file; what is wrong with its body fails that line alone, when its turn comes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from worker.store.openai_batch import FileFault
+from worker.store.storage import CHUNK
+
+#: Faults that are reported of one file.
+_MOST_FAULTS = 100
+_LONGEST_ID = 512
+_BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """Line `number`, from 1, without its end; `end` is where the next one begins, in bytes."""
+
+    number: int
+    end: int
+    raw: bytes
+
+
+class Request(NamedTuple):
+    """What one line asks for; the body is not checked yet."""
+
+    custom_id: str
+    body: dict[str, Any]
+
+
+class Findings(NamedTuple):
+    """What a look at every line of a file gave: requests, their model, and what is wrong."""
+
+    total: int
+    model: str
+    faults: list[FileFault]
+
+
+class Malformed(Exception):
+    """A line, or a file, that is no request; `fault` says why."""
+
+    def __init__(
+        self, code: str, message: str, param: str | None = None, line: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.fault = FileFault(code, message, line, param)
+
+
+def read_lines(
+    file: IO[bytes], longest: int, *, offset: int = 0, number: int = 0
+) -> Iterator[Line]:
+    """The lines of a file from byte `offset` on, which is after line `number`, but for blank ones.
+
+    No more of it is held than a line and a piece. Raises Malformed where one is longer than
+    `longest` bytes.
+    """
+    file.seek(offset)
+    rest = b""
+    while piece := file.read(CHUNK):
+        *whole, rest = (rest + piece).split(b"\n")
+        for raw in whole:
+            number += 1
+            offset += len(raw) + 1
+            yield from _line(number, offset, raw, longest)
+        if len(rest) > longest:
+            raise _too_long(number + 1, longest)
+    yield from _line(number + 1, offset + len(rest), rest, longest)
+
+
+def parse(raw: bytes, endpoint: str) -> Request:
+    """What a line asks for. Raises Malformed."""
+    try:
+        value = _loads(raw)
+    except (ValueError, RecursionError):
+        raise Malformed("invalid_json_line", "the line is not JSON") from None
+    if not isinstance(value, dict):
+        raise Malformed("invalid_json_line", "the line is not a JSON object")
+    for name in ("custom_id", "method", "url", "body"):
+        if name not in value:
+            raise Malformed("missing_required_parameter", f"{name} is missing", name)
+    custom_id = value["custom_id"]
+    if not isinstance(custom_id, str) or not _is_usable(custom_id):
+        message = f"custom_id is not a string of 1 to {_LONGEST_ID} characters"
+        raise Malformed("invalid_json_line", message, "custom_id")
+    if value["method"] != "POST":
+        raise Malformed("invalid_method", "method is not POST", "method")
+    if value["url"] != endpoint:
+        raise Malformed("url_mismatch", f"url is not the batch's endpoint, {endpoint}", "url")
+    if not isinstance(value["body"], dict):
+        raise Malformed("invalid_json_line", "body is not a JSON object", "body")
+    return Request(custom_id, value["body"])
+
+
+def check(lines: Iterable[Line], endpoint: str) -> Findings:
+    """Look at every line of a file; the first hundred faults are told."""
+    faults: list[FileFault] = []
+    seen: set[bytes] = set()
+    model: object = None
+    total = 0
+    try:
+        for number, _, raw in lines:
+            total += 1
+            try:
+                request = parse(raw, endpoint)
+                wanted = request.body.get("model")
+                model = wanted if total == 1 else model
+                _check_alike(request, seen, same_model=wanted == model)
+            except Malformed as error:
+                faults.append(error.fault._replace(line=number))
+                if len(faults) == _MOST_FAULTS:
+                    break
+    except Malformed as error:
+        faults.append(error.fault)
+    if not (total or faults):
+        faults.append(FileFault("empty_file", "the file has no requests"))
+    return Findings(total, model if isinstance(model, str) else "", faults)
+
+
+def _line(number: int, end: int, raw: bytes, longest: int) -> Iterator[Line]:
+    if len(raw) > longest:
+        raise _too_long(number, longest)
+    if number == 1:
+        raw = raw.removeprefix(_BOM)
+    if raw.strip():
+        yield Line(number, end, raw)
+
+
+def _too_long(number: int, longest: int) -> Malformed:
+    message = f"the line is longer than {longest:,} bytes"
+    return Malformed("invalid_json_line", message, line=number)
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        if b"\\u" not in raw:
+            raise
+    # With a lone surrogate, which only that text fails of.
+    return json.loads(raw)
+
+
+def _is_usable(custom_id: str) -> bool:
+    """Whether it can be told again, in JSON that every parser takes."""
+    surrogates = any("\ud800" <= one <= "\udfff" for one in custom_id)
+    return 1 <= len(custom_id) <= _LONGEST_ID and not surrogates
+
+
+def _check_alike(request: Request, seen: set[bytes], *, same_model: bool) -> None:
+    digest = blake2b(request.custom_id.encode(), digest_size=16).digest()
+    if digest in seen:
+        raise Malformed("duplicate_custom_id", "another line has the same custom_id", "custom_id")
+    seen.add(digest)
+    if not same_model:
+        raise Malformed("model_mismatch", "the model is not that of the first line", "body.model")

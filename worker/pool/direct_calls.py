@@ -1,0 +1,87 @@
+"""Calls of `embed` as a plain function inside the worker, as users' own tasks make them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from celery.exceptions import WorkerShutdown
+
+from worker.contract.errors import JobFailed
+from worker.contract.jobs import JobOptions, resolve
+from worker.contract.models import ModelInfo, prompt_text
+from worker.contract.outcomes import Outcome
+from worker.engine import Engine, Job, Sink
+from worker.pool.in_flight import InFlightJob
+
+
+class DirectCalls:
+    """Lets whoever calls in this process share the engine with the jobs of the queue.
+
+    A second engine would load the model again. `run` may be called from any thread but the
+    engine's own.
+    """
+
+    def __init__(self, engine: Engine, infos: Mapping[str, ModelInfo]) -> None:
+        self._engine = engine
+        self._infos = infos
+
+    def run(self, texts: Sequence[Any], options: JobOptions) -> Outcome | JobFailed:
+        """What became of one job. Blocks the calling thread. Raises InvalidJob.
+
+        Where the worker stops meanwhile it raises WorkerShutdown, which Celery's tracer lets pass,
+        so that the calling task runs again elsewhere.
+        """
+        info = resolve(options, self._infos)
+        future: Future[Outcome | JobFailed] = Future()
+        prompt = prompt_text(options, info)
+        try:
+            self._engine.submit(Job("", list(texts), options, info, prompt=prompt, owner=future))
+        except RuntimeError:
+            raise WorkerShutdown from None
+        return future.result()
+
+    def dismiss(self, jobs: Sequence[Job]) -> None:
+        """The engine has closed without these."""
+        for job in jobs:
+            if isinstance(job.owner, Future):
+                job.owner.set_exception(WorkerShutdown())
+
+
+class Reception:
+    """The engine's sink: jobs of the queue belong to `outcomes`, those of callers to themselves."""
+
+    def __init__(self, outcomes: Sink) -> None:
+        self._outcomes = outcomes
+
+    def admit(self, job: Job) -> bool:
+        return not _is_queued(job) or self._outcomes.admit(job)
+
+    def isolate(self, job: Job) -> bool:
+        return self._outcomes.isolate(job)
+
+    def released(self, job: Job) -> None:
+        self._outcomes.released(job)
+
+    def started(self, jobs: Sequence[Job]) -> None:
+        if queued := [job for job in jobs if _is_queued(job)]:
+            self._outcomes.started(queued)
+
+    def progressed(self, jobs: Sequence[Job]) -> None:
+        if queued := [job for job in jobs if _is_queued(job)]:
+            self._outcomes.progressed(queued)
+
+    def finished(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if not _is_queued(job):
+                job.owner.set_result(job.outcome())
+        if queued := [job for job in jobs if _is_queued(job)]:
+            self._outcomes.finished(queued)
+
+    def crashed(self, error: BaseException) -> None:
+        self._outcomes.crashed(error)
+
+
+def _is_queued(job: Job) -> bool:
+    return isinstance(job.owner, InFlightJob)

@@ -1,0 +1,252 @@
+"""What the pool keeps of a request of `embed` until it has ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from celery.worker import state
+
+from worker.contract.lanes import Lane, lane_of
+from worker.contract.messages import deadline_of, owner_of, submission_time
+from worker.engine import Job
+from worker.pool.request import EmbedRequest, end_expired, end_unrun
+from worker.transport import Lease, leases
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
+
+logger = logging.getLogger(__name__)
+
+
+class Limits(NamedTuple):
+    """Celery's time limits in seconds, counted from the moment that the task runs."""
+
+    hard: float | None
+    soft: float | None
+
+
+class Burial(NamedTuple):
+    """Why a message goes to a dead-letter list, and the list's key."""
+
+    reason: str
+    key: str
+
+
+class Owner(Protocol):
+    """The pool, as a running job sees it. All on the loop's thread."""
+
+    def abort(self, in_flight: InFlightJob) -> None:
+        """Somebody wants the job ended although it may be running."""
+
+    def watch(self, in_flight: InFlightJob, limits: Limits) -> list[Any]:
+        """Start timers for the limits of a job that runs now."""
+
+
+class InFlightJob:
+    """What the pool keeps of a request until it has ended.
+
+    It is open until Celery has been told how it ended, which happens once. Celery holds it weakly
+    as the request's result and calls `terminate` on it. All methods belong to the loop's thread;
+    other threads read what never changes.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_open",
+        "_owner",
+        "_timers",
+        "accepted",
+        "burial",
+        "deadline",
+        "id",
+        "job",
+        "lease",
+        "limits",
+        "request",
+        "started",
+        "submitted_at",
+        "tag",
+        "target",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        open_jobs: dict[InFlightJob, None],
+        request: EmbedRequest,
+        target: Callable[..., Any],
+        limits: Limits,
+    ) -> None:
+        self.request = request
+        self.id: str = request.id
+        #: Celery's tracer.
+        self.target = target
+        self.limits = limits
+        self._owner = owner
+        self._open = open_jobs
+        self._timers: Sequence[Any] = ()
+        #: Kept from now on: this job ends it, whatever becomes of the connection it came by.
+        self.lease: Lease | None = leases.hold(request.message.delivery_tag)
+        #: The name of its lease, or '' on the stock transport.
+        self.tag = self.lease.tag if self.lease is not None else ""
+        #: The span that submitted it, where its trace is recorded; see `spans`.
+        self.trace: SpanContext | None = None
+        #: Seconds since the epoch by its producer's clock, None where that does not say.
+        self.submitted_at = submission_time(self.request.request_dict)
+        #: Seconds since the epoch by Redis' clock after which nobody waits for it.
+        self.deadline = deadline_of(self.request.request_dict)
+        self.job: Job | None = None
+        self.accepted = False
+        self.burial: Burial | None = None
+        self.started = time.monotonic()
+        self._open[self] = None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What the tracer takes."""
+        request = self.request
+        return (
+            *(request.type, self.id, request.request_dict, request.body),
+            *(request.content_type, request.content_encoding),
+        )
+
+    @property
+    def lane(self) -> Lane:
+        """The lane of the list that it came from."""
+        return lane_of(self.lease.priority) if self.lease is not None else Lane.NORMAL
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is: the id of an API key, or ""."""
+        return owner_of(self.request.request_dict)
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether another worker had the message before and did not end it."""
+        return bool(self.request.delivery_info.get("redelivered"))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether storing the result is all that Celery would do when the task succeeds.
+
+        With nothing but default settings, and nobody listening, that is; see `heard_by_signals`.
+        """
+        embed = self.request.embed
+        return not (
+            embed.get("chord")
+            or embed.get("callbacks")
+            or embed.get("errbacks")
+            or embed.get("chain")
+        )
+
+    @property
+    def texts(self) -> int:
+        """How many it has; 0 once it has ended."""
+        return len(self.job.texts) if self.job is not None else 0
+
+    @property
+    def wants_result(self) -> bool:
+        """Whether the outcome is to be stored."""
+        return not self.request.ignore_result
+
+    def meta(self) -> dict[str, Any]:
+        """What Celery adds to a stored outcome of this message."""
+        request_dict = self.request.request_dict
+        extra = {}
+        if request_dict.get("group"):
+            extra["group_id"] = request_dict["group"]
+        if request_dict.get("parent_id"):
+            extra["parent_id"] = request_dict["parent_id"]
+        return extra
+
+    def accept(self) -> None:
+        """Celery: the task runs now."""
+        if self.accepted or self not in self._open:
+            return
+        self.accepted = True
+        self.started = time.monotonic()
+        try:
+            self.request.on_accepted(os.getpid(), self.started)
+        except Exception:
+            # A listener's, for example; it runs all the same, and so do those it came with.
+            logger.exception("Celery could not be told that job %s runs", self.id)
+        # Told that it runs, Celery may have ended it at once.
+        if any(self.limits) and self in self._open:
+            self._timers = self._owner.watch(self, self.limits)
+
+    def succeed(self, now: float, *, settled: bool) -> bool:
+        """Celery: the task has succeeded, at this monotonic time. Whether it was open.
+
+        Its outcome is stored and, where `settled`, its lease has ended in the same step.
+        """
+        self.accept()
+        texts = self.texts
+        if not self.close():
+            return False
+        request = self.request
+        # What `on_success` does, without noting the id: that lets Celery's tracer pass over what
+        # it has run already, and storing an outcome a second time does nothing here.
+        state.task_ready(request)
+        if settled and self.lease is not None:
+            request.acknowledged = True
+        else:
+            request.acknowledge()
+        if request.is_watched:
+            shown = f"<vectors of {texts} texts>"
+            request.send_event("task-succeeded", result=shown, runtime=now - self.started)
+        return True
+
+    def end(self, answer: tuple[int, Any, float]) -> bool:
+        """Celery: the task is over; `answer` as its tracer gives it. Whether it was open."""
+        self.accept()
+        if not self.close():
+            return False
+        if self.burial is not None and self.tag:
+            leases.bury(self.tag, *self.burial)
+        try:
+            self.request.on_success(answer)
+        finally:
+            # Its outcome is stored: whatever that raised, no lease is left. Once only, for Celery.
+            self.request.acknowledge()
+        return True
+
+    def revoke(self) -> None:
+        """Celery: it never ran. Announces it, stores REVOKED and sends `task_revoked`."""
+        if self.close():
+            end_unrun(self.request)
+
+    def expire(self) -> None:
+        """Celery: it did not run before its deadline. Announces it and stores REVOKED."""
+        if self.close():
+            end_expired(self.request)
+
+    def discard(self) -> None:
+        """The job has ended before, elsewhere: only this delivery is left, and ends now."""
+        if self.close():
+            state.task_ready(self.request)
+            self.request.acknowledge()
+
+    def put_back(self) -> None:
+        """Its outcome could not be stored: somebody else is to run it."""
+        if self.close():
+            self.request.reject(requeue=True)
+
+    def terminate(self, signal: Any = None) -> None:
+        """Celery: `revoke(terminate=True)`, or a cold shutdown."""
+        self._owner.abort(self)
+
+    def close(self) -> bool:
+        """Whether it was open; Celery hears no more of it."""
+        if self._open.pop(self, self) is not None:
+            return False
+        for timer in self._timers:
+            timer.cancel()
+        # The engine's job refers to this one. Without the cycle, both are freed at once.
+        self.job = None
+        return True

@@ -1,0 +1,55 @@
+"""Everything that this worker counts, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from worker.contract.models import ModelInfo
+from worker.engine import Engine
+from worker.metrics.registry import MetricValues
+from worker.pool.job_metrics import JobMetrics
+from worker.transport import leases
+
+
+def figures(engine: Engine, jobs: JobMetrics) -> MetricValues:
+    """By the names of `metrics.registry`. Any thread; what is counted meanwhile may be missing."""
+    stats = leases.stats()
+    held = stats.pop("live")
+    out_of_memory = engine.memory_splits
+    return {
+        **jobs.figures(),
+        **engine.counts.figures(),
+        "texts": engine.texts,
+        "tokens": engine.tokens,
+        "padding_tokens": engine.padding,
+        "texts_repeated": engine.repeats,
+        "device_busy_seconds": engine.busy_seconds,
+        "waiting_tokens": engine.waiting_tokens,
+        "batch_budget_tokens": list(engine.budgets.items()),
+        "batch_splits": [
+            ("out_of_memory", out_of_memory),
+            ("error", max(engine.splits - out_of_memory, 0)),
+        ],
+        "leases_held": held,
+        "leases": list(stats.items()),
+    }
+
+
+def told(engine: Engine, infos: Mapping[str, ModelInfo]) -> dict[str, Any]:
+    """What `celery inspect stats` shows of the engine and its models, by name. Any thread."""
+    return {
+        "models": {
+            name: f"{model.backend} {model.dtype} on {model.device}, path {model.path}"
+            for name, model in infos.items()
+        },
+        "packed": {name: model.packed for name, model in infos.items()},
+        "batch_tokens": engine.budgets,
+        "batches": engine.batches,
+        "texts": engine.texts,
+        "tokens": engine.tokens,
+        "splits": engine.splits,
+        "waiting_tokens": engine.waiting_tokens,
+        "tokens_per_second": round(engine.tokens_per_second(), 1),
+        "leases": leases.stats(),
+    }

@@ -1,0 +1,84 @@
+"""Jobs that came back from a dead worker: which of them it died of."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import cast
+from uuid import uuid4
+
+import redis
+
+from worker.contract import keys
+from worker.store.jobs import JobStore
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the attempts of a job are kept.
+_TTL = 24 * 3600
+#: KEYS crashes, attempts counted by an old version. ARGV tag or '', seconds. Answers the attempts
+#: so far, this one included unless its tag is ''. A full server refuses a script only before its
+#: first write.
+_BEGIN = """
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+if ARGV[1] ~= '' then redis.call('SADD', KEYS[1], ARGV[1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return redis.call('SCARD', KEYS[1]) + math.max(tonumber(redis.call('GET', KEYS[2]) or 0), 0)
+"""
+
+
+#: Set while a task other than `embed` runs isolated in this process: a crash is put down to it.
+isolated = threading.Event()
+
+
+class PoisonJobs:
+    """Counts how often a redelivered job began to run, alone, and did not end.
+
+    A worker that dies takes all the jobs in its batch with it, so the first crash says nothing
+    about one of them. From then on each runs by itself, and the count is its alone.
+
+    An attempt is the tag of its lease in the set `keys.crashes`, so that it counts once however
+    often it is counted or taken back. A delivery without a lease has the name of its process
+    instead, which can crash only once.
+    """
+
+    def __init__(self, store: JobStore, max_attempts: int, *, isolates: bool = False) -> None:
+        """`isolates`: for the tasks that `isolated` is about."""
+        self._isolates = isolates
+        self._client = store.client
+        self._begin = self._client.register_script(_BEGIN)
+        self._max_attempts = max_attempts
+        self._process = f"process-{uuid4().hex}"
+
+    def begin(self, job_id: str, tag: str) -> int:
+        """Count a delivery whose first stage begins now; `tag` is its lease's, or "".
+
+        Returns 0 if it may run, else the number of crashes. If Redis is away nothing is counted,
+        and the job runs; nor while another task runs `isolated`. Blocks for one round trip.
+        """
+        counted = self._isolates or not isolated.is_set()
+        try:
+            attempts = cast(
+                "int",
+                self._begin(
+                    keys=[keys.crashes(job_id), keys.attempts(job_id)],
+                    args=[(tag or self._process) if counted else "", _TTL],
+                ),
+            )
+        except redis.RedisError as error:
+            logger.warning("An attempt was not counted: %s", type(error).__name__)
+            return 0
+        crashes = attempts - counted
+        return crashes if crashes >= self._max_attempts else 0
+
+    def clear(self, deliveries: Iterable[tuple[str, str]]) -> None:
+        """Take back the attempts of deliveries, job id and tag, that ended without a crash."""
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                for job_id, tag in deliveries:
+                    pipe.srem(keys.crashes(job_id), tag or self._process)
+                if pipe:
+                    pipe.execute()
+        except redis.RedisError as error:
+            logger.warning("Attempts were not taken back: %s", type(error).__name__)

@@ -1,0 +1,108 @@
+"""The job store beside a Celery application, and jobs that Celery itself sends."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker.contract import estimates
+from worker.contract.models import MOST_WINDOWS
+from worker.contract.settings import is_redis
+from worker.store import server
+from worker.store.jobs import JobStore, NewJob
+
+logger = logging.getLogger(__name__)
+
+_stores: weakref.WeakKeyDictionary[Celery, JobStore] = weakref.WeakKeyDictionary()
+
+
+def store_of(app: Celery) -> JobStore | None:
+    """The records beside an application's results, or None where those are not on Redis."""
+    store = _stores.get(app)
+    if store is None:
+        conf = app.conf
+        url = conf.result_backend or ""
+        if not is_redis(url):
+            return None
+        options = conf.result_backend_transport_options or {}
+        client = server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
+        expires = conf.result_expires
+        ttl = expires if isinstance(expires, int | float) else expires.total_seconds()
+        store = _stores[app] = JobStore(
+            client, conf.task_default_queue, result_ttl=int(ttl), broker=_broker_of(conf)
+        )
+    return store
+
+
+def _broker_of(conf: Any) -> redis.Redis | None:
+    """The server of the messages, None if it is that of the results or no Redis."""
+    url = conf.broker_url or ""
+    if not is_redis(url) or server.same_server(url, conf.result_backend):
+        return None
+    options = conf.broker_transport_options or {}
+    return server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
+
+
+def submit(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = False) -> bool:
+    """Submit a job whose message Celery sends next. Returns whether there is a record now.
+
+    `whole`: texts past the model's limit are read to their end, and cost as much. Raises kombu's
+    OperationalError if Redis cannot be reached, as sending would.
+    """
+    store = store_of(app)
+    if store is None:
+        return False
+    job = NewJob(
+        job_id,
+        total=len(texts),
+        tokens=estimates.tokens(texts, windows=MOST_WINDOWS if whole else 1),
+        result_bytes=estimates.result_bytes(len(texts)),
+    )
+    try:
+        store.submit(job, None)
+    except redis.RedisError as error:
+        raise OperationalError(str(error)) from error
+    return True
+
+
+def at(app: Celery, seconds: float) -> datetime:
+    """The time in so many seconds, by Redis' clock: hosts' clocks differ.
+
+    Raises OperationalError if Redis cannot be reached.
+    """
+    store = store_of(app)
+    try:
+        now = time.time() if store is None else store.clock.now()
+    except redis.RedisError as error:
+        raise OperationalError(str(error)) from error
+    return datetime.fromtimestamp(now + seconds, UTC)
+
+
+def purged(app: Celery, task_ids: Sequence[str]) -> None:
+    """Cancel the jobs among tasks that are about to be purged. Raises redis.RedisError."""
+    store = store_of(app)
+    if store is None:
+        return
+    records = store.read_many(task_ids)
+    jobs = [record.id for record in records if record is not None and not record.status.ended]
+    if jobs:
+        store.cancel(*jobs)
+
+
+def withdraw(app: Celery, job_id: str) -> None:
+    """Forget a job whose message was not sent. Where that fails too, its record expires."""
+    store = store_of(app)
+    if store is None:
+        return
+    try:
+        store.withdraw(job_id)
+    except redis.RedisError:
+        logger.warning("The record of job %s, which was not sent, could not be removed", job_id)

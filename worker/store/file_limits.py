@@ -1,0 +1,140 @@
+"""FileBounds of stored files: how many, and how many bytes, a tenant and a deployment may hold.
+
+Room is held before bytes are written, by an upper estimate, and corrected when they are there. It
+is released when they are removed. Output of batches counts too, but is never refused, so that a
+running batch ends; while files are full, no batch is accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, cast
+
+import redis
+
+from worker.contract import keys
+from worker.contract.errors import EmbedqError
+
+#: Bytes of one uploaded file, as OpenAI bounds them for batches.
+MAX_BYTES: Final = 200 * 10**6
+#: Bytes of all files by default: those of 250 of the largest, 50 GB.
+DEFAULT_MAX_BYTES: Final = 250 * MAX_BYTES
+#: Files of all tenants: their records take some 50 MB of Redis' memory.
+MAX_FILES: Final = 50_000
+#: The part of both that one tenant may hold.
+TENANT_SHARE: Final = 5
+#: Files that one repair looks at.
+_REPAIRED = 50
+
+#: KEYS expiry, held, used. ARGV id, owner, bytes, time of removal, then bounds of the owner's files
+#: and bytes and of all files and bytes (0: none). Answers 0, or 1 to 4 for the bound that is
+#: reached. A repeat changes nothing. Cost: a fixed number of commands.
+_HOLD = """
+local id, owner, bytes = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local held = redis.call('HGET', KEYS[2], id)
+local more = {held and 0 or 1, bytes - tonumber(held and string.match(held, '^%d+') or 0)}
+local names = {'files:' .. owner, 'bytes:' .. owner, 'files', 'bytes'}
+local used = redis.call('HMGET', KEYS[3], unpack(names))
+for at = 1, 4 do
+  local bound, plus = tonumber(ARGV[4 + at]), more[(at - 1) % 2 + 1]
+  if bound > 0 and plus > 0 and tonumber(used[at] or 0) + plus > bound then return at end
+end
+redis.call('HSET', KEYS[2], id, string.format('%.0f:%s', bytes, owner))
+for at = 1, 4 do redis.call('HINCRBY', KEYS[3], names[at], more[(at - 1) % 2 + 1]) end
+redis.call('ZADD', KEYS[1], ARGV[4], id)
+return 0
+"""
+
+#: KEYS expiry, held, used. ARGV id. A repeat changes nothing. Cost: a fixed number of commands.
+_RELEASE = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+local held = redis.call('HGET', KEYS[2], ARGV[1])
+if not held then return end
+redis.call('HDEL', KEYS[2], ARGV[1])
+local bytes, owner = string.match(held, '^(%d+):(.*)$')
+local less = {'files:' .. owner, 1, 'bytes:' .. owner, bytes, 'files', 1, 'bytes', bytes}
+for at = 1, 8, 2 do
+  if redis.call('HINCRBY', KEYS[3], less[at], '-' .. less[at + 1]) <= 0 then
+    redis.call('HDEL', KEYS[3], less[at])
+  end
+end
+"""
+
+
+class FilesFull(EmbedqError):
+    """Stored files have reached a bound, which the message names."""
+
+    code = "files_full"
+
+
+class FileBounds(NamedTuple):
+    """Most files and bytes of one tenant, and of all."""
+
+    tenant_files: int
+    tenant_bytes: int
+    files: int
+    bytes: int
+
+
+class FileLimits:
+    """What the files of a deployment hold. Safe to share between threads; raises RedisError."""
+
+    def __init__(self, client: redis.Redis, queue: str, max_bytes: int = 0) -> None:
+        most = max_bytes or DEFAULT_MAX_BYTES
+        self.bounds = FileBounds(MAX_FILES // TENANT_SHARE, most // TENANT_SHARE, MAX_FILES, most)
+        self._client = client
+        self._held, self._used = keys.files_held(queue), keys.files_used(queue)
+        self._keys = [keys.files_expiry(queue), self._held, self._used]
+        self._hold = client.register_script(_HOLD)
+        self._release = client.register_script(_RELEASE)
+        #: Where the next repair goes on.
+        self._cursor = 0
+
+    def hold(
+        self, file_id: str, owner: str, size: int, due: float, *, bounded: bool = True
+    ) -> None:
+        """A file holds `size` bytes until it is removed, at `due` at the latest.
+
+        Raises FilesFull.
+        """
+        bounds = self.bounds if bounded else (0, 0, 0, 0)
+        reached = self._hold(keys=self._keys, args=[file_id, owner, size, due, *bounds])
+        if reached:
+            raise self._full(int(cast("int", reached)))
+
+    def release(self, file_id: str) -> None:
+        """The bytes of a file are removed."""
+        self._release(keys=self._keys, args=[file_id])
+
+    def holds(self, file_id: str) -> bool:
+        """Whether a file is counted, so that its bytes belong into this deployment's storage."""
+        return bool(self._client.hexists(self._held, file_id))
+
+    def check(self, owner: str) -> None:
+        """Raise FilesFull if a bound is reached already."""
+        names = [f"files:{owner}", f"bytes:{owner}", "files", "bytes"]
+        used = cast("list[bytes | None]", self._client.hmget(self._used, names))
+        for at, (value, bound) in enumerate(zip(used, self.bounds, strict=True), 1):
+            if int(value or 0) >= bound:
+                raise self._full(at)
+
+    def repair(self) -> None:
+        """Release some files that a process of an earlier version has removed."""
+        self._cursor, found = cast(
+            "tuple[int, dict[bytes, bytes]]",
+            self._client.hscan(self._held, self._cursor, count=_REPAIRED),
+        )
+        ids = [one.decode() for one in found]
+        with self._client.pipeline(transaction=False) as pipe:
+            for file_id in ids:
+                pipe.exists(keys.file(file_id))
+                pipe.zscore(self._keys[0], file_id)
+            answers = pipe.execute()
+        for file_id, known, due in zip(ids, answers[::2], answers[1::2], strict=True):
+            if not known and due is None:
+                self.release(file_id)
+
+    def _full(self, reached: int) -> FilesFull:
+        what = f"{self.bounds[reached - 1]:,} {('files', 'bytes')[(reached - 1) % 2]}"
+        if reached <= 2:
+            return FilesFull(f"your files would hold more than {what}; delete some")
+        return FilesFull(f"the files of all callers would hold more than {what}")

@@ -1,0 +1,428 @@
+"""Jobs in Redis: submitted, read, completed, listed.
+
+A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
+epoch by Redis' clock), `owner`, `queue`, `lane`, `model`, `total` and `done` texts; `tokens`,
+`bytes`, `size` and `share`, its parts in the counters; `stored` and `kept_until`, those of its
+result; `prompt_tokens`, `code` and `message`; `call`, the call that submitted it, and `by`, the
+delivery or call that ended it; `callers` and `caller:…`, the callers of a shared job. The outcome
+itself is Celery's result key. Both are written by one script, in `submit` and in `complete`, and by
+nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import orjson
+import redis
+
+from worker.contract import keys
+from worker.contract.jobs import Status
+from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
+from worker.contract.results import revoked_meta
+from worker.store import listing, scripts
+from worker.store.clock import Clock
+from worker.store.completions import Completion, Completions, LeaseKeys, Refused
+from worker.store.lost_jobs import SWEPT, LostJobs
+from worker.store.outbox import Outbox
+from worker.store.pipeline import Command, SharedPipeline
+from worker.store.records import JobRecord, parse, with_outcome
+from worker.store.submissions import (
+    EACH_ITS_OWN,
+    UNBOUNDED,
+    Acceptance,
+    Bounds,
+    NewJob,
+    Once,
+    new_call,
+)
+
+__all__ = [
+    "Acceptance",
+    "Bounds",
+    "Completion",
+    "Depth",
+    "JobRecord",
+    "JobStore",
+    "LeaseKeys",
+    "NewJob",
+    "Once",
+    "Refused",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a job may wait or run before its record is given up.
+RECORD_TTL = 7 * 24 * 3600
+#: Newest jobs of an owner that a listing reaches.
+LISTED_JOBS = 100_000
+#: Seconds that a caller of its own has to send the message of a job that it has submitted.
+_SENT_LATER = 600
+#: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
+_KEPT_FOR_REPEAT = 10
+
+
+class Depth(NamedTuple):
+    """Messages: in each lane of the queue, leased by workers (of any queue), dead letters."""
+
+    lanes: Mapping[Lane, int]
+    taken: int
+    dead_letters: int
+
+    @property
+    def queued(self) -> int:
+        """Those of all lanes."""
+        return sum(self.lanes.values())
+
+
+class JobStore:
+    """Jobs of one queue on one Redis database. Safe to share between threads.
+
+    Every method raises redis.RedisError.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        queue: str,
+        *,
+        result_ttl: int,
+        broker: redis.Redis | None = None,
+    ) -> None:
+        """`broker`: the server that has the messages, None if it is the same one."""
+        self.client = client
+        self.broker = broker
+        self.clock = Clock(client)
+        self._queue = queue
+        self._ledger = keys.ledger(queue)
+        self._open = keys.open_jobs(queue)
+        self._outbox = None if broker is None else Outbox(client, broker, queue)
+        self._lost = LostJobs(client, broker, queue)
+        #: For what many callers ask for at once.
+        self._trips = SharedPipeline(client)
+        self._submit = self._trips.script(scripts.SUBMIT)
+        self._completions = Completions(client, queue, result_ttl)
+        self._result_ttl = result_ttl
+        self._progress = client.register_script(scripts.PROGRESS)
+        self._note = client.register_script(scripts.NOTE)
+        self._withdraw = client.register_script(scripts.WITHDRAW)
+        self._release = self._trips.script(scripts.RELEASE)
+        self._leave = self._trips.script(scripts.LEAVE)
+
+    # -- submit -----------------------------------------------------------------------------
+
+    def submit(
+        self,
+        job: NewJob,
+        message: bytes | None,
+        bounds: Bounds = UNBOUNDED,
+        *,
+        once: Once = EACH_ITS_OWN,
+        later: float = _SENT_LATER,
+    ) -> Acceptance:
+        """Accept a job, or say why not. The only way by which a job is accepted.
+
+        Record and message are written in one step. If the broker is another server, the message
+        is in the outbox until the broker has it, so that a worker or a repeated submission sends it
+        if this process dies. With `message` None the caller sends it within `later` seconds, and
+        calls `withdraw` if it cannot.
+        """
+        command = self._submission(job, message, bounds, once, later)
+        verdict, earlier, *rest = self._trips.call(command)[0]
+        if verdict == b"lost":
+            # The message of an earlier, equal job was purged.
+            self.cancel(earlier.decode())
+            verdict, earlier, *rest = self._trips.call(command)[0]
+        level, lane, created, unsent = rest
+        acceptance = Acceptance(
+            verdict.decode(),
+            earlier.decode(),
+            int(level),
+            Lane(lane),
+            float(created) if created else None,
+        )
+        if self._outbox is not None:
+            if unsent:
+                self._outbox.send_entry(acceptance.job_id, unsent)
+            elif message and acceptance.verdict == "accepted":
+                self._send(self._outbox, acceptance, message)
+        return acceptance
+
+    def withdraw(self, job_id: str) -> None:
+        """Forget a job whose message could not be sent."""
+        owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
+        given = [keys.job(job_id), keys.jobs(self._queue, owner), self._ledger]
+        self._withdraw(keys=[*given, self._open, keys.outbox(self._queue)], args=[job_id])
+
+    # -- complete ---------------------------------------------------------------------------
+
+    def complete(
+        self,
+        completions: Sequence[Completion],
+        lease_keys: LeaseKeys | None = None,
+        *,
+        waiting: bool = False,
+        follow: Sequence[tuple[str, bytes]] = (),
+    ) -> set[int]:
+        """Complete jobs; see `Completions.complete`. The only way by which a job ends.
+
+        What is to `follow` one goes to the broker, by way of the outbox if that is another server.
+        """
+        outbox = self._outbox if follow else None
+        known = self._completions.complete(
+            completions,
+            lease_keys,
+            waiting=waiting,
+            follow=follow,
+            outbox="" if outbox is None else outbox.key,
+        )
+        if outbox is not None and not known:
+            for number, (name, message) in enumerate(follow, 1):
+                outbox.send(f"{completions[0].id}:{number}", name, message)
+        return known
+
+    def cancel(self, *job_ids: str) -> bool:
+        """Complete jobs as cancelled, unless they have ended. Returns whether one had not."""
+        call = new_call()
+        ends = [
+            Completion(job_id, Status.CANCELLED, tag=call, meta=revoked_meta(job_id))
+            for job_id in job_ids
+        ]
+        try:
+            known = self.complete(ends, waiting=True)
+        except Refused as error:
+            known = error.known | error.places
+        return len(known) < len(ends)
+
+    def cancelled_since(self, when: float) -> list[tuple[str, float]]:
+        """Jobs cancelled after a time of Redis' clock whose messages may still wait."""
+        key, after = keys.cancelled(self._queue), cast("Any", f"({when!r}")
+        found = self.client.zrange(key, after, cast("Any", "+inf"), byscore=True, withscores=True)
+        return [(raw.decode(), score) for raw, score in cast("list[tuple[bytes, float]]", found)]
+
+    def progress(self, jobs: Sequence[tuple[str, float, int, int, int]]) -> None:
+        """Note how far running jobs are; ended ones stay as they are.
+
+        Of each: id, time of its first batch by the host's clock, texts done and total, and its
+        tokens as far as they are known, else 0.
+        """
+        arguments: list[Any] = [self._queue, RECORD_TTL]
+        now = time.time()
+        for job_id, started, *rest in jobs:
+            arguments += (job_id, max(now - started, 0.0), *rest)
+        self._progress(keys=[self._ledger], args=arguments)
+
+    def note(self, job_id: str, meta: bytes) -> None:
+        """Store a state that is no outcome, in Celery's format, unless the job has ended."""
+        given = [keys.job(job_id), keys.result(job_id)]
+        self._note(keys=given, args=[meta, self._result_ttl])
+
+    # -- read -------------------------------------------------------------------------------
+
+    def read(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job, or None if it was never submitted or has expired."""
+        return self.read_many([job_id])[0]
+
+    def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
+        """The record of a job and its stored outcome as JSON text, in one round trip."""
+        fields, raw = self._trips.call(*_reading(job_id))
+        return self._with_outcome(job_id, fields, raw)
+
+    def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
+        """The same; a success is kept for `seconds` at most then, as by `release`."""
+        release = self._release_command(job_id, seconds, successes=True)
+        fields, raw, _ = self._trips.call(*_reading(job_id), release)
+        return self._with_outcome(job_id, fields, raw)
+
+    def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Records in the order of `job_ids`, in one round trip where none is of an old version."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+                pipe.exists(keys.result(job_id))
+            answers = pipe.execute()
+        return [
+            self._record(job_id, fields, bool(has_result))
+            for job_id, fields, has_result in zip(job_ids, answers[::2], answers[1::2], strict=True)
+        ]
+
+    def outcome(self, job_id: str) -> dict[str, Any] | None:
+        """The stored outcome in Celery's format, or None while there is none."""
+        raw = self.raw_outcome(job_id)
+        return None if raw is None else cast("dict[str, Any]", orjson.loads(raw))
+
+    def raw_outcome(self, job_id: str) -> bytes | None:
+        """The stored outcome as JSON text, or None while there is none."""
+        return cast("bytes | None", self.client.get(keys.result(job_id)))
+
+    def page(
+        self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
+    ) -> tuple[list[JobRecord], str | None]:
+        """Up to `limit` jobs of an owner, newest first, and the `after` of the next page.
+
+        None where there are no more. A page of one status may hold fewer than `limit`, even none,
+        and still have a next one. Raises KeyError where `after` is not in the owner's listing.
+        """
+        return listing.page_of_many(
+            self.client,
+            keys.with_shared(keys.jobs, self._queue, owner),
+            self.read_many,
+            limit=limit,
+            after=after,
+            wanted=lambda record: status in (None, record.status),
+        )
+
+    # -- release ----------------------------------------------------------------------------
+
+    def release(self, job_id: str, seconds: int) -> None:
+        """Keep an ended job for `seconds` at most: its caller has the result."""
+        self._trips.call(self._release_command(job_id, seconds))
+
+    def leave(self, job_id: str, owner: str, caller: str) -> bool:
+        """One caller leaves a shared job; the last one takes the result of an ended job along.
+
+        Returns whether it has not ended and no caller is left.
+        """
+        return bool(self._trips.call(self._leave_command(job_id, owner, caller))[0])
+
+    def read_and_leave(
+        self, job_id: str, owner: str, caller: str
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """The record of a shared job and its outcome; if it has ended, the caller leaves it."""
+        command = self._leave_command(job_id, owner, caller, collect=True)
+        flat, raw = self._trips.call(command)[0]
+        return self._with_outcome(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), raw)
+
+    # -- the queue --------------------------------------------------------------------------
+
+    def queued_tokens(self) -> int:
+        """Tokens accepted and not ended, estimated at acceptance."""
+        held = cast("bytes | None", self.client.hget(self._ledger, "tokens"))
+        return max(int(held or 0), 0)
+
+    def depth(self) -> Depth:
+        """How many messages are in the queue, leased, and dead letters."""
+        with (self.broker or self.client).pipeline(transaction=False) as pipe:
+            for step in PRIORITY_STEPS:
+                pipe.llen(list_of(self._queue, step))
+            pipe.hlen(keys.LEASED)
+            pipe.llen(keys.dead_letters(self._queue))
+            *lengths, taken, dead_letters = pipe.execute()
+        lanes = dict.fromkeys(Lane, 0)
+        for step, length in zip(PRIORITY_STEPS, lengths, strict=True):
+            lanes[lane_of(step)] += length
+        return Depth(lanes, taken, dead_letters)
+
+    def sweep(self) -> None:
+        """Cancel jobs whose messages were purged, and send messages that are left in the outbox.
+
+        Each worker calls this every few seconds, on one thread.
+        """
+        if self._outbox is not None:
+            self._outbox.send_overdue()
+        while True:
+            found = self._lost.find()
+            lost = found if self._outbox is None else self._outbox.without(found)
+            if lost:
+                logger.warning("%d jobs are cancelled: their messages were purged", len(lost))
+                self.cancel(*lost)
+            if len(lost) < SWEPT:
+                return
+
+    # -- helpers ----------------------------------------------------------------------------
+
+    def _submission(
+        self, job: NewJob, message: bytes | None, bounds: Bounds, once: Once, later: float
+    ) -> Command:
+        lists = [list_of(self._queue, lane.step) for lane in Lane]
+        lists += [name for name in lists_of(self._queue) if name not in lists]
+        given = {
+            "id": job.id,
+            "call": job.call,
+            "owner": job.owner,
+            "queue": self._queue,
+            "model": job.model,
+            "total": job.total,
+            "tokens": job.tokens,
+            "bytes": job.result_bytes,
+            "lane": job.lane.value,
+            "sent": self.broker is None,
+            "later": 0 if message else later,
+            "bounds": bounds._asdict(),
+            "listed": LISTED_JOBS,
+            "record_ttl": RECORD_TTL,
+            "shared": once.shared,
+            "fingerprint": once.fingerprint,
+            "once_ttl": once.seconds,
+        }
+        return self._submit(
+            [
+                *(keys.job(job.id), keys.jobs(self._queue, job.owner), self._ledger, self._open),
+                *(
+                    keys.outbox(self._queue),
+                    once.key_of(self._queue, job.owner),
+                    keys.LEASED,
+                    *lists,
+                ),
+            ],
+            [orjson.dumps(given), message or b""],
+        )
+
+    def _send(self, outbox: Outbox, acceptance: Acceptance, message: bytes) -> None:
+        """Have the broker take the message of an accepted job, or forget the job."""
+        name = list_of(self._queue, acceptance.lane.step)
+        try:
+            outbox.send(acceptance.job_id, name, message)
+        except redis.RedisError:
+            self.withdraw(acceptance.job_id)
+            raise
+
+    def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
+        """Of an ended job, or of a success only."""
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        return self._release(given, [seconds, int(successes)])
+
+    def _leave_command(
+        self, job_id: str, owner: str, caller: str, *, collect: bool = False
+    ) -> Command:
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        listed = keys.jobs(self._queue, owner)
+        return self._leave([*given, listed], [job_id, caller, _KEPT_FOR_REPEAT, int(collect)])
+
+    def _record(
+        self, job_id: str, fields: dict[bytes, bytes], has_result: bool
+    ) -> JobRecord | None:
+        record = self._ours(job_id, fields)
+        if not has_result or (record is not None and record.status.ended):
+            return record
+        return self._with_outcome(job_id, fields, self.raw_outcome(job_id))[0]
+
+    def _with_outcome(
+        self, job_id: str, fields: dict[bytes, bytes], raw: bytes | None
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """A record and its outcome.
+
+        A worker of an older version writes outcomes apart from records, and no record for a job of
+        a stock producer. Such a job is known by the vectors in its outcome.
+        """
+        record = self._ours(job_id, fields)
+        if raw is None or (record is None and fields):
+            return record, None
+        if record is None or not record.status.ended:
+            record = with_outcome(record or parse(job_id, {}), orjson.loads(raw))
+        if not fields and record.total is None:
+            return None, None
+        return record, raw
+
+    def _ours(self, job_id: str, fields: dict[bytes, bytes]) -> JobRecord | None:
+        """A record, unless there is none or it is of another deployment's queue."""
+        if not fields or fields.get(b"queue", self._queue.encode()) != self._queue.encode():
+            return None
+        return parse(job_id, fields)
+
+
+def _reading(job_id: str) -> tuple[Command, Command]:
+    return ("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id))

@@ -1,0 +1,74 @@
+"""Open jobs whose messages are nowhere: they were purged by a program that tells of none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import redis
+
+from worker.contract import keys
+from worker.contract.lanes import lists_of
+from worker.store import scripts
+
+#: Seconds in which an open job must have been seen, and jobs of one step.
+_SEEN_WITHIN = 5
+SWEPT = 1000
+#: The same while there are leases, which may be other queues': each of them is looked at, unless
+#: there are too many, so many at a time.
+_LEASED_WITHIN = 60
+_MOST_LEASED = 20_000
+_LEASED_PAGE = 100
+
+
+class LostJobs:
+    """Finds them. Belongs to one thread; raises redis.RedisError."""
+
+    def __init__(self, client: redis.Redis, broker: redis.Redis | None, queue: str) -> None:
+        """`broker`: the server that has the messages, None if it is the same one."""
+        self._broker = broker
+        self._server = broker or client
+        self._keys = [keys.ledger(queue), keys.open_jobs(queue)]
+        self._lists = lists_of(queue)
+        self._sweep = client.register_script(scripts.SWEEP)
+        self._leased = client.register_script(scripts.LEASED)
+        #: Jobs that the last call found neither waiting nor leased.
+        self._missing: set[str] = set()
+
+    def find(self) -> list[str]:
+        """Ids of lost jobs, `SWEPT` at most.
+
+        A job is lost if nothing of its queue waits and it is not leased.
+        """
+        given, state = [*self._keys, keys.LEASED, *self._lists], [0, 0]
+        if self._broker is not None:
+            # Before the script looks: what is accepted from now on is too young to be lost.
+            with self._broker.pipeline() as pipe:
+                pipe.exists(*self._lists)
+                pipe.hlen(keys.LEASED)
+                state = [int(not found) for found in pipe.execute()]
+            given = [*self._keys, ""]
+        answer = self._sweep(keys=given, args=[_SEEN_WITHIN, _LEASED_WITHIN, SWEPT, *state])
+        lost, missing = ([raw.decode() for raw in ids] for ids in cast("list[list[bytes]]", answer))
+        return lost + self._not_leased(missing)
+
+    def _not_leased(self, job_ids: Sequence[str]) -> list[str]:
+        """Jobs that no lease names, now and at the last call: a message can move meanwhile."""
+        leased = self._leased_ids() if job_ids else set()
+        missing = set() if leased is None else set(job_ids) - leased
+        self._missing, before = missing, self._missing
+        return sorted(missing & before)
+
+    def _leased_ids(self) -> set[str] | None:
+        """Ids of all tasks whose messages are leased; None if there are too many to look at."""
+        ids, cursor = set[str](), 0
+        if self._server.hlen(keys.LEASED) > _MOST_LEASED:
+            return None
+        while True:
+            arguments = [cursor, _LEASED_PAGE]
+            answer = self._leased(keys=[keys.LEASED], args=arguments, client=self._server)
+            following, page = cast("tuple[bytes, list[bytes]]", answer)
+            ids.update(raw.decode(errors="replace") for raw in page)
+            cursor = int(following)
+            if not cursor:
+                return ids

@@ -1,0 +1,202 @@
+"""Batches in Redis: created, claimed by their coordinators, listed, cancelled.
+
+A batch is a hash (`keys.batch`), see `batch`. Its coordinator, a Celery task, claims it before each
+run and writes with the number of its claim: one that was taken for dead and is not writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, cast
+
+import orjson
+import redis
+
+from worker.contract import keys, messages
+from worker.store import listing
+from worker.store.clock import Clock
+from worker.store.openai_batch import (
+    CANCELLABLE,
+    OpenAIBatch,
+    OpenAIBatchStatus,
+    fields_of,
+    parse,
+    progress_of,
+)
+from worker.store.outbox import Outbox, entry_of
+
+#: The Celery task that runs a batch.
+TASK_NAME: Final = "embedq.batch"
+#: Seconds that a batch can be read.
+BATCH_TTL: Final = 31 * 24 * 3600
+
+
+class Claim(NamedTuple):
+    """A batch in the hands of one run of its coordinator."""
+
+    batch: OpenAIBatch
+    epoch: int
+
+
+class Superseded(Exception):
+    """Another run has claimed the batch, or the batch is gone: this one has to end."""
+
+
+#: KEYS batch. Answers the number of the claim, 0 where there is no batch.
+_CLAIM = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+"""
+
+#: KEYS batch. ARGV number of the claim or '', statuses from which or '', then fields and values.
+#: Answers the status afterwards, or '' where the claim is not the last one any more.
+_UPDATE = """
+local held = redis.call('HMGET', KEYS[1], 'status', 'epoch')
+if not held[1] or (ARGV[1] ~= '' and held[2] ~= ARGV[1]) then return '' end
+if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. held[1] .. '|', 1, true) then
+  return held[1]
+end
+for at = 3, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
+return redis.call('HGET', KEYS[1], 'status')
+"""
+
+
+class OpenAIBatchStore:
+    """Batches on one Redis database. Safe to share between threads; raises redis.RedisError."""
+
+    def __init__(self, client: redis.Redis, broker: redis.Redis | None, queue: str) -> None:
+        self._client = client
+        #: Where messages go, or None where it is the same server.
+        self._broker = broker
+        self._queue = queue
+        self._messages = keys.batch_queue(queue)
+        self._clock = Clock(client)
+        self._claim = client.register_script(_CLAIM)
+        self._update = client.register_script(_UPDATE)
+
+    def now(self) -> float:
+        """The time by which batches expire: Redis' clock, in seconds since the epoch."""
+        return self._clock.now()
+
+    def create(self, batch: OpenAIBatch) -> None:
+        """Write a batch and send for its coordinator in one step.
+
+        If the broker is a server of its own, the message is in the outbox until the broker has it;
+        see `JobStore.submit`.
+        """
+        listed = keys.batches(self._queue, batch.owner)
+        fields: dict[Any, Any] = {"queue": self._queue, **fields_of(batch)}
+        with self._client.pipeline() as pipe:
+            pipe.hset(keys.batch(batch.id), mapping=fields)
+            pipe.expire(keys.batch(batch.id), BATCH_TTL)
+            pipe.zadd(listed, {batch.id: batch.created_at})
+            pipe.expire(listed, BATCH_TTL)
+            pipe.zremrangebyscore(listed, 0, batch.created_at - BATCH_TTL)
+            message = self._message(batch.id)
+            if self._broker is None:
+                pipe.lpush(self._messages, message)
+            else:
+                entry = entry_of(self.now(), self._messages, message)
+                pipe.hset(keys.outbox(self._queue), batch.id, cast("Any", entry))
+            pipe.execute()
+        if self._broker is not None:
+            Outbox(self._client, self._broker, self._queue).send(batch.id, self._messages, message)
+
+    def send(self, batch_id: str) -> None:
+        """Have a coordinator run it after those that wait already."""
+        (self._broker or self._client).lpush(self._messages, self._message(batch_id))
+
+    def read(self, batch_id: str) -> OpenAIBatch | None:
+        """Return the batch, or None if it does not exist or has expired."""
+        return self._read_many([batch_id])[0]
+
+    def page(
+        self, owner: str, *, limit: int, after: str | None
+    ) -> tuple[list[OpenAIBatch], str | None]:
+        """Batches of an owner, newest first, and the `after` of the next page; None if it is empty.
+
+        Raises KeyError where `after` is not among them.
+        """
+        return listing.page_of_many(
+            self._client,
+            keys.with_shared(keys.batches, self._queue, owner),
+            self._read_many,
+            limit=limit,
+            after=after,
+            wanted=lambda batch: batch.owner == owner,
+        )
+
+    def cancel(self, batch_id: str) -> None:
+        """Have the coordinator stop, unless the batch has ended or is about to be cancelled."""
+        self._write(
+            batch_id,
+            "",
+            CANCELLABLE,
+            {
+                "status": OpenAIBatchStatus.CANCELLING,
+                f"at:{OpenAIBatchStatus.CANCELLING}": self.now(),
+            },
+        )
+        self._client.publish(keys.EVENTS, orjson.dumps({"batches": [batch_id]}))
+
+    def claim(self, batch_id: str) -> Claim:
+        """Take a batch from whoever ran it before. Raises Superseded where there is none."""
+        epoch = int(cast("int", self._claim(keys=[keys.batch(batch_id)])))
+        batch = self.read(batch_id) if epoch else None
+        if batch is None:
+            raise Superseded(batch_id)
+        return Claim(batch, epoch)
+
+    def checkpoint(self, claim: Claim, batch: OpenAIBatch) -> OpenAIBatchStatus:
+        """Keep what of a batch is done; its status stays, and is answered. Raises Superseded."""
+        return self._write(batch.id, str(claim.epoch), (), progress_of(batch))
+
+    def move(
+        self,
+        claim: Claim,
+        batch: OpenAIBatch,
+        status: OpenAIBatchStatus,
+        *,
+        come_from: Sequence[OpenAIBatchStatus],
+    ) -> OpenAIBatch:
+        """Give a batch another status, with all that is known of it, where it has one of some.
+
+        Returns it as it stands then, which is with its own status where that was another one.
+        Raises Superseded.
+        """
+        moved = replace(batch, status=status, reached={**batch.reached, status: self.now()})
+        found = self._write(batch.id, str(claim.epoch), come_from, fields_of(moved))
+        if found is status:
+            return moved
+        return self.read(batch.id) or moved
+
+    def _read_many(self, batch_ids: Sequence[str]) -> list[OpenAIBatch | None]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for batch_id in batch_ids:
+                pipe.hgetall(keys.batch(batch_id))
+            found = pipe.execute()
+        ours = self._queue.encode()
+        return [
+            # Without the name of a queue: stored by an earlier version.
+            parse(one, raw) if raw and raw.get(b"queue", ours) == ours else None
+            for one, raw in zip(batch_ids, found, strict=True)
+        ]
+
+    def _write(
+        self,
+        batch_id: str,
+        epoch: str,
+        come_from: Sequence[OpenAIBatchStatus],
+        fields: Mapping[str, Any],
+    ) -> OpenAIBatchStatus:
+        arguments: list[Any] = [epoch, f"|{'|'.join(come_from)}|" if come_from else ""]
+        for name, value in fields.items():
+            arguments += (name, value)
+        answer = cast("bytes", self._update(keys=[keys.batch(batch_id)], args=arguments))
+        if not answer:
+            raise Superseded(batch_id)
+        return OpenAIBatchStatus(answer.decode())
+
+    def _message(self, batch_id: str) -> bytes:
+        return messages.of_task(TASK_NAME, messages.new_id(), [batch_id], self._messages)
