@@ -1,8 +1,8 @@
 """The documentation's figures: tables, pictures and JSON, from what benchmarks measured.
 
 Each benchmark has a block of its own in `docs/benchmarks.md`, between two comments that name it,
-and an entry in `docs/benchmarks/results.json`; the README shows the pictures, too. A benchmark that
-failed or was not run leaves what is there about it.
+and an entry in `docs/benchmarks/results.json`; the README shows the first picture, too. The figures
+of a benchmark that failed or was not run stay.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.report import Table, objections
 
 ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = Path("benchmarks") / "results.json"
-#: Whose pictures the README shows.
-_FIRST = ("throughput", "peers")
+#: The benchmark whose picture the README shows.
+_FIRST = "throughput"
 
 
 def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None:
@@ -47,9 +47,7 @@ def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None
     for name, report in reports.items():
         shown = [_shown(chart, files, docs) for chart, files in pictures[name]]
         text = _replaced(text, name, "\n".join([*shown, markdown(report)]))
-    first = [
-        _shown(chart, files, root) for name in _FIRST for chart, files in pictures.get(name, [])
-    ]
+    first = [_shown(chart, files, root) for chart, files in pictures.get(_FIRST, [])]
     text_first = _replaced(readme.read_text(), "figures", "\n".join(first))
     for path, content in (
         (results, json.dumps(known, indent=1) + "\n"),

@@ -64,7 +64,7 @@ def test_a_note_and_the_next_table_are_paragraphs_of_their_own(docs: Path) -> No
     assert "| worker |\n\na note.\n\n**Second**\n\n| process |" in block(docs, "idle")
 
 
-def test_pictures_for_light_and_dark_pages_stand_on_the_page_and_in_the_readme(docs: Path) -> None:
+def test_pictures_for_light_and_dark_pages_stand_on_the_page(docs: Path) -> None:
     columns = ["server", "short texts/s", "× infinity", "mixed texts/s", "× infinity"]
     found = report("32 callers", columns, ["infinity-emb", 100.0, 1.0, 50.0, 1.0])
     found["tables"][0]["rows"].append(["embedq", 250.0, 2.5, 100.0, 2.0])
@@ -75,11 +75,21 @@ def test_pictures_for_light_and_dark_pages_stand_on_the_page_and_in_the_readme(d
         for theme in ("light", "dark"):
             file = f"benchmarks/{picture}-{theme}.png"
             assert f'="{file}"' in block(docs, "peers")
-            assert f'="docs/{file}"' in (docs / "README.md").read_text()
             with Image.open(docs / "docs" / file) as image:
                 sizes.add(image.size)
         assert len(sizes) == 1
     assert "embedq 250 (2.50 ×)" in block(docs, "peers")
+
+
+def test_the_readme_shows_the_picture_of_throughput(docs: Path) -> None:
+    measured = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text())
+
+    publish({"throughput": measured["throughput"]}, docs)
+
+    readme = (docs / "README.md").read_text()
+    assert readme == (ROOT / "README.md").read_text()
+    for theme in ("light", "dark"):
+        assert f'="docs/benchmarks/throughput-{theme}.png"' in readme
 
 
 def test_every_benchmark_has_its_place_on_the_page() -> None:
