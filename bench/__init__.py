@@ -16,7 +16,8 @@ that a machine that changes its speed changes both. Never part of the test suite
 - `latency`     one small job on an idle system, and where its milliseconds go
 - `growth`      the engine's speed by the length of texts and the depth of the queue
 - `service`     the engine in one process, against callers that share a lock
-- `overhead`    jobs a second with a model that costs nothing (`costless`)
+- `overhead`    jobs a second with a model that costs nothing (`costless`), on ours and on kombu's
+                transport (`stock`)
 - `cost`        processor time of a request over REST, by process
 - `waiting`     a fast request beside a thousand clients that wait
 - `lanes`       a caller who waits, beside a deep bulk queue and another owner's flood

@@ -3,7 +3,8 @@
 `celery -A bench.costless worker` is embedq's own worker with only the encoder replaced. Vectors
 are a fixed function of the text, so that whoever reads a result can tell whether it is right.
 `EMBEDQ_BENCH_FORWARD_MS` makes a batch take that long, as a device would;
-`EMBEDQ_BENCH_DIMENSIONS`, a multiple of 8, makes results as large as a model's.
+`EMBEDQ_BENCH_DIMENSIONS`, a multiple of 8, makes results as large as a model's;
+`EMBEDQ_BENCH_TRANSPORT=stock` replaces the transport with kombu's own, which can lose jobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from celery.signals import celeryd_init
 from numpy.typing import NDArray
 
+from bench.stock import use_stock_transport
 from worker import app, loading
 from worker.contract.models import ModelInfo
 from worker.contract.settings import Settings
@@ -112,8 +114,6 @@ def _replace_encoders(**_: object) -> None:
     loading.load_encoders = _load
 
 
-if Settings.from_env().transport == "stock":
-    # So that what a killed worker held comes back within the run, for a fair comparison.
-    app.conf.broker_transport_options = app.conf.broker_transport_options | {
-        "visibility_timeout": int(os.environ.get("EMBEDQ_LEASE_SECONDS", "12"))
-    }
+if os.environ.get("EMBEDQ_BENCH_TRANSPORT") == "stock":
+    # A killed worker's messages return within the run, for a fair comparison.
+    use_stock_transport(app, visibility_timeout=Settings.from_env().lease_seconds)

@@ -93,7 +93,7 @@ class _Line:
             app=_APP,
             env={
                 "EMBEDQ_QUEUE": self._queue,
-                "EMBEDQ_TRANSPORT": contestant.transport,
+                "EMBEDQ_BENCH_TRANSPORT": contestant.transport,
                 "EMBEDQ_RESULT_TTL": "60",
             },
         )

@@ -12,6 +12,7 @@ import pytest
 import redis
 from celery import Celery
 
+from bench.stock import use_stock_transport
 from worker.contract import messages
 from worker.contract.app import make_app
 from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
@@ -24,8 +25,9 @@ SURROGATE = "lone \ud800 surrogate"
 
 @pytest.fixture
 def app(redis_url: str) -> Celery:
-    settings = Settings(broker_url=redis_url, result_backend=redis_url, transport="stock")
-    return make_app(settings)
+    app = make_app(Settings(broker_url=redis_url, result_backend=redis_url))
+    use_stock_transport(app)
+    return app
 
 
 def sent(app: Celery, client: redis.Redis, texts: Any, **options: Any) -> dict[str, Any]:

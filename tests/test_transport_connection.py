@@ -12,8 +12,7 @@ from kombu.transport import redis as stock
 
 from worker.contract.app import make_app
 from worker.contract.settings import Settings
-from worker.transport import AMQP, Connection, SentinelTransport, StockAMQP, Transport
-from worker.transport.connection import StockConnection
+from worker.transport import AMQP, Connection, SentinelTransport, Transport
 
 URLS = [
     ("redis://127.0.0.1:7000/1", Transport),
@@ -40,13 +39,6 @@ def test_celery_takes_our_transport_for_reading_and_writing(url: str, transport:
         assert connection.transport.driver_type == "redis"
 
 
-@pytest.mark.parametrize(("url", "transport"), URLS)
-def test_the_fallback_leads_to_kombus_transport(url: str, transport: type) -> None:
-    app = Celery("test", broker=url, amqp="worker.transport:StockAMQP", set_as_current=False)
-    assert isinstance(app.amqp, StockAMQP)
-    assert type(app.connection().transport).__module__ == stock.__name__
-
-
 def test_other_applications_of_the_process_keep_kombus_transport() -> None:
     assert kombu.Connection("redis://").get_transport_cls() is stock.Transport
     assert Connection("memory://").get_transport_cls().driver_type == "memory"
@@ -64,7 +56,6 @@ def test_pools_are_not_shared_with_connections_of_kombus_own() -> None:
     ours, kombus = pools.connections[Connection(url)], pools.connections[kombu.Connection(url)]
     assert ours is not kombus
     assert ours is pools.connections[Connection(url)]
-    assert ours is not pools.connections[StockConnection(url)]
 
 
 def test_a_unix_url_is_a_socket_and_a_database() -> None:

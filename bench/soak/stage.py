@@ -74,7 +74,7 @@ class Stage:
         self._clocks, self._workers_started = clocks, 0
         self.app = app
         self.env = {
-            "EMBEDQ_TRANSPORT": transport,
+            "EMBEDQ_BENCH_TRANSPORT": transport,
             "EMBEDQ_LEASE_SECONDS": str(LEASE_SECONDS),
             "EMBEDQ_RESULT_TTL": "86400",
             "EMBEDQ_BENCH_FORWARD_MS": str(forward_ms),

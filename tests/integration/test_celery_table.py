@@ -46,7 +46,7 @@ from worker.service import default_service
 from worker.tasks import embed
 
 APP = "tests.integration.users_app"
-STOCK = {"EMBEDQ_TRANSPORT": "stock"}
+STOCK = {"STOCK": "1"}
 #: Arguments and environment of a worker. Users add tasks by an application of their own or by -I.
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "our worker": (("-l", "debug", "-I", APP), {"APP": "worker"}),

@@ -102,7 +102,7 @@ def module_stand(request: pytest.FixtureRequest, valkey: ValkeyServer) -> Iterat
     """One worker, ours or Celery's pool of processes, for the tests that compare both."""
     from tests.conftest import running
 
-    stock = {"EMBEDQ_TRANSPORT": "stock", "POOL": "prefork"}
+    stock = {"STOCK": "1", "POOL": "prefork"}
     with running() as processes, valkey.client() as client, embed_at(valkey.url) as app:
         client.flushall()
         stand = Stand(processes, app, client)

@@ -270,7 +270,7 @@ def test_a_worker_takes_no_more_bytes_of_text_than_stated_however_few_tokens_the
 def test_a_worker_fetches_what_it_has_room_for_and_keeps_it_when_it_loses_its_connection(
     stand: Stand, transport: str
 ) -> None:
-    worker = stand.start(EMBEDQ_TRANSPORT=transport)
+    worker = stand.start(**({"STOCK": "1"} if transport == "stock" else {}))
     jobs = jobs_in_the_engine(stand, 50)
     asleep = users_app.sleep.delay(2, "slept")
     eventually(lambda: len(stand.inspect("active")) == 2)

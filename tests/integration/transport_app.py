@@ -12,7 +12,7 @@ app = Celery(
     "transport-test",
     broker=os.environ["CELERY_BROKER_URL"],
     backend=os.environ["CELERY_RESULT_BACKEND"],
-    amqp=f"worker.transport:{'StockAMQP' if os.environ.get('STOCK') else 'AMQP'}",
+    amqp=None if os.environ.get("STOCK") else "worker.transport:AMQP",
 )
 app.conf.update(
     accept_content=["json"],

@@ -17,6 +17,7 @@ from typing import Any
 import redis
 from celery import Task, signals
 
+from bench.stock import use_stock_transport
 from worker import app, loading, service
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
@@ -24,7 +25,9 @@ from worker.encoder.tokens import TokenBlock
 from worker.engine import Job, batch
 from worker.tasks import embed
 
-# Another pool, to compare ours with. Each of its processes loads the model for itself.
+# Another transport and pool, to compare ours with. Each process of the pool loads the model itself.
+if os.environ.get("STOCK"):
+    use_stock_transport(app)
 if pool := os.environ.get("POOL"):
     app.conf.update(worker_pool=pool, worker_proc_alive_timeout=60)
 

@@ -28,13 +28,12 @@ class Application(Celery):
 
 def make_app(settings: Settings) -> Celery:
     """A Celery application that talks to the broker and result backend of `settings`."""
-    # By name: producers need the transport only when they connect.
-    amqp = (
-        "worker.transport.connection:AMQP"
-        if settings.transport == "embedq"
-        else "worker.transport.connection:StockAMQP"
+    app = Application(
+        "embedq",
+        # By name: producers need the transport only when they connect.
+        amqp="worker.transport.connection:AMQP",
+        include=["worker.tasks", "worker.batches.task"],
     )
-    app = Application("embedq", amqp=amqp, include=["worker.tasks", "worker.batches.task"])
     if settings.log_format == "json":
         logs.use_json_in_worker()
     app.conf.update(configuration(settings))

@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 BACKENDS = ("auto", "torch", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-TRANSPORTS = ("embedq", "stock")
 LOG_FORMATS = ("text", "json")
 _REDIS_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
 
@@ -60,8 +59,6 @@ class Settings:
     #: Name of the master where the URLs are `sentinel://`.
     sentinel_master: str = "mymaster"
     queue: str = "embedq"
-    #: `embedq` loses no job when a process is killed; `stock` is kombu's own, to compare with.
-    transport: str = "embedq"
 
     #: Tokens waiting in the queue past which the API answers 503.
     max_queued_tokens: int = 10_000_000
@@ -131,7 +128,6 @@ class Settings:
             result_backend=env.parse("CELERY_RESULT_BACKEND", broker, _server),
             sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
             queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
-            transport=env.choice("EMBEDQ_TRANSPORT", TRANSPORTS),
             max_queued_tokens=env.whole("EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1),
             max_queued_bytes=None if max_queued_mb is None else max_queued_mb * 2**20,
             accept_without_workers=env.flag("EMBEDQ_ACCEPT_WITHOUT_WORKERS"),

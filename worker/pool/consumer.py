@@ -27,8 +27,8 @@ _PARKED_SECONDS = 10.0
 _LONGEST_REASON = 200
 
 
-class StockAdmission(bootsteps.StartStopStep):
-    """Lets a channel of kombu's own transport fetch only while the pool has room.
+class KombuAdmission(bootsteps.StartStopStep):
+    """Lets a channel of kombu's own transports fetch only while the pool has room.
 
     Our channels ask by themselves. Without this, and with no limit by count, a worker would take
     the whole queue into its memory. Runs anew for the channel of each connection.
@@ -60,7 +60,7 @@ class Consumer(consumer.Consumer):
     class Blueprint(consumer.Consumer.Blueprint):
         """Celery's steps and ours."""
 
-        default_steps = (*consumer.Consumer.Blueprint.default_steps, StockAdmission)
+        default_steps = (*consumer.Consumer.Blueprint.default_steps, KombuAdmission)
 
     timer: Any
     _own_failures: Failures | None = None

@@ -93,7 +93,7 @@ class InFlightJob:
         self._timers: Sequence[Any] = ()
         #: Kept from now on: this job ends it, whatever becomes of the connection it came by.
         self.lease: Lease | None = leases.hold(request.message.delivery_tag)
-        #: The name of its lease, or '' on the stock transport.
+        #: The name of its lease, or '' on a transport of kombu's own.
         self.tag = self.lease.tag if self.lease is not None else ""
         #: The span that submitted it, where its trace is recorded; see `spans`.
         self.trace: SpanContext | None = None

@@ -50,7 +50,7 @@ class OtherTask:
         lease = lease_of(self.request.message)
         #: Whether it may be cut off at any moment, since another run goes on where it was.
         self.resumes = args[0] == BATCH
-        #: The name of its lease, or '' on the stock transport.
+        #: The name of its lease, or '' on a transport of kombu's own.
         self.tag = lease.tag if lease is not None else ""
         #: Whether a worker may have died of it.
         self.redelivered = bool(self.request.delivery_info.get("redelivered"))

@@ -223,7 +223,7 @@ class TaskPool(BasePool):
     def flush(self) -> None:
         """Celery: the connection is lost, and with it what it knew of the requests here.
 
-        Leased ones go on and are shown again. Without leases (stock transport) the broker hands
+        Leased ones go on and are shown again. Without leases (kombu's transports) the broker hands
         them out again, so those that have not begun are dropped.
         """
         self._others.flush()

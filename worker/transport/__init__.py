@@ -10,9 +10,8 @@ the same queues at the same time. What differs is how a worker takes messages:
   renewed by the event loop every third of that. What a dead worker held runs elsewhere soon after.
 - *Endings are collected*, told to the server once a loop tick, and outlive the connection.
 
-In the Celery application: `Celery(…, amqp="worker.transport:AMQP")`, or `StockAMQP` for kombu's own
-transport on the same URLs. Broker URLs stay `redis://`, `rediss://`, `redis+socket://`, `unix://`
-and `sentinel://`.
+In the Celery application: `Celery(…, amqp="worker.transport:AMQP")`. Broker URLs stay `redis://`,
+`rediss://`, `redis+socket://`, `unix://` and `sentinel://`; others lead to kombu's own transports.
 
 For the pool, from any thread unless said otherwise:
 
@@ -21,7 +20,7 @@ For the pool, from any thread unless said otherwise:
 - `admission.handed_over = f`  set once; called after messages that came at once. While those are
   handed over `admission.more_follow` is true (loop thread).
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
-  None on the stock transport.
+  None on a transport of kombu's own.
 - `leases.hold(tag)`  the pool will end this one, whatever becomes of the connection.
 - `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `defer(tag, seconds)`,
   `bury(tag, reason, key)`  end a lease; `message.ack()` and `message.reject()` do the same. Told to
@@ -58,7 +57,7 @@ In reading order:
 """
 
 from worker.transport.backpressure import Backpressure, admission
-from worker.transport.connection import AMQP, Connection, StockAMQP, puts_back
+from worker.transport.connection import AMQP, Connection, puts_back
 from worker.transport.follow_ups import EndedElsewhere, Following, following
 from worker.transport.leases import Lease, Leases, lease_of, leases
 from worker.transport.transport import SentinelTransport, Transport
@@ -72,7 +71,6 @@ __all__ = [
     "Lease",
     "Leases",
     "SentinelTransport",
-    "StockAMQP",
     "Transport",
     "admission",
     "following",

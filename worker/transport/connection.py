@@ -26,8 +26,17 @@ from worker.transport.leases import leases
 from worker.transport.transport import SentinelTransport, Transport
 
 
-class StockConnection(kombu.Connection):
-    """kombu's connection, which also takes `unix://` and verifies certificates by default."""
+class Connection(kombu.Connection):
+    """A connection whose Redis URLs lead to our transport.
+
+    It also takes `unix://`, and verifies certificates by default.
+    """
+
+    _transports: ClassVar[dict[str, type[Transport]]] = {
+        "redis": Transport,
+        "rediss": Transport,
+        "sentinel": SentinelTransport,
+    }
 
     def __init__(self, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
         super().__init__(_kombu_url(hostname), *args, **kwargs)
@@ -41,16 +50,6 @@ class StockConnection(kombu.Connection):
             kwargs["ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super()._init_params(*args, **kwargs)
 
-
-class Connection(StockConnection):
-    """A connection whose Redis URLs lead to our transport."""
-
-    _transports: ClassVar[dict[str, type[Transport]]] = {
-        "redis": Transport,
-        "rediss": Transport,
-        "sentinel": SentinelTransport,
-    }
-
     def get_transport_cls(self) -> Any:
         return self._transports.get(self.transport_cls) or super().get_transport_cls()
 
@@ -60,20 +59,14 @@ class Connection(StockConnection):
 puts_back: ContextVar[bool] = ContextVar("embedq_puts_back", default=False)
 
 
-class _PatientAMQP(amqp.AMQP):
-    """Tells what cannot be sent now from what can never be."""
-
-    def _retry_publish(self, publish: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super()._retry_publish(publish, *args, **kwargs)
-        except (OperationalError, redis.RedisError) as error:
-            if not puts_back.get():
-                raise
-            raise Reject(error, requeue=True) from error
-
-
-class AMQP(_PatientAMQP):
+class AMQP(amqp.AMQP):
     """For `Celery(amqp="worker.transport:AMQP")`."""
+
+    Connection = BrokerConnection = Connection
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        leases.purged = partial(celery_jobs.purged, app)
 
     @cached_property
     def send_task_message(self) -> Any:
@@ -88,17 +81,14 @@ class AMQP(_PatientAMQP):
 
         return send_or_hold
 
-    Connection = BrokerConnection = Connection
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(app)
-        leases.purged = partial(celery_jobs.purged, app)
-
-
-class StockAMQP(_PatientAMQP):
-    """The same on kombu's own transport."""
-
-    Connection = BrokerConnection = StockConnection
+    def _retry_publish(self, publish: Any, *args: Any, **kwargs: Any) -> Any:
+        """Celery: requeue the running task if `puts_back` and a message cannot be sent now."""
+        try:
+            return super()._retry_publish(publish, *args, **kwargs)
+        except (OperationalError, redis.RedisError) as error:
+            if not puts_back.get():
+                raise
+            raise Reject(error, requeue=True) from error
 
 
 def _kombu_url(url: Any) -> Any:

@@ -328,5 +328,5 @@ leases = Leases()
 
 
 def lease_of(message: Any) -> Lease | None:
-    """The live lease of a kombu message; None where it came by another way (stock transport)."""
+    """The live lease of a kombu message; None if it came by a transport of kombu's own."""
     return leases.get(message.delivery_tag)
