@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from tests.processes import ROOT, clean_environment
+from worker import cli
 from worker.cli.health import shortest_silence
 
 #: Imports that are too slow for a command line that only answers a question.
@@ -54,6 +56,25 @@ finally:
 def test_help_names_every_command(command: str) -> None:
     assert f"  {command} " in embedq("--help").stdout
     assert embedq(command, "--help").stdout.startswith(f"Usage: embedq {command} ")
+
+
+def test_a_file_adds_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_train.py").write_text(
+        '"""Wind a train up."""\n'
+        "import click\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    click.echo('choo')\n"
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    runner = CliRunner()
+    assert re.search("  toy-train +Wind a train up[.]", runner.invoke(cli.main, "--help").output)
+    assert runner.invoke(cli.main, "toy-train").output == "choo\n"
+
+
+def test_every_command_has_a_line_in_the_help() -> None:
+    shown = re.findall(r"^  ([a-z][a-z-]+)  +\S", embedq("--help").stdout, re.MULTILINE)
+    assert shown == ["dead-letters", "embed", "health", "jobs", "keys", "tune", "up", "verify"]
 
 
 def test_help_needs_no_valid_settings() -> None:

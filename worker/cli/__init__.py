@@ -1,4 +1,7 @@
-"""The `embedq` command: its options here, what it does elsewhere.
+"""The `embedq` command. Each module of this package is one subcommand, with its name.
+
+A module has a click command named `command`; the first line of its docstring is shown by
+`embedq --help`.
 
 Exit codes: 0 done, or ended as asked; 1 it could not be done, with the reason in one line on
 standard error; 2 a wrong option or setting.
@@ -6,41 +9,31 @@ standard error; 2 a wrong option or setting.
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from worker.contract.errors import EmbedqError, SettingsError
 
-#: Commands by name, each in a module of its own that is imported when it is asked for.
-COMMANDS = {
-    "up": "Run a whole embedq on this machine: Valkey, workers and the API.",
-    "embed": "Embed files of texts, through a service or on this machine.",
-    "jobs": "List, show, await and cancel the jobs of a service.",
-    "health": "Tell whether a worker on this machine makes progress.",
-    "keys": "Add, list and revoke API keys.",
-    "dead-letters": "Look at messages that no worker could run; run or drop them.",
-    "tune": "Find the fastest way to run a model on this machine.",
-    "verify": "Compare vectors with sentence-transformers' on this machine.",
-}
-
 
 class Commands(click.Group):
     """Imports a command when it runs, and turns our errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(_modules())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in _modules():
             return None
-        command: click.Command = import_module(f"worker.cli.{cmd_name.replace('-', '_')}").command
+        command: click.Command = import_module(f"{__name__}.{_modules()[cmd_name].stem}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, _summary(file)) for name, file in _modules().items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -63,3 +56,14 @@ def main() -> None:
     option of a command goes before its variable. `celery -A worker worker` and
     `gunicorn 'api:create_app()'` run the parts alone.
     """
+
+
+def _modules() -> dict[str, Path]:
+    """Files of the commands by name, in alphabetical order."""
+    files = (file for folder in __path__ for file in Path(folder).glob("[!_]*.py"))
+    return {file.stem.replace("_", "-"): file for file in sorted(files)}
+
+
+def _summary(file: Path) -> str:
+    """The first line of a module's docstring. The module is not imported, which may take long."""
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]

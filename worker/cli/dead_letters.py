@@ -1,4 +1,4 @@
-"""`embedq dead-letters`: what no worker could run, and what is to become of it."""
+"""Look at messages that no worker could run; run or drop them."""
 
 from __future__ import annotations
 

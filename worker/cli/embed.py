@@ -1,4 +1,4 @@
-"""`embedq embed`: files of texts to files of vectors."""
+"""Embed files of texts, through a service or on this machine."""
 
 from __future__ import annotations
 

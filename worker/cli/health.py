@@ -1,4 +1,4 @@
-"""`embedq health`: whether a worker on this machine makes progress; a container's health check."""
+"""Tell whether a worker on this machine makes progress."""
 
 from __future__ import annotations
 

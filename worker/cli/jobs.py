@@ -1,4 +1,4 @@
-"""`embedq jobs`: a service's jobs from the command line."""
+"""List, show, await and cancel the jobs of a service."""
 
 from __future__ import annotations
 

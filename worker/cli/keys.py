@@ -1,4 +1,4 @@
-"""`embedq keys`: who may use the API, and how much of it."""
+"""Add, list and revoke API keys."""
 
 from __future__ import annotations
 

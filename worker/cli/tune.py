@@ -1,4 +1,4 @@
-"""`embedq tune`: the fastest way to run a model on this machine, for workers to take."""
+"""Find the fastest way to run a model on this machine."""
 
 from __future__ import annotations
 

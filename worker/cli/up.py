@@ -1,4 +1,4 @@
-"""`embedq up`: options in, progress out."""
+"""Run a whole embedq on this machine: Valkey, workers and the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`embedq verify`: whether the vectors of this machine are the library's."""
+"""Compare vectors with sentence-transformers' on this machine."""
 
 from __future__ import annotations
 
