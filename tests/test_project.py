@@ -74,6 +74,20 @@ def test_only_two_import_packages_are_installed() -> None:
     assert {pattern.partition(".")[0] for pattern in include} == {"worker", "api"}
 
 
+def test_each_pattern_of_package_data_matches_and_no_data_file_is_left_out() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["*"]
+    tops = [ROOT / "api", ROOT / "worker"]
+    packages = [file.parent for top in tops for file in top.rglob("__init__.py")]
+    matched = [
+        {file for package in packages for file in package.glob(pattern) if file.is_file()}
+        for pattern in patterns
+    ]
+    assert all(matched)
+    files = {file for top in tops for file in top.rglob("*.*") if file.is_file()}
+    assert set().union(*matched) == {file for file in files if file.suffix not in (".py", ".pyc")}
+
+
 def test_every_dependency_has_its_version_in_the_constraints() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()

@@ -64,7 +64,7 @@ def distinct(block: TokenBlock) -> Distinct:
             kept.append(place)
     if len(kept) == len(block):
         return Distinct(block)
-    return Distinct(_taken(block, np.asarray(kept)), rows)
+    return Distinct(block.take(np.asarray(kept)), rows)
 
 
 def _all_differ(block: TokenBlock) -> bool:
@@ -81,12 +81,3 @@ def _all_differ(block: TokenBlock) -> bool:
     mixed ^= mixed >> np.uint64(32)
     keys = np.add.reduceat(mixed, starts)
     return len(np.unique(keys)) == len(keys)
-
-
-def _taken(block: TokenBlock, places: NDArray[np.int64]) -> TokenBlock:
-    """Texts `places` of a block."""
-    lengths = block.lengths[places]
-    offsets = np.zeros(len(places) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    came_from = np.arange(offsets[-1]) + np.repeat(block.offsets[places] - offsets[:-1], lengths)
-    return TokenBlock(block.ids[came_from], offsets, block.skip[places], block.truncated[places])

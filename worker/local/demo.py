@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from functools import partial
-from http import HTTPStatus
-from http.client import HTTPConnection
 from math import hypot
-from typing import Any
+from typing import TYPE_CHECKING
 
 from worker.contract.errors import EmbedqError
+
+if TYPE_CHECKING:
+    from worker.offline.client import Remote
 
 SENTENCES = (
     "How do I reset my password?",
@@ -22,39 +21,30 @@ SENTENCES = (
     "The striker scored twice in the final.",
     "Our team won the cup after extra time.",
 )
-#: Seconds that one request waits for the job's end.
-WAIT_S = 30
 
 
 class DemoFailed(EmbedqError):
-    """The sample job did not end as it should; the message holds the API's answer."""
+    """The sample job did not succeed; the message holds its state and error."""
 
     code = "demo_failed"
 
 
-def run(host: str, port: int, say: Callable[[str], None], api_key: str | None = None) -> None:
+def run(remote: Remote, say: Callable[[str], None]) -> None:
     """Submit the sample job, wait for it, and show state, dimension and nearest neighbours.
 
-    Raises `DemoFailed` where the API answers with an error or the job fails.
+    Raises `ServiceError` if the API answers with an error, and `DemoFailed` if the job fails.
     """
-    connection = HTTPConnection(host, port, timeout=2 * WAIT_S)
-    ask = partial(_request, connection, api_key)
-    try:
-        job = ask("POST", f"/jobs?wait={WAIT_S}", {"input": SENTENCES})
-        while job["status"] in ("queued", "running"):
-            job = ask("GET", f"/jobs/{job['id']}?wait={WAIT_S}")
-        if job["status"] != "succeeded":
-            raise DemoFailed(f"the sample job ended as {job['status']}: {job['error']}")
-        result = ask("GET", f"/jobs/{job['id']}/result")
-    finally:
-        connection.close()
+    job = remote.wait(remote.submit(SENTENCES)["id"])
+    if job["status"] != "succeeded":
+        raise DemoFailed(f"the sample job ended as {job['status']}: {job['error']}")
+    outcome = remote.result(job["id"])
     say(f"Sample job {job['id']}")
     say(
-        f"  state {job['status']}, model {result['model']}, {len(SENTENCES)} texts, "
-        f"dimension {result['dimensions']}, {result['usage']['total_tokens']} tokens"
+        f"  state {job['status']}, model {outcome.model}, {len(SENTENCES)} texts, "
+        f"dimension {outcome.vectors.shape[1]}, {outcome.prompt_tokens} tokens"
     )
     say("")
-    for line in table(SENTENCES, result["embeddings"]):
+    for line in table(SENTENCES, outcome.vectors.tolist()):
         say("  " + line)
 
 
@@ -77,20 +67,3 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
     """Cosine of the angle between two vectors; 0 where one has no length."""
     length = hypot(*first) * hypot(*second)
     return sum(a * b for a, b in zip(first, second, strict=True)) / length if length else 0.0
-
-
-def _request(
-    connection: HTTPConnection, api_key: str | None, method: str, path: str, body: object = None
-) -> dict[str, Any]:
-    """Send JSON, read JSON; any answer but a 2xx raises `DemoFailed`."""
-    data = None if body is None else json.dumps(body)
-    headers = {"Accept": "application/json", "Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    connection.request(method, path, data, headers)
-    response = connection.getresponse()
-    text = response.read().decode(errors="replace")
-    if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-        raise DemoFailed(f"{method} {path} answered {response.status}: {text[:500]}")
-    answer: dict[str, Any] = json.loads(text)
-    return answer

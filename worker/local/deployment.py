@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from worker.contract.hosts import LOCAL_HOSTS, TrustedHosts, parse_hosts
 from worker.contract.settings import Settings
 from worker.local import valkey
 from worker.local.supervisor import Program
+from worker.tuned import cores
 
 #: Seconds that open requests have once the API is told to stop.
 API_GRACE_S = 5
@@ -156,13 +156,6 @@ def api(listener: socket.socket, env: Mapping[str, str], counts: Path) -> Progra
 def api_processes(core_count: int) -> int:
     """Processes of the API: one to four cores' worth, the rest is for the model."""
     return max(1, min(4, core_count // 4))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_open(host: str, *, keys: bool, without_keys: bool) -> None:

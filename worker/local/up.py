@@ -7,7 +7,7 @@ import select
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -152,10 +152,12 @@ def _patience(say: Say) -> Callable[[float], None]:
 
 def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
     """Run the sample job on a thread of its own, so that Ctrl-C is heard meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="demo") as executor:
-        job = executor.submit(
-            demo.run, *deployment.reachable(options), show, os.environ.get("EMBEDQ_API_KEY")
-        )
+    # Only here: it imports NumPy and Celery, which `embedq up` needs for nothing else.
+    from worker.offline.client import Remote
+
+    remote = Remote(_address(options), api_key=os.environ.get("EMBEDQ_API_KEY"))
+    with ThreadPoolExecutor(1, thread_name_prefix="demo") as executor, closing(remote):
+        job = executor.submit(demo.run, remote, show)
         try:
             supervisor.wait_ready(job.done)
         except Stopped:
@@ -165,10 +167,14 @@ def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
         job.result()
 
 
+def _address(options: Options) -> str:
+    host, port = deployment.reachable(options)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _show_address(options: Options, own_broker: str | None, show: Say) -> None:
     """`own_broker`: the address of the Valkey that runs here; another one its user knows."""
-    host, port = deployment.reachable(options)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = _address(options)
     show("")
     show(f"embedq serves on {url} until Ctrl-C. Try it:")
     show("")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -28,6 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _TRIES = 0.5, 15.0, 10
 _LATER = frozenset({429, 502, 503, 504})
 _LOST = 404
 _TOO_LARGE = 413
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class ServiceError(EmbedqError):
@@ -66,17 +68,30 @@ class Remote:
 
         Raises ServiceError where the job is not valid or the service does not answer.
         """
-        # Escaped, so that a text with a lone surrogate fails alone, over there.
-        body = json.dumps({**options, "input": texts, "encoding_format": "base64"}).encode()
         while True:
             try:
-                return self._run(body)
+                return self._run(texts, options)
             except ServiceError as error:
                 if error.status == _TOO_LARGE:
                     return JobFailed("too_large", error.message)
                 # Its time to live passed while nobody could ask for it.
                 if error.status != _LOST:
                     raise
+
+    def submit(self, texts: Sequence[str], options: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+        """A job as it was accepted; `options` are those of `POST /jobs`. Raises ServiceError."""
+        # Escaped, so that a text with a lone surrogate fails alone, over there.
+        body = json.dumps({**options, "input": texts, "encoding_format": "base64"}).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        return self._ask("POST", "/jobs", body, headers)
+
+    def result(self, job_id: str) -> Outcome:
+        """The result of a job that succeeded. Raises ServiceError."""
+        result = self._ask("GET", f"{_path(job_id)}/result?encoding_format=base64")
+        vectors, _ = matrix(result["embeddings"])
+        errors = [TextError(**error) for error in result["errors"]]
+        tokens = result["usage"]["prompt_tokens"]
+        return Outcome(result["model"], vectors, tokens, errors, result["truncated"])
 
     def job(self, job_id: str) -> dict[str, Any]:
         """A job as it stands. Raises ServiceError."""
@@ -114,9 +129,8 @@ class Remote:
                 self._send("POST", f"{_path(job_id)}/cancel", None, {}, _CONNECT)
         self._pool.clear()
 
-    def _run(self, body: bytes) -> Outcome | JobFailed:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
-        job_id = self._ask("POST", "/jobs", body, headers)["id"]
+    def _run(self, texts: Sequence[str], options: Mapping[str, Any]) -> Outcome | JobFailed:
+        job_id = self.submit(texts, options)["id"]
         with self._lock:
             self._under_way.add(job_id)
         try:
@@ -125,7 +139,7 @@ class Remote:
                 return JobFailed(job["error"]["code"], job["error"]["message"])
             if job["status"] == "cancelled":
                 raise ServiceError(f"job {job_id} was cancelled")
-            return _outcome(self._ask("GET", f"{_path(job_id)}/result?encoding_format=base64"))
+            return self.result(job_id)
         finally:
             with self._lock:
                 self._under_way.discard(job_id)
@@ -192,10 +206,3 @@ def _answer(method: str, path: str, response: urllib3.BaseHTTPResponse) -> dict[
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
     value = response.headers.get("Retry-After", "")
     return min(float(value), 120.0) if value.isdigit() else 1.0
-
-
-def _outcome(result: Mapping[str, Any]) -> Outcome:
-    vectors, _ = matrix(result["embeddings"])
-    errors = [TextError(**error) for error in result["errors"]]
-    tokens = result["usage"]["prompt_tokens"]
-    return Outcome(result["model"], vectors, tokens, errors, result["truncated"])
