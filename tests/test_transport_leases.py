@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from worker.transport.lease_store import LeaseStore
-from worker.transport.leases import Burial, Lease, Leases, Outbox
+from worker.transport.leases import DeadLetterUpdate, Lease, Leases, LeaseUpdates
 
 
 class FakeStore(LeaseStore):
@@ -19,13 +19,13 @@ class FakeStore(LeaseStore):
     def __init__(self) -> None:
         client: Any = None
         super().__init__("unacked", "unacked_index", "dead", "", "~", 12.0, 3600.0, client)
-        self.told: list[Outbox] = []
+        self.told: list[LeaseUpdates] = []
         self.away = False
 
-    def tell(self, outbox: Outbox) -> None:
+    def send(self, updates: LeaseUpdates) -> None:
         if self.away:
             raise redis.ConnectionError("away")
-        self.told.append(outbox)
+        self.told.append(updates)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def leases() -> Leases:
 
 
 def granted(leases: Leases, store: LeaseStore, *tags: str, owner: object = "channel") -> None:
-    leases.grant([Lease(tag, "jobs", False, store, owner) for tag in tags])
+    leases.add([Lease(tag, "jobs", False, store, owner) for tag in tags])
 
 
 def test_an_ended_lease_is_told_once_however_often_it_is_ended(
@@ -48,15 +48,15 @@ def test_an_ended_lease_is_told_once_however_often_it_is_ended(
     granted(leases, store, "a")
     leases.ack("a")
     leases.ack("a")
-    leases.reject("a", requeue=True)
+    leases.nack("a", requeue=True)
     leases.release(["a"])
-    assert leases.take(store) == Outbox(acks=["a"])
+    assert leases.take_updates(store) == LeaseUpdates(acks=["a"])
     assert leases.stats()["acked"] == 1
 
 
 def test_a_tag_that_was_never_granted_is_nobodys_business(leases: Leases, store: FakeStore) -> None:
     leases.ack("unknown")
-    assert not leases.pending(store)
+    assert not leases.has_updates(store)
 
 
 def test_a_lease_settled_with_its_result_needs_no_acknowledgement(
@@ -64,63 +64,70 @@ def test_a_lease_settled_with_its_result_needs_no_acknowledgement(
 ) -> None:
     granted(leases, store, "a", "b")
     assert [leases.get(tag) is not None for tag in ("a", "gone", "b")] == [True, False, True]
-    leases.forget(["a", "gone", "b"])
+    leases.remove_completed(["a", "gone", "b"])
     leases.ack("a")
-    assert not leases.pending(store)
+    assert not leases.has_updates(store)
     assert leases.stats()["settled"] == 2
 
 
 def test_each_way_to_end_a_lease_reaches_the_server(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, *"abcdefg")
     leases.ack("a")
-    leases.reject("b", requeue=False)
-    leases.reject("c", requeue=True)
+    leases.nack("b", requeue=False)
+    leases.nack("c", requeue=True)
     leases.release(["d"])
-    leases.bury("e", "unreadable")
-    leases.bury("f", "poisoned", "my-dead")
+    leases.dead_letter("e", "unreadable")
+    leases.dead_letter("f", "poisoned", "my-dead")
     leases.defer("g", 60)
-    told = leases.take(store)
+    told = leases.take_updates(store)
     [(tag, until)] = told.deferrals
     assert (tag, round(until - time.monotonic())) == ("g", 60)
     assert leases.stats()["deferred"] == 1
-    assert told == Outbox(
+    assert told == LeaseUpdates(
         deferrals=told.deferrals,
         acks=["a", "b"],
-        returns=["d"],
+        releases=["d"],
         requeues=["c"],
-        burials=[Burial("e", "unreadable", "dead"), Burial("f", "poisoned", "my-dead")],
+        dead_letters=[
+            DeadLetterUpdate("e", "unreadable", "dead"),
+            DeadLetterUpdate("f", "poisoned", "my-dead"),
+        ],
     )
 
 
 def test_a_closing_channel_gives_back_what_nobody_keeps(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, "a", "b", "c", owner="closing")
     granted(leases, store, "d", owner="other")
-    leases.hold("b")
-    assert leases.outstanding("closing") == 2
-    leases.abandon("closing")
-    assert leases.take(store) == Outbox(returns=["a", "c"])
+    leases.detach("b")
+    assert leases.count_owned("closing") == 2
+    leases.release_owned("closing")
+    assert leases.take_updates(store) == LeaseUpdates(releases=["a", "c"])
     assert leases.get("b") is not None
     assert leases.get("d") is not None
-    assert leases.outstanding("closing") == 0
+    assert leases.count_owned("closing") == 0
 
 
 def test_a_lease_that_is_held_outlives_its_channel(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, "held", "left")
-    lease = leases.hold("held")
+    lease = leases.detach("held")
     assert lease is not None
-    assert (lease.tag, leases.hold("held"), leases.hold("never granted")) == ("held", lease, None)
-    leases.abandon("channel")
+    assert (lease.tag, leases.detach("held"), leases.detach("never granted")) == (
+        "held",
+        lease,
+        None,
+    )
+    leases.release_owned("channel")
     leases.flush()
-    assert [told.returns for told in store.told] == [["left"]]
+    assert [told.releases for told in store.told] == [["left"]]
     assert leases.get("held") is lease
 
 
 def test_a_kept_lease_can_still_be_ended(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, "a")
-    leases.hold("a")
-    leases.hold("a")
+    leases.detach("a")
+    leases.detach("a")
     leases.ack("a")
-    assert leases.take(store) == Outbox(acks=["a"])
+    assert leases.take_updates(store) == LeaseUpdates(acks=["a"])
     assert leases.stats()["live"] == 0
 
 
@@ -134,7 +141,9 @@ def test_what_the_server_did_not_hear_is_told_again(leases: Leases, store: FakeS
     store.away = False
     leases.flush()
     leases.flush()
-    assert store.told == [Outbox(acks=["b", "a"])] or store.told == [Outbox(acks=["a", "b"])]
+    assert store.told == [LeaseUpdates(acks=["b", "a"])] or store.told == [
+        LeaseUpdates(acks=["a", "b"])
+    ]
 
 
 def test_the_loop_is_woken_once_for_many_endings(leases: Leases, store: FakeStore) -> None:
@@ -144,16 +153,16 @@ def test_the_loop_is_woken_once_for_many_endings(leases: Leases, store: FakeStor
     leases.ack("a")
     leases.ack("b")
     assert len(woken) == 1
-    leases.take(store)
+    leases.take_updates(store)
     leases.ack("c")
     assert len(woken) == 2
 
 
 def test_a_lost_lease_cannot_be_acknowledged(leases: Leases, store: FakeStore) -> None:
     granted(leases, store, "a")
-    leases.lost(["a", "unknown"])
+    leases.remove_lost(["a", "unknown"])
     leases.ack("a")
-    assert not leases.pending(store)
+    assert not leases.has_updates(store)
     assert leases.stats()["lost"] == 1
 
 
@@ -173,7 +182,7 @@ def test_threads_end_leases_at_once_and_none_is_missed(leases: Leases, store: Fa
         thread.start()
     start.wait()
     while any(thread.is_alive() for thread in threads):
-        told += leases.take(store).acks
-    told += leases.take(store).acks
+        told += leases.take_updates(store).acks
+    told += leases.take_updates(store).acks
     assert sorted(told) == sorted(tags)
-    assert leases.outstanding("channel") == 0
+    assert leases.count_owned("channel") == 0

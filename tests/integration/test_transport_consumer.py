@@ -24,7 +24,7 @@ from tests.integration.transport_loop import (
 )
 from tests.processes import ValkeyServer
 from worker.contract.lanes import PRIORITY_STEPS, Lane, list_of, lists_of
-from worker.transport import Connection, admission, fetcher, lease_of, leases
+from worker.transport import Connection, capacity, fetcher, lease_of, leases
 from worker.transport.message import Message
 
 
@@ -32,7 +32,7 @@ from worker.transport.message import Message
 def nothing_held() -> Iterator[None]:
     yield
     assert leases.stats()["live"] == 0
-    assert admission.room is None
+    assert capacity.tokens is None
 
 
 # Without a loop.
@@ -177,7 +177,7 @@ def test_the_pool_decides_how_much_is_fetched(
     send(redis_url, *["x" * 1000 for _ in range(20)])
     room = 0
     received = Received(ack=False)
-    monkeypatch.setattr(admission, "room", lambda _: room)
+    monkeypatch.setattr(capacity, "tokens", lambda _: room)
     with looped(redis_url, received) as loop:
         loop.turn_for(0.3)
         assert received.bodies == []
@@ -197,7 +197,7 @@ def test_a_lane_is_fetched_however_full_the_others_are(
 ) -> None:
     rooms = dict.fromkeys(Lane, 0)
     received = Received(ack=False)
-    monkeypatch.setattr(admission, "room", rooms.__getitem__)
+    monkeypatch.setattr(capacity, "tokens", rooms.__getitem__)
     with looped(redis_url, received, priority_steps=list(PRIORITY_STEPS)) as loop:
         loop.turn_for(0.2)
         redis_client.rename(backlog(redis_url, redis_client, 100), list_of("jobs", 9))
@@ -226,7 +226,7 @@ def test_jobs_somebody_waits_for_come_between_those_fetched_before(
         if body == 5:
             redis_client.rename(urgent, list_of("jobs", -1))
 
-    monkeypatch.setattr(admission, "room", lambda _: 1_000_000)
+    monkeypatch.setattr(capacity, "tokens", lambda _: 1_000_000)
     # A receiver that always takes longer than a slice.
     monkeypatch.setattr(fetcher, "SLICE_SECONDS", 0)
     send(redis_url, *range(200))
@@ -246,9 +246,9 @@ def test_the_pool_is_told_when_messages_that_came_at_once_were_handed_over(
 
     def receive(body: int, message: Message) -> None:
         received(body, message)
-        following.append(admission.more_follow)
+        following.append(capacity.more_follow)
 
-    monkeypatch.setattr(admission, "handed_over", lambda: told.append(len(received.bodies)))
+    monkeypatch.setattr(capacity, "delivered", lambda: told.append(len(received.bodies)))
     jobs = backlog(redis_url, redis_client, 20)
     with looped(redis_url, receive) as loop:
         loop.turn_for(0.2)
@@ -257,7 +257,7 @@ def test_the_pool_is_told_when_messages_that_came_at_once_were_handed_over(
     assert following == [True] * 20
     assert told[-1] == 20
     assert len(told) < 20
-    assert not admission.more_follow
+    assert not capacity.more_follow
 
 
 def test_a_unix_socket_works_by_both_of_its_urls(
@@ -422,7 +422,7 @@ def test_a_kept_lease_outlives_its_connection(redis_url: str, redis_client: redi
     received, again = Received(ack=False), Received()
     with looped(redis_url, received) as loop:
         loop.until(lambda: len(received.messages) == 2)
-        leases.hold(received.messages[0].delivery_tag)
+        leases.detach(received.messages[0].delivery_tag)
     assert left(redis_client) == (1, 1, 1)
     with looped(redis_url, again) as loop:
         loop.turn_for(4.0)

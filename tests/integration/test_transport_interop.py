@@ -11,14 +11,14 @@ import redis
 
 from tests.integration.transport_loop import JOBS, Received, left, looped, send
 from worker.contract.lanes import PRIORITY_STEPS, list_of
-from worker.transport import admission, leases
+from worker.transport import capacity, leases
 
 
 @pytest.fixture(autouse=True)
 def nothing_held() -> Iterator[None]:
     yield
     assert leases.stats()["live"] == 0
-    assert admission.room is None
+    assert capacity.tokens is None
 
 
 def test_kombus_consumer_takes_what_our_producer_sends(

@@ -20,7 +20,7 @@ UNREADABLE = ["not json", "{}", "[" * 100_000, '{"headers": {"id": 7}}', '{"head
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    leases.purged = None
+    leases.before_purge = None
 
 
 def fill(client: redis.Redis, each: int, queue: str = "jobs") -> list[str]:
@@ -60,7 +60,7 @@ def test_a_purge_empties_every_list_of_its_queue_and_no_other(
 ) -> None:
     ids, others = fill(redis_client, 3), fill(redis_client, 2, queue="other")
     calls: list[Sequence[str]] = []
-    leases.purged = calls.append if told else None
+    leases.before_purge = calls.append if told else None
     assert purge(redis_url) == len(ids) + len(lists_of("jobs")) * len(UNREADABLE)
     assert sorted(task_id for call in calls for task_id in call) == (sorted(ids) if told else [])
     assert not redis_client.exists("unacked", "unacked_index", *lists_of("jobs"))
@@ -73,7 +73,7 @@ def test_a_purge_tells_of_many_jobs_in_parts(redis_url: str, redis_client: redis
     ids = [f"job-{number}" for number in range(2 * TAGS_A_CALL + 7)]
     redis_client.lpush("jobs", *map(message, ids))
     calls: list[Sequence[str]] = []
-    leases.purged = calls.append
+    leases.before_purge = calls.append
     assert purge(redis_url) == len(ids)
     assert [len(call) for call in calls] == [TAGS_A_CALL, TAGS_A_CALL, 7]
     assert [task_id for call in calls for task_id in call] == ids
@@ -87,7 +87,7 @@ def test_a_purge_whose_jobs_cannot_be_told_of_removes_nothing(
     def fails(_: Sequence[str]) -> None:
         raise redis.ConnectionError("away")
 
-    leases.purged = fails
+    leases.before_purge = fails
     with pytest.raises(redis.ConnectionError, match="away"):
         purge(redis_url)
     assert [task_ids([raw]) for raw in redis_client.lrange("jobs", 0, -1)] == [["b"], ["a"]]

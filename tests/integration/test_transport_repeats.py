@@ -18,13 +18,13 @@ from worker import transport
 from worker.contract.lanes import list_of
 from worker.transport import scripts
 from worker.transport.command import Command, Script
-from worker.transport.lease_store import FIRST, LeaseStore, Restored, Source
-from worker.transport.leases import Burial, Deferral, Outbox
+from worker.transport.lease_store import FIRST, LeaseStore, QueueList, Restored
+from worker.transport.leases import DeadLetterUpdate, Deferral, LeaseUpdates
 
 SCRIPTS = [name for name, value in vars(scripts).items() if isinstance(value, Script)]
 STEPS = (0, 3, 9)
-SOURCES = [
-    Source(queue, list_of(queue, step), rank * 2 + place, step)
+LISTS = [
+    QueueList(queue, list_of(queue, step), rank * 2 + place, step)
     for rank, step in enumerate(STEPS)
     for place, queue in enumerate(("jobs", "other"))
 ]
@@ -36,8 +36,8 @@ Chance = random.Random
 Make = Callable[[Chance, LeaseStore, Sequence[str]], Command]
 
 
-def told(store: LeaseStore, **outbox: Any) -> Command:
-    [(command, _)] = store.commands(Outbox(**outbox))
+def told(store: LeaseStore, **updates: Any) -> Command:
+    [(command, _)] = store.commands(LeaseUpdates(**updates))
     return command
 
 
@@ -46,10 +46,10 @@ def some(chance: Chance, tags: Sequence[str]) -> list[str]:
 
 
 def fetch(chance: Chance, store: LeaseStore, tags: Sequence[str]) -> Command:
-    sources = chance.sample(SOURCES, chance.randint(1, len(SOURCES)))
-    sources.sort(key=lambda source: source.level // chance.choice([1, 2]))
+    lists = chance.sample(LISTS, chance.randint(1, len(LISTS)))
+    lists.sort(key=lambda source: source.level // chance.choice([1, 2]))
     bounds = {"count": chance.randint(1, 12), "tokens_bytes": chance.choice([1, 40, 1 << 20])}
-    return store.fetch(sources, renewed=chance.random() < 0.5, **bounds).command
+    return store.fetch(lists, renewed=chance.random() < 0.5, **bounds).command
 
 
 def defer(chance: Chance, store: LeaseStore, tags: Sequence[str]) -> Command:
@@ -68,17 +68,17 @@ def bind(script: Script, *args: str) -> Make:
 CALLS: dict[str, Make] = {
     "FETCH": fetch,
     "ACK": lambda chance, store, tags: told(store, acks=some(chance, tags)),
-    "GIVE_BACK": lambda chance, store, tags: told(
-        store, **{chance.choice(["returns", "requeues"]): some(chance, tags)}
+    "NACK": lambda chance, store, tags: told(
+        store, **{chance.choice(["releases", "requeues"]): some(chance, tags)}
     ),
     "DEFER": defer,
-    "BURY": lambda chance, store, tags: told(
-        store, burials=[Burial(chance.choice(tags), "unreadable", "dead")]
+    "DEAD_LETTER": lambda chance, store, tags: told(
+        store, dead_letters=[DeadLetterUpdate(chance.choice(tags), "unreadable", "dead")]
     ),
     "RENEW": lambda chance, store, tags: next(iter(store.renewals(some(chance, tags)))),
     "RESTORE": lambda _chance, store, _tags: store.restoration(),
-    "ROUTE": lambda chance, store, tags: Command(
-        scripts.ROUTE,
+    "RESTORE_STOCK": lambda chance, store, tags: Command(
+        scripts.RESTORE_STOCK,
         (store.unacked_key, store.index_key, *chance.sample(["jobs", "other"], 2)),
         (chance.choice(tags), envelope("routed")),
     ),
@@ -100,7 +100,7 @@ def fill(chance: Chance, client: redis.Redis, begun: float) -> list[str]:
     """Queues, leases of every kind, and some with a part missing; answers tags of leases."""
     tags = ["timed:0:gone:0000"]
     with client.pipeline() as pipe:
-        for source in SOURCES:
+        for source in LISTS:
             for number in range(chance.randint(0, 4)):
                 pipe.lpush(source.key, envelope(f"queued {number}"))
         for number in range(chance.randint(1, 12)):
@@ -137,7 +137,7 @@ def contents(client: redis.Redis, begun: float) -> dict[str, Any]:
             }
         else:
             found[name] = client.get(name)
-            assert 0 < client.ttl(name) <= scripts.FETCH_MEMORY
+            assert 0 < client.ttl(name) <= 60
     return found
 
 
@@ -216,12 +216,12 @@ def test_messages_taken_one_by_one_are_not_lost_with_a_reply(
     store = stores[0]
     for number in range(4):
         store.client.lpush("jobs", envelope(str(number)))
-    request = store.fetch(SOURCES, renewed=False, count=2, tokens_bytes=1 << 20)
+    request = store.fetch(LISTS, renewed=False, count=2, tokens_bytes=1 << 20)
     store.run(request.command)
     drained, rows = store.read_fetch(request, store.run(request.command), "owner")
     assert [json.loads(message)["body"] for _, message in rows] == ["0", "1"]
     assert not drained
-    store.tell(Outbox(acks=[rows[0][0].tag]))
+    store.send(LeaseUpdates(acks=[rows[0][0].tag]))
     _, rest = store.read_fetch(request, store.run(request.command), "owner")
     assert [lease.tag for lease, _ in rest] == [rows[1][0].tag]
     assert (store.client.llen("jobs"), store.client.hlen("unacked")) == (2, 1)
@@ -231,14 +231,14 @@ def test_messages_taken_one_by_one_are_not_lost_with_a_reply(
 
 #: Commands of one call with five tags, or of one that fetches or restores five messages.
 MOST = {
-    "FETCH": 7 + 5 + len(SOURCES),
+    "FETCH": 7 + 5 + len(LISTS),
     "ACK": 2,
-    "GIVE_BACK": 5 * 5,
+    "NACK": 5 * 5,
     "DEFER": 1 + 6 * 5,
-    "BURY": 6,
+    "DEAD_LETTER": 6,
     "RENEW": 4,
     "RESTORE": 2 + 6 * 5,
-    "ROUTE": 4 + 2,
+    "RESTORE_STOCK": 4 + 2,
     "BIND": 3,
     "REBIND": 4,
 }
@@ -255,7 +255,7 @@ def crowd(client: redis.Redis, size: int) -> list[str]:
         pipe.hset("unacked", mapping=dict.fromkeys([*due, *tags], f'[{message},"","jobs"]'))
         pipe.zadd("unacked_index", dict.fromkeys(tags, now + 1000) | dict.fromkeys(due, now - 10))
         pipe.zadd("unacked_index", {f"stock-{number}": now - 9 for number in range(size)})
-        for source in SOURCES:
+        for source in LISTS:
             pipe.lpush(source.key, *[message] * size)
         for table in ("bindings", "others"):
             pipe.sadd(f"{table}-of-sets", *map(str, range(size)))
@@ -281,9 +281,9 @@ def test_the_cost_of_a_call_does_not_grow_with_what_is_queued_or_leased(
     for size in (10, 10_000):
         due = crowd(store.client, size)
         command = {
-            "FETCH": store.fetch(SOURCES, renewed=True, count=5, tokens_bytes=1 << 20).command,
+            "FETCH": store.fetch(LISTS, renewed=True, count=5, tokens_bytes=1 << 20).command,
             "ACK": told(store, acks=due),
-            "GIVE_BACK": told(store, returns=due),
+            "NACK": told(store, releases=due),
             "DEFER": told(store, deferrals=[Deferral(tag, time.monotonic() + 60) for tag in due]),
             "RENEW": next(iter(store.renewals(due))),
             "RESTORE": store.restoration(FIRST),

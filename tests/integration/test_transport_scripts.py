@@ -18,12 +18,12 @@ from worker.transport.lease_store import (
     RESTORE_SCAN,
     Cursor,
     LeaseStore,
+    QueueList,
     Restored,
-    Source,
 )
-from worker.transport.leases import Burial, Deferral, Lease, Outbox
+from worker.transport.leases import DeadLetterUpdate, Deferral, Lease, LeaseUpdates
 
-JOBS = [Source("jobs", "jobs", 0, 0)]
+JOBS = [QueueList("jobs", "jobs", 0, 0)]
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def send(client: redis.Redis, *messages: str, queue: str = "jobs") -> None:
 
 def fetch(
     store: LeaseStore,
-    sources: Sequence[Source] = JOBS,
+    lists: Sequence[QueueList] = JOBS,
     *,
     count: int = 100,
     room: int = 1 << 20,
     renewed: bool = True,
 ) -> list[tuple[Lease, bytes]]:
-    request = store.fetch(sources, renewed=renewed, count=count, tokens_bytes=room)
+    request = store.fetch(lists, renewed=renewed, count=count, tokens_bytes=room)
     return store.read_fetch(request, store.run(request.command), "owner")[1]
 
 
@@ -131,12 +131,12 @@ def test_queues_of_one_level_are_served_in_turn_and_priorities_in_order(
         send(redis_client, envelope(f"a{n}"), queue="a")
         send(redis_client, envelope(f"b{n}"), queue="b")
     send(redis_client, envelope("late"), queue="a\x06\x163")
-    sources = [
-        Source("a", "a", 0, 0),
-        Source("b", "b", 0, 0),
-        Source("a", "a\x06\x163", 3, 3),
+    lists = [
+        QueueList("a", "a", 0, 0),
+        QueueList("b", "b", 0, 0),
+        QueueList("a", "a\x06\x163", 3, 3),
     ]
-    bodies = [json.loads(message)["body"] for _, message in fetch(store, sources)]
+    bodies = [json.loads(message)["body"] for _, message in fetch(store, lists)]
     assert bodies == ["a0", "b0", "a1", "b1", "a2", "b2", "late"]
 
 
@@ -158,8 +158,8 @@ def test_given_back_messages_are_next_in_line_unmarked(
         send(redis_client, envelope(str(n)))
     before = redis_client.lrange("jobs", 0, -1)
     tags = [lease.tag for lease, _ in fetch(store, count=4)]
-    store.tell(Outbox(returns=[*tags, "timed:0:unknown:0000"]))
-    store.tell(Outbox(returns=tags))
+    store.send(LeaseUpdates(releases=[*tags, "timed:0:unknown:0000"]))
+    store.send(LeaseUpdates(releases=tags))
     assert redis_client.lrange("jobs", 0, -1) == before
     assert not redis_client.exists("unacked", "unacked_index")
 
@@ -171,7 +171,7 @@ def test_a_requeued_message_is_marked_as_redelivered(
     send(redis_client, envelope("second"))
     [(lease, _)] = fetch(store, count=1)
     assert not lease.redelivered
-    store.tell(Outbox(requeues=[lease.tag]))
+    store.send(LeaseUpdates(requeues=[lease.tag]))
     assert texts(redis_client) == ["first", "second"]
     [(lease, message)] = fetch(store, count=1)
     assert lease.redelivered
@@ -197,7 +197,7 @@ def test_no_text_is_changed_by_coming_back(
     send(redis_client, envelope(body, headers=headers))
     for _ in range(3):
         [(lease, _)] = fetch(store)
-        store.tell(Outbox(requeues=[lease.tag]))
+        store.send(LeaseUpdates(requeues=[lease.tag]))
     [raw] = redis_client.lrange("jobs", 0, -1)
     payload = json.loads(raw)
     assert payload["headers"].pop("redelivered") is True
@@ -211,8 +211,8 @@ def test_any_queue_name_finds_its_way_back(
     store: LeaseStore, redis_client: redis.Redis, queue: str
 ) -> None:
     send(redis_client, envelope(), queue=queue)
-    [(lease, _)] = fetch(store, [Source(queue, queue, 0, 0)])
-    store.tell(Outbox(returns=[lease.tag]))
+    [(lease, _)] = fetch(store, [QueueList(queue, queue, 0, 0)])
+    store.send(LeaseUpdates(releases=[lease.tag]))
     assert redis_client.llen(queue) == 1
 
 
@@ -223,8 +223,8 @@ def test_prefixed_keys_and_priorities_find_their_way_back(
     store = make_store(redis_client, unacked_key="p:unacked", index_key="p:index", key_prefix="p:")
     key = list_of("p:jobs", step)
     send(redis_client, envelope(), queue=key)
-    [(lease, _)] = fetch(store, [Source("jobs", key, 0, step)])
-    store.tell(Outbox(returns=[lease.tag]))
+    [(lease, _)] = fetch(store, [QueueList("jobs", key, 0, step)])
+    store.send(LeaseUpdates(releases=[lease.tag]))
     assert redis_client.llen(key) == 1
 
 
@@ -246,17 +246,17 @@ def test_only_leases_that_ran_out_are_restored_the_oldest_first(
 def test_leases_of_every_lane_are_restored_to_it(
     store: LeaseStore, redis_client: redis.Redis
 ) -> None:
-    sources = [
-        Source("jobs", list_of("jobs", step), rank, step)
+    lists = [
+        QueueList("jobs", list_of("jobs", step), rank, step)
         for rank, step in enumerate(PRIORITY_STEPS)
     ]
-    for source in sources:
+    for source in lists:
         send(redis_client, envelope(), queue=source.key)
-    found = fetch(store, sources)
+    found = fetch(store, lists)
     assert [lease.priority for lease, _ in found] == list(PRIORITY_STEPS)
     age(redis_client, 13)
-    assert restore(store) == Restored(len(sources), 0, None, [])
-    assert [redis_client.llen(source.key) for source in sources] == [1] * len(sources)
+    assert restore(store) == Restored(len(lists), 0, None, [])
+    assert [redis_client.llen(source.key) for source in lists] == [1] * len(lists)
 
 
 def test_a_renewed_lease_is_not_restored(store: LeaseStore, redis_client: redis.Redis) -> None:
@@ -311,11 +311,11 @@ def test_a_deferred_message_returns_at_its_time_next_in_line_and_unmarked(
     key = list_of("jobs", 6)
     for message in messages:
         send(redis_client, message, queue=key)
-    leased = fetch(store, [Source("jobs", key, 0, 6)], count=3)
+    leased = fetch(store, [QueueList("jobs", key, 0, 6)], count=3)
     later = [Deferral(lease.tag, time.monotonic() + 60 + n) for n, (lease, _) in enumerate(leased)]
-    store.tell(Outbox(deferrals=later[::-1]))
+    store.send(LeaseUpdates(deferrals=later[::-1]))
     assert redis_client.hlen("unacked") == redis_client.zcard("unacked_index") == 3
-    store.tell(Outbox(acks=[one.tag for one in later], returns=[one.tag for one in later]))
+    store.send(LeaseUpdates(acks=[one.tag for one in later], releases=[one.tag for one in later]))
     age(redis_client, 59)
     assert sweep(store) == [Restored(0, 0, None, [])]
     age(redis_client, 10)
@@ -329,7 +329,7 @@ def test_a_time_that_passed_before_the_server_heard_of_it_counts(
 ) -> None:
     send(redis_client, envelope())
     [(lease, _)] = fetch(store)
-    store.tell(Outbox(deferrals=[Deferral(lease.tag, time.monotonic() - 5)]))
+    store.send(LeaseUpdates(deferrals=[Deferral(lease.tag, time.monotonic() - 5)]))
     assert restore(store) == Restored(0, 1, None, [])
 
 
@@ -386,7 +386,7 @@ def test_a_buried_message_can_be_read_and_run_again(
     message = envelope('say "hi"\n')
     send(redis_client, message)
     [(lease, _)] = fetch(store)
-    store.tell(Outbox(burials=[Burial(lease.tag, "poisoned", "dead")]))
+    store.send(LeaseUpdates(dead_letters=[DeadLetterUpdate(lease.tag, "poisoned", "dead")]))
     assert not redis_client.exists("unacked", "unacked_index", "jobs")
     entry = json.loads(redis_client.rpop("dead") or b"")
     assert {name: entry[name] for name in ("tag", "reason", "queue", "message")} == {
@@ -406,7 +406,7 @@ def test_a_late_acknowledgement_does_not_touch_the_next_delivery(
     age(redis_client, 13)
     restore(store)
     [(new, _)] = fetch(store)
-    store.tell(Outbox(acks=[old.tag], returns=[old.tag]))
+    store.send(LeaseUpdates(acks=[old.tag], releases=[old.tag]))
     assert redis_client.hkeys("unacked") == [new.tag.encode()]
     assert redis_client.llen("jobs") == 0
 
@@ -418,7 +418,7 @@ def test_a_server_that_forgot_the_scripts_learns_them_again(
     redis_client.script_flush()
     [(lease, _)] = fetch(store)
     redis_client.script_flush()
-    store.tell(Outbox(acks=[lease.tag]))
+    store.send(LeaseUpdates(acks=[lease.tag]))
     assert not redis_client.exists("unacked", "jobs")
 
 
@@ -439,16 +439,16 @@ def test_a_list_of_another_type_holds_nothing_else_up(
     redis_client.rename("jobs", "kept")
     redis_client.set("jobs", "not a list")
     redis_client.set("dead", "not a list")
-    [(given_back, _)] = store.commands(Outbox(returns=[back[0].tag]))
+    [(given_back, _)] = store.commands(LeaseUpdates(releases=[back[0].tag]))
     assert store.run(given_back)[:9] == b"WRONGTYPE"
-    store.tell(Outbox(acks=[done[0].tag]))
+    store.send(LeaseUpdates(acks=[done[0].tag]))
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        store.tell(Outbox(burials=[Burial(dead[0].tag, "poisoned", "dead")]))
+        store.send(LeaseUpdates(dead_letters=[DeadLetterUpdate(dead[0].tag, "poisoned", "dead")]))
     age(redis_client, 13)
     refused = restore(store)
     assert refused.leases == 0
     assert "WRONGTYPE" in str(refused.refusal)
-    [(elsewhere, _)] = fetch(store, [*JOBS, Source("kept", "kept", 1, 0)])
+    [(elsewhere, _)] = fetch(store, [*JOBS, QueueList("kept", "kept", 1, 0)])
     assert elsewhere.queue == "kept"
     age(redis_client, 55)
     redis_client.delete("jobs", "dead")
@@ -501,11 +501,15 @@ def test_a_full_server_still_fetches_renews_defers_restores_buries_and_acknowled
     assert len(tags) == 4
     for renewal in store.renewals(tags):
         assert store.run(renewal) == []
-    burial = Burial(tags[1], "poisoned", "dead")
-    store.tell(Outbox(acks=tags[:1], burials=[burial], requeues=[tags[2]], returns=[tags[3]]))
+    dead_letter = DeadLetterUpdate(tags[1], "poisoned", "dead")
+    store.send(
+        LeaseUpdates(
+            acks=tags[:1], dead_letters=[dead_letter], requeues=[tags[2]], releases=[tags[3]]
+        )
+    )
     assert (full.hlen("unacked"), full.llen("jobs"), full.llen("dead")) == (0, 8, 1)
     [(later, _)] = fetch(store, count=1)
-    store.tell(Outbox(deferrals=[Deferral(later.tag, time.monotonic() + 60)]))
+    store.send(LeaseUpdates(deferrals=[Deferral(later.tag, time.monotonic() + 60)]))
     assert full.hlen("unacked") == 1
     store.lease_timeout = -1.0
     assert len(fetch(store, count=2)) == 2

@@ -20,14 +20,14 @@ from redis.retry import Retry
 from tests.integration.transport_loop import FAST, Received, left, looped, send
 from tests.integration.transport_proxy import proxy
 from tests.processes import ValkeyServer
-from worker.transport import Connection, admission, fetcher, lease_of, leases, scripts
+from worker.transport import Connection, capacity, fetcher, lease_of, leases, scripts
 
 
 @pytest.fixture(autouse=True)
 def nothing_held() -> Iterator[None]:
     yield
     assert leases.stats()["live"] == 0
-    assert admission.room is None
+    assert capacity.tokens is None
 
 
 def kill_connections(client: redis.Redis) -> None:
@@ -200,7 +200,7 @@ def test_a_dead_letter_list_that_cannot_be_written_holds_nothing_else_up(
     with looped(redis_url, received) as loop:
         loop.until(lambda: len(received.messages) == 3)
         bad, good, better = received.messages
-        leases.bury(bad.delivery_tag, "poisoned", "graves")
+        leases.dead_letter(bad.delivery_tag, "poisoned", "graves")
         good.ack()
         loop.until(lambda: left(redis_client) == (0, 2, 2))
         better.ack()

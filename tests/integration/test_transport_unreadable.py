@@ -91,7 +91,7 @@ def test_a_body_that_cannot_be_decoded_is_the_consumers_to_refuse(
         loop.until(lambda: refused)
         [(message, error)] = refused
         assert type(error).__name__ == "DecodeError"
-        leases.bury(message.delivery_tag, "unreadable", "graves")
+        leases.dead_letter(message.delivery_tag, "unreadable", "graves")
         loop.until(lambda: left(redis_client) == (0, 0, 0))
     [grave] = graves_of(redis_client)
     assert parse(json.loads(grave)["message"].encode())["body"] == body

@@ -97,7 +97,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_on_failure": True,
         "task_track_started": False,
         "worker_pool": "worker.pool:TaskPool",
-        "worker_consumer": "worker.pool.consumer:Consumer",
+        "worker_consumer": "worker.pool.consumer:JobConsumer",
         "worker_concurrency": 1,
         # No limit by count: the pool bounds the tokens that wait.
         "worker_prefetch_multiplier": 0,

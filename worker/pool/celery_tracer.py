@@ -194,7 +194,7 @@ class Tracer:
         """
         lease = in_flight.lease
         if lease is not None and not lease.store.client.hexists(lease.unacked_key, lease.tag):
-            leases.lost([lease.tag])
+            leases.remove_lost([lease.tag])
             return False
         record = self._store.read(in_flight.id)
         return record is None or not record.status.ended

@@ -50,7 +50,7 @@ class KombuAdmission(bootsteps.StartStopStep):
         qos.can_consume = MethodType(with_room, qos)
 
 
-class Consumer(consumer.Consumer):
+class JobConsumer(consumer.Consumer):
     """Moves messages that nobody can run to the dead letters and fails their jobs.
 
     Celery's own acknowledges some of them, rejects others, logs their bodies, and ends on the rest.

@@ -63,7 +63,7 @@ class Failures:
         `tag` names its lease. In this order, since a message that is still leased is refused again
         after a crash. Any thread.
         """
-        leases.hold(tag)
+        leases.detach(tag)
         self.soon(self._refuse, tag, job_id, error, reason)
 
     def soon(self, function: Callable[..., Any], *args: Any) -> None:
@@ -90,7 +90,7 @@ class Failures:
         finally:
             state.task_ready(request)
             if tag:
-                leases.bury(tag, str(error), self._key)
+                leases.dead_letter(tag, str(error), self._key)
             else:
                 request.acknowledge()
 
@@ -136,7 +136,7 @@ class Failures:
                     place_of(failure),
                     extra={"job_id": job_id},
                 )
-        leases.bury(tag, reason, self._key)
+        leases.dead_letter(tag, reason, self._key)
 
     def _run(self, call: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
         function, args = call

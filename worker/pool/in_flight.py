@@ -92,7 +92,7 @@ class InFlightJob:
         self._open = open_jobs
         self._timers: Sequence[Any] = ()
         #: Kept from now on: this job ends it, whatever becomes of the connection it came by.
-        self.lease: Lease | None = leases.hold(request.message.delivery_tag)
+        self.lease: Lease | None = leases.detach(request.message.delivery_tag)
         #: The name of its lease, or '' on a transport of kombu's own.
         self.tag = self.lease.tag if self.lease is not None else ""
         #: The span that submitted it, where its trace is recorded; see `spans`.
@@ -208,7 +208,7 @@ class InFlightJob:
         if not self.close():
             return False
         if self.burial is not None and self.tag:
-            leases.bury(self.tag, *self.burial)
+            leases.dead_letter(self.tag, *self.burial)
         try:
             self.request.on_success(answer)
         finally:

@@ -91,7 +91,7 @@ class OtherTasks:
     def submit(self, task: OtherTask) -> None:
         """Run a task on the next free thread."""
         if task.tag:
-            leases.hold(task.tag)
+            leases.detach(task.tag)
         self._open[task] = None
         if task.redelivered and not task.resumes:
             self._isolation.submit(task)
@@ -127,7 +127,7 @@ class OtherTasks:
             logger.warning("%d tasks still run; their messages are put back", len(cut_off))
         for task in cut_off:
             if task.tag:
-                leases.reject(task.tag, requeue=True)
+                leases.nack(task.tag, requeue=True)
         # What goes on where it was is as good as never begun.
         leases.release([task.tag for task in self._open if task.resumes and task.tag])
         self._isolation.cut_off(task for task in self._open if task.redelivered)

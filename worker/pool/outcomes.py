@@ -138,7 +138,7 @@ class Outcomes:
             if written is None:
                 return
             if self._atomic:
-                leases.forget([in_flight.tag for in_flight, _ in chunk if in_flight.tag])
+                leases.remove_completed([in_flight.tag for in_flight, _ in chunk if in_flight.tag])
             self._loop.call(self._end, chunk, written)
 
     def crashed(self, error: BaseException) -> None:

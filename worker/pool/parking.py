@@ -33,7 +33,7 @@ _KNOWN = 10_000
 _LOOK = 0.1
 
 
-class Held:
+class LeaseLimit:
     """Leases of one kind that this worker holds, so many at most. Loop's thread."""
 
     def __init__(self, most: int) -> None:
@@ -53,11 +53,11 @@ class Held:
         return self._most - len(self._tags)
 
 
-class Line:
+class ParkingLine:
     """The messages of one kind, held and parked, in order. Loop's thread."""
 
     def __init__(self) -> None:
-        self._held = Held(MOST_HELD)
+        self._held = LeaseLimit(MOST_HELD)
         #: Each with the monotonic time at which it comes back by itself.
         self._parked: deque[tuple[float, Lease]] = deque(maxlen=_KNOWN)
         self._look_at = 0.0
@@ -81,7 +81,7 @@ class Line:
         room = self._held.room()
         if room >= MOST_HELD // 2:
             count = min(room, len(self._parked))
-            leases.recall([self._parked.popleft()[1] for _ in range(count)])
+            leases.release_deferred([self._parked.popleft()[1] for _ in range(count)])
 
 
 class Parking:
@@ -97,8 +97,8 @@ class Parking:
         self._known = known
         #: Whether every job of `embed` ends through Celery's tracer, by its settings.
         self._traced = traced
-        self._soon = Held(MOST_SOON)
-        self._lines: dict[str, Line] = {}
+        self._soon = LeaseLimit(MOST_SOON)
+        self._lines: dict[str, ParkingLine] = {}
 
     def parks(self, message: Any, lease: Lease) -> bool:
         """Whether a message has to wait; it is parked then, and not this worker's any more."""
@@ -110,7 +110,7 @@ class Parking:
             return False
         # One line for all of protocol 1, and for what nobody knows.
         line = name if isinstance(name, str) and name in self._known else ""
-        return self._lines.setdefault(line, Line()).parks(lease)
+        return self._lines.setdefault(line, ParkingLine()).parks(lease)
 
     def turn(self) -> None:
         """Take parked messages back if there is room. Called whenever the loop turns."""

@@ -44,7 +44,7 @@ from worker.store import server
 from worker.store.celery_jobs import store_of
 from worker.store.eviction import EvictionCheck
 from worker.store.jobs import JobStore
-from worker.transport import admission, leases
+from worker.transport import capacity, leases
 from worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class TaskPool(BasePool):
         self._presence.start()
         # Jobs that were cancelled before this worker was there.
         self._loop.run()
-        admission.room, admission.handed_over = self.room, self._hand_in
+        capacity.tokens, capacity.delivered = self.room, self._hand_in
         tasks.run_here = self._callers.run
         signals.task_revoked.connect(self._on_revoked)
 
@@ -210,7 +210,7 @@ class TaskPool(BasePool):
             self._outcomes.tracer.end(in_flight, JobFailed(error.code, error.message))
         else:
             self._taken.append(in_flight.job)
-            if in_flight.job.lane is Lane.INTERACTIVE or not admission.more_follow:
+            if in_flight.job.lane is Lane.INTERACTIVE or not capacity.more_follow:
                 self._hand_in()
         return in_flight
 
@@ -281,7 +281,7 @@ class TaskPool(BasePool):
         if self._stopping or not hasattr(self, "_presence"):
             return
         self._stopping = True
-        admission.room = lambda _: 0
+        capacity.tokens = lambda _: 0
         try:
             with leases_kept(self._settings.lease_seconds):
                 self._drain(time.monotonic() + seconds)

@@ -99,7 +99,7 @@ class ResultWriter:
                 "Job %s could not be failed; its message is a dead letter", in_flight.id
             )
             if in_flight.tag:
-                leases.bury(in_flight.tag, message, self._dead_letters)
+                leases.dead_letter(in_flight.tag, message, self._dead_letters)
 
     def _complete(self, part: Chunk) -> set[int] | None:
         """Places of jobs that had ended before; None once stopped. Raises Refused."""

@@ -3,33 +3,35 @@
 It speaks kombu's own formats, so producers, workers, Flower and `celery purge` of stock Celery use
 the same queues at the same time. What differs is how a worker takes messages:
 
-- *Fetch many, atomically.* One script moves up to `admission.room(lane)` tokens of messages from
+- *Fetch many, atomically.* One script moves up to `capacity.tokens(lane)` tokens of messages from
   the queues into the leased set, for each lane by itself, so that no lane waits for another's room.
   kombu pops first and records later, and loses what dies in between.
 - *Leases, not an hour of silence.* A lease has a deadline, `lease_timeout` seconds ahead, and is
-  renewed by the event loop every third of that. What a dead worker held runs elsewhere soon after.
-- *Endings are collected*, told to the server once a loop tick, and outlive the connection.
+  renewed by the event loop every third of that. Jobs of a dead worker run elsewhere soon after.
+- *Ends of leases are collected*, sent once a loop tick, and outlive the connection.
 
 In the Celery application: `Celery(…, amqp="worker.transport:AMQP")`. Broker URLs stay `redis://`,
 `rediss://`, `redis+socket://`, `unix://` and `sentinel://`; others lead to kombu's own transports.
 
 For the pool, from any thread unless said otherwise:
 
-- `admission.room = f`  set once; `f(lane)` gives the tokens of a lane that may still be fetched
+- `capacity.tokens = f`  set once; `f(lane)` gives the tokens of a lane that may still be fetched
   (loop thread).
-- `admission.handed_over = f`  set once; called after messages that came at once. While those are
-  handed over `admission.more_follow` is true (loop thread).
+- `capacity.delivered = f`  set once; called after messages that came at once. While those are
+  delivered `capacity.more_follow` is true (loop thread).
 - `lease_of(message)`  a `Lease` (`tag`, `queue`, `redelivered`, `unacked_key`, `index_key`), or
   None on a transport of kombu's own.
-- `leases.hold(tag)`  the pool will end this one, whatever becomes of the connection.
-- `leases.ack(tag)`, `reject(tag, requeue=…)`, `release(tags)`, `defer(tag, seconds)`,
-  `bury(tag, reason, key)`  end a lease; `message.ack()` and `message.reject()` do the same. Told to
-  the server by the next tick; `leases.flush()` tells it at once and `leases.renew()` keeps what is
-  left, where no loop turns any more.
-- a script with `HDEL` on `unacked_key` and `ZREM` on `index_key`, then `leases.forget(tags)`, end
-  leases together with their results; a later `message.ack()` does nothing.
-- `leases.purged = f`  set once; `f(ids)` is called with the ids of up to 500 tasks before a purge
-  by this process (`celery purge`) removes their messages. If it raises, they return to their queue.
+- `leases.detach(tag)`  keeps the lease when its channel closes; the pool ends it.
+- `leases.ack(tag)`, `nack(tag, requeue=…)`, `release(tags)`, `defer(tag, seconds)`,
+  `dead_letter(tag, reason, key)`  end a lease; `message.ack()` and `message.reject()` do the same.
+  The next tick sends it to the server; `leases.flush()` sends it at once and `leases.renew()` keeps
+  what is left, where no loop turns any more.
+- a script with `HDEL` on `unacked_key` and `ZREM` on `index_key`, then
+  `leases.remove_completed(tags)`, end leases together with their results; a later `message.ack()`
+  does nothing.
+- `leases.before_purge = f`  set once; `f(ids)` is called with the ids of up to 500 tasks before a
+  purge by this process (`celery purge`) removes their messages. If it raises, they return to their
+  queue.
 - `leases.stats()`  counters for `inspect stats` and metrics.
 
 Transport options beside kombu's: `lease_timeout` (12 s) for leases that an event loop renews;
@@ -56,7 +58,7 @@ In reading order:
 - `connection`: the adapters to Celery
 """
 
-from worker.transport.backpressure import Backpressure, admission
+from worker.transport.backpressure import FetchCapacity, capacity
 from worker.transport.connection import AMQP, Connection, puts_back
 from worker.transport.follow_ups import EndedElsewhere, Following, following
 from worker.transport.leases import Lease, Leases, lease_of, leases
@@ -64,15 +66,15 @@ from worker.transport.transport import SentinelTransport, Transport
 
 __all__ = [
     "AMQP",
-    "Backpressure",
     "Connection",
     "EndedElsewhere",
+    "FetchCapacity",
     "Following",
     "Lease",
     "Leases",
     "SentinelTransport",
     "Transport",
-    "admission",
+    "capacity",
     "following",
     "lease_of",
     "leases",

@@ -1,4 +1,4 @@
-"""How much this process wants to have waiting; decides what is fetched, and says what came."""
+"""How much this process may fetch, and the notice that messages were delivered."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ BYTES_PER_TOKEN = 4
 
 
 @dataclass(slots=True)
-class Backpressure:
-    """Room for more work, in tokens.
+class FetchCapacity:
+    """Remaining intake of the pool, in tokens of each lane.
 
-    The event loop asks before each fetch. Whoever makes room wakes it: `hub.call_soon(…)`.
+    Read before each fetch. A thread that increases it wakes the event loop: `hub.call_soon(…)`.
     """
 
-    #: How many more tokens may wait in a lane, from the event loop's thread and without blocking;
-    #: ≤ 0 fetches nothing of it. None leaves it to kombu's prefetch count.
-    room: Callable[[Lane], int] | None = None
+    #: Tokens of a lane that may still be fetched; it must not block. ≤ 0 fetches nothing of the
+    #: lane. None leaves the decision to kombu's prefetch count.
+    tokens: Callable[[Lane], int] | None = None
     #: Messages of one fetch. More only makes the loop's pauses longer.
     max_messages: int = 1024
     #: Bytes of one fetch, plus one message.
     max_bytes: int = 16 * 1024 * 1024
-    #: Whether more messages follow at once: whoever is handed one may let it wait for those until
-    #: `handed_over` is called, some milliseconds later. Both are the event loop's.
+    #: Whether more messages follow at once: a receiver may keep one until `delivered` is called,
+    #: some milliseconds later. Both belong to the event loop's thread.
     more_follow: bool = False
-    handed_over: Callable[[], None] | None = None
+    delivered: Callable[[], None] | None = None
 
     def bounds(self, lane: Lane) -> tuple[int, int]:
-        """Messages and bytes of text to fetch of a lane now, where it is ours to say."""
-        tokens = self.room(lane) if self.room is not None else 0
+        """Messages and bytes of text to fetch of a lane now, by `tokens`."""
+        tokens = self.tokens(lane) if self.tokens is not None else 0
         if tokens <= 0:
             return 0, 0
         return self.max_messages, min(tokens * BYTES_PER_TOKEN, self.max_bytes)
 
 
-#: What this process wants to fetch.
-admission = Backpressure()
+#: The capacity of this process.
+capacity = FetchCapacity()

@@ -12,12 +12,12 @@ from kombu.utils.scheduling import cycle_by_name
 
 from worker.contract.lanes import Lane, lane_of
 from worker.transport import scripts, stock_leases
-from worker.transport.backpressure import admission
+from worker.transport.backpressure import capacity
 from worker.transport.fetcher import Fetcher
 from worker.transport.follow_ups import broker_of
 from worker.transport.guarded_channel import GuardedChannel
-from worker.transport.lease_store import TAGS_A_CALL, Demand, LeaseStore, Source, open_store
-from worker.transport.leases import Lease, Leases, Outbox, leases
+from worker.transport.lease_store import TAGS_A_CALL, Demand, LeaseStore, QueueList, open_store
+from worker.transport.leases import Lease, Leases, LeaseUpdates, leases
 from worker.transport.message import Message, parse, task_ids
 from worker.transport.qos import QoS
 from worker.transport.wire import Wire
@@ -74,11 +74,11 @@ class Channel(GuardedChannel):
         try:
             answer = store.run(fetch.command)
         except redis.RedisError:
-            self.leases.put_back(store, Outbox(returns=fetch.possible_tags()))
+            self.leases.add_updates(store, LeaseUpdates(releases=fetch.possible_tags()))
             raise
         _, rows = store.read_fetch(fetch, answer, self.owner)
         for lease, message in rows:
-            self.leases.grant([lease])
+            self.leases.add([lease])
             return self._read(lease, message)
         return None
 
@@ -89,16 +89,14 @@ class Channel(GuardedChannel):
 
     def _purge(self, queue: str) -> int:
         """Remove what waits now. Jobs are told of before their messages are gone for good."""
-        purged = self.leases.purged
+        purged = self.leases.before_purge
         if purged is None:
             return int(super()._purge(queue))
-        store, sources, removed = self.store, self._lists([queue]), 0
+        store, lists, removed = self.store, self._lists([queue]), 0
         waiting = self._size(queue)
         while removed < waiting:
             count = min(waiting - removed, TAGS_A_CALL)
-            fetch = store.fetch(
-                sources, renewed=True, count=count, tokens_bytes=admission.max_bytes
-            )
+            fetch = store.fetch(lists, renewed=True, count=count, tokens_bytes=capacity.max_bytes)
             _, rows = store.read_fetch(fetch, store.run(fetch.command), self.owner)
             if not rows:
                 break
@@ -106,9 +104,9 @@ class Channel(GuardedChannel):
             try:
                 purged(task_ids(message for _, message in rows))
             except BaseException:
-                store.tell(Outbox(returns=tags))
+                store.send(LeaseUpdates(releases=tags))
                 raise
-            store.tell(Outbox(acks=tags))
+            store.send(LeaseUpdates(acks=tags))
             removed += len(rows)
         return removed
 
@@ -126,25 +124,25 @@ class Channel(GuardedChannel):
         return self._store
 
     @property
-    def looped(self) -> bool:
+    def has_loop(self) -> bool:
         return self.connection is not None and self.connection.loop is not None
 
     def demands(self) -> list[Demand]:
         """By the pool's word, which bounds each lane by itself, or by kombu's prefetch count."""
-        sources = self._lists(self._lease_cycle.consume(len(self._receivers)))
-        if not sources:
+        lists = self._lists(self._lease_cycle.consume(len(self._receivers)))
+        if not lists:
             return []
         if not self._by_lanes:
-            return [Demand(None, sources, self._prefetch(), admission.max_bytes)]
-        lanes: dict[Lane, list[Source]] = {}
-        for source in sources:
+            return [Demand(None, lists, self._prefetch(), capacity.max_bytes)]
+        lanes: dict[Lane, list[QueueList]] = {}
+        for source in lists:
             lanes.setdefault(lane_of(source.priority), []).append(source)
-        return [Demand(lane, some, *admission.bounds(lane)) for lane, some in lanes.items()]
+        return [Demand(lane, some, *capacity.bounds(lane)) for lane, some in lanes.items()]
 
     def has_room(self) -> bool:
         """Whether anything may be fetched now."""
         if self._by_lanes:
-            return any(admission.bounds(lane)[0] for lane in Lane)
+            return any(capacity.bounds(lane)[0] for lane in Lane)
         return self._prefetch() > 0
 
     def connect(self, patience: float) -> Wire:
@@ -161,7 +159,7 @@ class Channel(GuardedChannel):
         self.connection.cycle.watch(self.fetcher, wire)
         return wire
 
-    def hand_over(self, lease: Lease, message: bytes) -> None:
+    def deliver(self, lease: Lease, message: bytes) -> None:
         """Give a message to whoever consumes its queue."""
         receive = self._receivers.get(lease.queue)
         if receive is None:
@@ -174,31 +172,31 @@ class Channel(GuardedChannel):
         try:
             receive(read)
         except KeyError:
-            if not self.looped:
+            if not self.has_loop:
                 raise
             # kombu counts it as a lost connection, and each new one would get the message again.
             logger.exception("Buried a message that its consumer cannot read")
-            self.leases.bury(lease.tag, "unreadable")
+            self.leases.dead_letter(lease.tag, "unreadable")
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
         stock_leases.restore(self, self.store, tags)
 
     def tell(self) -> None:
         """Tell the server of endings now, where no loop will."""
-        if not self.looped:
+        if not self.has_loop:
             self.leases.flush()
 
     # Ours.
 
     @property
     def _by_lanes(self) -> bool:
-        return self.looped and admission.room is not None
+        return self.has_loop and capacity.tokens is not None
 
     def _prefetch(self) -> int:
         """Messages that may be fetched now by kombu's count."""
-        count = admission.max_messages if self.looped else 1
+        count = capacity.max_messages if self.has_loop else 1
         if self.qos.prefetch_count:
-            held = self.leases.outstanding(self.owner) + self.qos.delivered()
+            held = self.leases.count_owned(self.owner) + self.qos.delivered()
             count = min(count, max(self.qos.prefetch_count - held, 0))
         return count
 
@@ -219,20 +217,20 @@ class Channel(GuardedChannel):
             return self.Message(payload, channel=self)
         except Exception as error:  # noqa: BLE001 - it would raise the same in every worker
             logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
-            self.leases.bury(lease.tag, "unreadable")
+            self.leases.dead_letter(lease.tag, "unreadable")
             self.tell()
             return None
 
-    def _lists(self, queues: Sequence[str]) -> list[Source]:
+    def _lists(self, queues: Sequence[str]) -> list[QueueList]:
         """Lists in the order in which they are served: by priority, then in turn or strictly."""
         in_turn = self.queue_order_strategy == "round_robin"
-        sources = []
+        lists = []
         for rank, priority in enumerate(self.priority_steps):
             for place, queue in enumerate(queues):
                 key = self.global_keyprefix + self._q_for_pri(queue, priority)
                 level = rank * len(queues) + (0 if in_turn else place)
-                sources.append(Source(queue, key, level, priority))
-        return sources
+                lists.append(QueueList(queue, key, level, priority))
+        return lists
 
     def _open_store(self) -> LeaseStore:
         prefix = self.global_keyprefix

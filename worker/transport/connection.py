@@ -66,7 +66,7 @@ class AMQP(amqp.AMQP):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        leases.purged = partial(celery_jobs.purged, app)
+        leases.before_purge = partial(celery_jobs.purged, app)
 
     @cached_property
     def send_task_message(self) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from worker.contract.lanes import Lane
-from worker.transport.backpressure import admission
+from worker.transport.backpressure import capacity
 from worker.transport.lease_store import Demand, Fetch
-from worker.transport.leases import Lease, Outbox
-from worker.transport.renewal import Consumer, LeaseRenewal, log_refusal
+from worker.transport.leases import Lease, LeaseUpdates
+from worker.transport.renewal import FetchingChannel, LeaseRenewal, log_refusal
 from worker.transport.wire import Pause, Wire
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Fetcher:
     where that fails the error reaches kombu's user, who reconnects.
     """
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: FetchingChannel) -> None:
         self.ready: deque[tuple[Lease, bytes]] = deque()
         #: Messages handed over so far.
         self.delivered = 0
@@ -70,7 +70,7 @@ class Fetcher:
         if wire is None:
             return
         self._converse(wire)
-        if self.ready and self._consumer.looped:
+        if self.ready and self._consumer.has_loop:
             self.deliver()
         if not self.ready:
             self._ask(wire, demands)
@@ -82,8 +82,8 @@ class Fetcher:
         message, so leases are kept and endings told meanwhile. Jobs that somebody waits for are
         fetched meanwhile, too, and come next.
         """
-        if self.ready and not self._consumer.looped:
-            self._hand_over()
+        if self.ready and not self._consumer.has_loop:
+            self._deliver()
             return
         while self.ready:
             self._hand_over_some()
@@ -122,20 +122,20 @@ class Fetcher:
     def _hand_over_some(self) -> None:
         """Hand over a slice of what is ready, and say when that was all of it."""
         slice_end = time.monotonic() + SLICE_SECONDS
-        admission.more_follow = True
+        capacity.more_follow = True
         try:
             while self.ready:
-                self._hand_over()
+                self._deliver()
                 if time.monotonic() > slice_end:
                     return
         finally:
-            admission.more_follow = False
-            if admission.handed_over is not None:
-                admission.handed_over()
+            capacity.more_follow = False
+            if capacity.delivered is not None:
+                capacity.delivered()
 
-    def _hand_over(self) -> None:
+    def _deliver(self) -> None:
         self.delivered += 1
-        self._consumer.hand_over(*self.ready.popleft())
+        self._consumer.deliver(*self.ready.popleft())
 
     def _catch_up(self, wire: Wire) -> None:
         """What cannot wait until everything that is ready was handed over."""
@@ -163,14 +163,14 @@ class Fetcher:
 
     def _tell(self, wire: Wire) -> None:
         store = self._consumer.store
-        if self._telling or self._tell_pause.on or not self._leases.pending(store):
+        if self._telling or self._tell_pause.on or not self._leases.has_updates(store):
             return
-        told = list(store.commands(self._leases.take(store)))
+        told = list(store.commands(self._leases.take_updates(store)))
         self._telling = len(told)
         for command, part in told:
             wire.call(command, partial(self._told, wire, part), partial(self._untold, part))
 
-    def _told(self, wire: Wire, part: Outbox, reply: Any) -> None:
+    def _told(self, wire: Wire, part: LeaseUpdates, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             self._refused(wire, reply, self._tell_pause)
             self._untold(part)
@@ -181,9 +181,9 @@ class Fetcher:
         if not self._tell_pause.on:
             self._tell_pause.reset()
 
-    def _untold(self, part: Outbox) -> None:
+    def _untold(self, part: LeaseUpdates) -> None:
         self._telling -= 1
-        self._leases.put_back(self._consumer.store, part)
+        self._leases.add_updates(self._consumer.store, part)
 
     def _ask(self, wire: Wire, demands: Sequence[Demand]) -> None:
         """Fetch what there is room for; where there was nothing, wait for it."""
@@ -200,8 +200,8 @@ class Fetcher:
     def _fetch(self, wire: Wire, demand: Demand) -> None:
         consumer, lane = self._consumer, demand.lane
         fetch = consumer.store.fetch(
-            demand.sources,
-            renewed=consumer.looped,
+            demand.lists,
+            renewed=consumer.has_loop,
             count=demand.messages,
             tokens_bytes=demand.tokens_bytes,
         )
@@ -223,7 +223,7 @@ class Fetcher:
         drained, leased = consumer.store.read_fetch(fetch, reply, consumer.owner)
         if drained:
             self._drained.add(lane)
-        self._leases.grant([lease for lease, _ in leased])
+        self._leases.add([lease for lease, _ in leased])
         if lane is Lane.INTERACTIVE:
             self.ready.extendleft(reversed(leased))
         else:
@@ -232,10 +232,10 @@ class Fetcher:
     def _fetch_lost(self, lane: Lane | None, fetch: Fetch) -> None:
         # The server may have leased messages to tags that we never saw: give them back.
         self._fetching.discard(lane)
-        self._leases.put_back(self._consumer.store, Outbox(returns=fetch.possible_tags()))
+        self._leases.add_updates(self._consumer.store, LeaseUpdates(releases=fetch.possible_tags()))
 
     def _watch(self, demand: Demand) -> None:
-        for source in demand.sources:
+        for source in demand.lists:
             wire = self._watches.get(source.key)
             if wire is None or not wire.alive:
                 wire = self._watches[source.key] = self._consumer.connect(PATIENCE)

@@ -15,7 +15,7 @@ import redis
 from worker.contract.lanes import Lane
 from worker.transport import scripts
 from worker.transport.command import Command
-from worker.transport.leases import Lease, Outbox
+from worker.transport.leases import Lease, LeaseUpdates
 
 #: Tags in one call of a script: bounds how long the server is busy, and Lua's argument stack.
 TAGS_A_CALL = 500
@@ -64,7 +64,7 @@ class Restored(NamedTuple):
         return cls(leases, deferred, cursor, tags, *(error.decode() for error in refusal))
 
 
-class Source(NamedTuple):
+class QueueList(NamedTuple):
     """A list that messages are taken from."""
 
     queue: str
@@ -81,7 +81,7 @@ class Demand(NamedTuple):
 
     #: Those that share a bound; None where all lists do.
     lane: Lane | None
-    sources: Sequence[Source]
+    lists: Sequence[QueueList]
     messages: int
     tokens_bytes: int
 
@@ -95,15 +95,15 @@ class Fetch:
     renewed: bool
     #: Unique, so that no tag is ever used twice.
     name: str
-    sources: Sequence[Source]
+    lists: Sequence[QueueList]
     count: int
 
-    def tag(self, source: Source, number: int) -> str:
+    def tag(self, source: QueueList, number: int) -> str:
         return f"{scripts.LEASE}:{source.priority}:{self.name}:{number:04d}"
 
     def possible_tags(self) -> list[str]:
         """Every tag that the server may have handed out for this request."""
-        by_priority = {source.priority: source for source in self.sources}
+        by_priority = {source.priority: source for source in self.lists}
         return [self.tag(one, n) for n in range(self.count) for one in by_priority.values()]
 
 
@@ -135,7 +135,7 @@ class LeaseStore:
     _server: bytes = b""
 
     def fetch(
-        self, sources: Sequence[Source], *, renewed: bool, count: int, tokens_bytes: int
+        self, lists: Sequence[QueueList], *, renewed: bool, count: int, tokens_bytes: int
     ) -> Fetch:
         """Up to `count` messages, or until their texts reach `tokens_bytes`."""
         name = uuid.uuid4().hex
@@ -143,12 +143,12 @@ class LeaseStore:
         args: list[str | int | float] = [
             *(name, seconds, count, tokens_bytes, MESSAGE_OVERHEAD, MESSAGE_MINIMUM)
         ]
-        for source in sources:
+        for source in lists:
             args += source.level, source.priority, f',"",{json.dumps(source.queue)}]'
         memory = f"{self.unacked_key}:fetched:{name}"
-        keys = (self.unacked_key, self.index_key, memory, *(source.key for source in sources))
+        keys = (self.unacked_key, self.index_key, memory, *(source.key for source in lists))
         command = Command(scripts.FETCH, keys, tuple(args))
-        return Fetch(command, renewed, name, sources, count)
+        return Fetch(command, renewed, name, lists, count)
 
     def read_fetch(
         self, fetch: Fetch, answer: Sequence[Any], owner: object
@@ -159,7 +159,7 @@ class LeaseStore:
         for number, (at, message) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
             if message is None:  # Answered to a repeat, after the lease ended.
                 continue
-            source = fetch.sources[at - 1]
+            source = fetch.lists[at - 1]
             # The only `true` that kombu and our scripts write; the message itself is read later.
             redelivered = b'"redelivered": true' in message
             tag = fetch.tag(source, number)
@@ -168,24 +168,26 @@ class LeaseStore:
             leased.append((lease, message))
         return bool(drained), leased
 
-    def commands(self, outbox: Outbox) -> Iterator[tuple[Command, Outbox]]:
-        """What tells the server of everything in `outbox`, each with its part of it."""
+    def commands(self, updates: LeaseUpdates) -> Iterator[tuple[Command, LeaseUpdates]]:
+        """What tells the server of everything in `updates`, each with its part of it."""
         keys = (self.unacked_key, self.index_key)
-        for burial in outbox.burials:
-            command = Command(scripts.BURY, (*keys, burial.key), (burial.tag, burial.reason))
-            yield command, Outbox(burials=[burial])
-        for some in _split(outbox.deferrals):
+        for dead_letter in updates.dead_letters:
+            command = Command(
+                scripts.DEAD_LETTER, (*keys, dead_letter.key), (dead_letter.tag, dead_letter.reason)
+            )
+            yield command, LeaseUpdates(dead_letters=[dead_letter])
+        for some in _split(updates.deferrals):
             pairs = [arg for one in some for arg in (one.tag, max(one.until - time.monotonic(), 0))]
-            yield Command(scripts.DEFER, keys, tuple(pairs)), Outbox(deferrals=some)
-        for tags in _split(outbox.acks):
-            yield Command(scripts.ACK, keys, tuple(tags)), Outbox(acks=tags)
+            yield Command(scripts.DEFER, keys, tuple(pairs)), LeaseUpdates(deferrals=some)
+        for tags in _split(updates.acks):
+            yield Command(scripts.ACK, keys, tuple(tags)), LeaseUpdates(acks=tags)
         # The last one put back is the next in line, so the first one given comes last.
-        for tags in _split(outbox.requeues[::-1]):
+        for tags in _split(updates.requeues[::-1]):
             args = ("1", self.key_prefix, self.separator, *tags)
-            yield Command(scripts.GIVE_BACK, keys, args), Outbox(requeues=tags[::-1])
-        for tags in _split(outbox.returns[::-1]):
+            yield Command(scripts.NACK, keys, args), LeaseUpdates(requeues=tags[::-1])
+        for tags in _split(updates.releases[::-1]):
             args = ("0", self.key_prefix, self.separator, *tags)
-            yield Command(scripts.GIVE_BACK, keys, args), Outbox(returns=tags[::-1])
+            yield Command(scripts.NACK, keys, args), LeaseUpdates(releases=tags[::-1])
 
     def renewals(self, tags: Sequence[str]) -> Iterator[Command]:
         """Move the deadlines of leases to one timeout from now."""
@@ -211,9 +213,9 @@ class LeaseStore:
             return self.RECONNECTION
         return 0.0 if known else max(self.RECONNECTION - uptime, 0.0)
 
-    def tell(self, outbox: Outbox) -> None:
-        """Send everything in `outbox` and wait until the server has it."""
-        for command, _ in self.commands(outbox):
+    def send(self, updates: LeaseUpdates) -> None:
+        """Send everything in `updates` and wait until the server has it."""
+        for command, _ in self.commands(updates):
             self.run(command)
 
     def run(self, command: Command) -> Any:

@@ -55,7 +55,7 @@ class Deferral(NamedTuple):
     until: float
 
 
-class Burial(NamedTuple):
+class DeadLetterUpdate(NamedTuple):
     """A leased message that goes to a dead-letter list."""
 
     tag: str
@@ -65,21 +65,21 @@ class Burial(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outbox:
+class LeaseUpdates:
     """What the server has yet to be told about leases. Each part may be told twice."""
 
     acks: list[str] = field(default_factory=list)
     #: To go back to their queues as if never fetched.
-    returns: list[str] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)
     #: To go back to their queues marked as redelivered.
     requeues: list[str] = field(default_factory=list)
     deferrals: list[Deferral] = field(default_factory=list)
-    burials: list[Burial] = field(default_factory=list)
+    dead_letters: list[DeadLetterUpdate] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) for part in fields(self))
 
-    def extend(self, other: Outbox) -> None:
+    def extend(self, other: LeaseUpdates) -> None:
         for part in fields(self):
             getattr(self, part.name).extend(getattr(other, part.name))
 
@@ -106,14 +106,14 @@ class Leases:
         self._live: dict[str, Lease] = {}
         self._kept: set[str] = set()
         self._by_owner: Counter[object] = Counter()
-        self._outboxes: dict[LeaseStore, Outbox] = {}
+        self._updates: dict[LeaseStore, LeaseUpdates] = {}
         self._counts: Counter[str] = Counter()
-        #: Called, from whatever thread, when an outbox that was empty holds something; the
+        #: Called, from whatever thread, when the first update of a server is noted; the
         #: transport sets it to wake its event loop.
         self.wake: Callable[[], None] | None = None
         #: Called, in the purging thread, with ids of tasks before a purge removes their messages;
         #: set by the application. If it raises, the messages return to their queue.
-        self.purged: Callable[[Sequence[str]], None] | None = None
+        self.before_purge: Callable[[Sequence[str]], None] | None = None
 
     # What the pool uses.
 
@@ -121,7 +121,7 @@ class Leases:
         """The live lease of this name."""
         return self._live.get(tag)
 
-    def hold(self, tag: str) -> Lease | None:
+    def detach(self, tag: str) -> Lease | None:
         """The live lease of this name, which the caller will end itself from now on.
 
         Whatever becomes of the connection it came by; others go back to their queues when their
@@ -136,18 +136,18 @@ class Leases:
 
     def ack(self, tag: str) -> None:
         """The message has its outcome: remove it."""
-        self._end([tag], "acked", lambda outbox, lease: outbox.acks.append(lease.tag))
+        self._end([tag], "acked", lambda updates, lease: updates.acks.append(lease.tag))
 
-    def reject(self, tag: str, *, requeue: bool) -> None:
+    def nack(self, tag: str, *, requeue: bool) -> None:
         """Remove the message, or put it back, next in line and marked as redelivered."""
         if requeue:
-            self._end([tag], "requeued", lambda outbox, lease: outbox.requeues.append(lease.tag))
+            self._end([tag], "requeued", lambda updates, lease: updates.requeues.append(lease.tag))
         else:
             self.ack(tag)
 
     def release(self, tags: Sequence[str]) -> None:
         """Give messages back that nobody began: next in line, in the order given, not marked."""
-        self._end(tags, "released", lambda outbox, lease: outbox.returns.append(lease.tag))
+        self._end(tags, "released", lambda updates, lease: updates.releases.append(lease.tag))
 
     def defer(self, tag: str, seconds: float) -> None:
         """Return the message to its queue after so many seconds: next in line, not marked.
@@ -158,10 +158,10 @@ class Leases:
         self._end(
             [tag],
             "deferred",
-            lambda outbox, lease: outbox.deferrals.append(Deferral(lease.tag, until)),
+            lambda updates, lease: updates.deferrals.append(Deferral(lease.tag, until)),
         )
 
-    def recall(self, deferred: Iterable[Lease]) -> None:
+    def release_deferred(self, deferred: Iterable[Lease]) -> None:
         """Return deferred messages to their queues now: next in line, in the order given.
 
         Those that went back by themselves stay where they are.
@@ -171,11 +171,11 @@ class Leases:
             _, _, rest = lease.tag.partition(":")
             stores.setdefault(lease.store, []).append(f"{PARKED}:{rest}")
         for store, tags in stores.items():
-            self.put_back(store, Outbox(returns=tags))
+            self.add_updates(store, LeaseUpdates(releases=tags))
         if stores and self.wake is not None:
             self.wake()
 
-    def bury(self, tag: str, reason: str, key: str | None = None) -> None:
+    def dead_letter(self, tag: str, reason: str, key: str | None = None) -> None:
         """Move the raw message to a dead-letter list, for people to look at.
 
         `key` is the list's full name; None stands for the transport option `dead_letter_key`.
@@ -185,12 +185,12 @@ class Leases:
         self._end(
             [tag],
             "buried",
-            lambda outbox, lease: outbox.burials.append(
-                Burial(lease.tag, reason, key or lease.store.dead_letter_key)
+            lambda updates, lease: updates.dead_letters.append(
+                DeadLetterUpdate(lease.tag, reason, key or lease.store.dead_letter_key)
             ),
         )
 
-    def forget(self, tags: Iterable[str]) -> None:
+    def remove_completed(self, tags: Iterable[str]) -> None:
         """The server knows already that these ended: a script of the caller's removed them."""
         with self._lock:
             for tag in tags:
@@ -206,13 +206,13 @@ class Leases:
             redis.RedisError: the server could not be told; everything is kept for the next time.
         """
         with self._lock:
-            stores = list(self._outboxes)
+            stores = list(self._updates)
         for store in stores:
-            outbox = self.take(store)
+            updates = self.take_updates(store)
             try:
-                store.tell(outbox)
+                store.send(updates)
             except BaseException:
-                self.put_back(store, outbox)
+                self.add_updates(store, updates)
                 raise
 
     def renew(self) -> None:
@@ -227,7 +227,7 @@ class Leases:
             stores = {lease.store for lease in self._live.values()}
         for store in stores:
             for command in store.renewals(self.renewable(store)):
-                self.lost(tag.decode() for tag in store.run(command))
+                self.remove_lost(tag.decode() for tag in store.run(command))
 
     def stats(self) -> dict[str, int]:
         """Leases held now, and what became of leases since the process began."""
@@ -236,14 +236,14 @@ class Leases:
 
     # What the transport uses.
 
-    def grant(self, granted: Sequence[Lease]) -> None:
+    def add(self, granted: Sequence[Lease]) -> None:
         """These were fetched just now."""
         with self._lock:
             self._live.update((lease.tag, lease) for lease in granted)
             self._by_owner.update(lease.owner for lease in granted)
             self._counts["fetched"] += len(granted)
 
-    def outstanding(self, owner: object) -> int:
+    def count_owned(self, owner: object) -> int:
         """Leases that a channel fetched and that are neither ended nor kept."""
         with self._lock:
             return self._by_owner[owner]
@@ -255,7 +255,7 @@ class Leases:
                 tag for tag, lease in self._live.items() if lease.store is store and lease.renewed
             ]
 
-    def abandon(self, owner: object) -> None:
+    def release_owned(self, owner: object) -> None:
         """A channel closes: what it fetched and nobody keeps goes back to the queues."""
         with self._lock:
             tags = [
@@ -265,33 +265,33 @@ class Leases:
             ]
         self.release(tags)
 
-    def lost(self, tags: Iterable[str]) -> None:
+    def remove_lost(self, tags: Iterable[str]) -> None:
         """The server does not know these any more: they ran out, or were purged."""
         with self._lock:
             for tag in tags:
                 if self._drop(tag) is not None:
                     self._counts["lost"] += 1
 
-    def restored(self, count: int) -> None:
+    def count_restored(self, count: int) -> None:
         """Leases of dead processes went back to their queues."""
         with self._lock:
             self._counts["restored"] += count
 
-    def pending(self, store: LeaseStore) -> bool:
-        return store in self._outboxes
+    def has_updates(self, store: LeaseStore) -> bool:
+        return store in self._updates
 
-    def take(self, store: LeaseStore) -> Outbox:
+    def take_updates(self, store: LeaseStore) -> LeaseUpdates:
         """Everything the server of `store` has yet to hear; `put_back` what it did not."""
         with self._lock:
-            return self._outboxes.pop(store, None) or Outbox()
+            return self._updates.pop(store, None) or LeaseUpdates()
 
-    def put_back(self, store: LeaseStore, outbox: Outbox) -> None:
-        if outbox:
+    def add_updates(self, store: LeaseStore, updates: LeaseUpdates) -> None:
+        if updates:
             with self._lock:
-                self._outboxes.setdefault(store, Outbox()).extend(outbox)
+                self._updates.setdefault(store, LeaseUpdates()).extend(updates)
 
     def _end(
-        self, tags: Sequence[str], outcome: str, note: Callable[[Outbox, Lease], None]
+        self, tags: Sequence[str], outcome: str, note: Callable[[LeaseUpdates, Lease], None]
     ) -> None:
         was_empty = False
         with self._lock:
@@ -300,11 +300,11 @@ class Leases:
                 if lease is None:
                     continue
                 self._counts[outcome] += 1
-                outbox = self._outboxes.get(lease.store)
-                if outbox is None:
+                updates = self._updates.get(lease.store)
+                if updates is None:
                     was_empty = True
-                    outbox = self._outboxes[lease.store] = Outbox()
-                note(outbox, lease)
+                    updates = self._updates[lease.store] = LeaseUpdates()
+                note(updates, lease)
         if was_empty and self.wake is not None:
             self.wake()
 

@@ -28,7 +28,7 @@ class QoS(stock.QoS):
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if is_lease(delivery_tag):
-            self.channel.leases.reject(delivery_tag, requeue=requeue)
+            self.channel.leases.nack(delivery_tag, requeue=requeue)
             self.channel.tell()
         else:
             super().reject(delivery_tag, requeue=requeue)
@@ -38,22 +38,22 @@ class QoS(stock.QoS):
 
     def restore_unacked(self, client: Any = None) -> None:
         super().restore_unacked(client)
-        self._abandon()
+        self._release_leases()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         super().restore_unacked_once(stderr)
-        self._abandon()
+        self._release_leases()
 
     def delivered(self) -> int:
         """Messages by kombu's own way that are not acknowledged."""
         return len(self._delivered) - len(self._dirty)
 
-    def _abandon(self) -> None:
-        self.channel.leases.abandon(self.channel.owner)
+    def _release_leases(self) -> None:
+        self.channel.leases.release_owned(self.channel.owner)
         try:
             self.channel.leases.flush()
         except redis.RedisError as error:
-            # They stay in the outbox for the next connection, or run out.
+            # They stay in the updates for the next connection, or run out.
             logger.info("Could not give leases back while closing: %s", error)
 
 

@@ -26,7 +26,7 @@ def log_refusal(error: str) -> None:
     logger.error("Redis refuses to take messages back (%s): trying again in %d s", error, REFUSED)
 
 
-class Consumer(Protocol):
+class FetchingChannel(Protocol):
     """The channel, as its fetcher sees it."""
 
     #: Compared, never used: the owner of what is fetched.
@@ -38,7 +38,7 @@ class Consumer(Protocol):
     def store(self) -> LeaseStore: ...
 
     @property
-    def looped(self) -> bool:
+    def has_loop(self) -> bool:
         """Whether an event loop turns, which renews leases and hands out many messages at once."""
 
     def demands(self) -> Sequence[Demand]:
@@ -47,7 +47,7 @@ class Consumer(Protocol):
     def connect(self, patience: float) -> Wire:
         """A new connection whose socket is polled."""
 
-    def hand_over(self, lease: Lease, message: bytes) -> None: ...
+    def deliver(self, lease: Lease, message: bytes) -> None: ...
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
         """Put messages of stock workers back by kombu's routing."""
@@ -56,7 +56,7 @@ class Consumer(Protocol):
 class LeaseRenewal:
     """Renews this process's leases and restores those of dead ones, when it is time."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: FetchingChannel) -> None:
         self._consumer = consumer
         self._leases = consumer.leases
         self._renew_at = 0.0
@@ -78,7 +78,7 @@ class LeaseRenewal:
 
     def run(self, wire: Wire) -> None:
         now = time.monotonic()
-        if self._consumer.looped and not self._renewing and now >= self._renew_at:
+        if self._consumer.has_loop and not self._renewing and now >= self._renew_at:
             self._renew(wire)
         if not self._restoring and now >= self._restore_at:
             self._restore(wire, FIRST)
@@ -105,7 +105,7 @@ class LeaseRenewal:
             logger.warning("Redis refuses to renew leases: %s", reply)
             self._renew_at = time.monotonic() + 1.0
         elif reply:
-            self._leases.lost([tag.decode() for tag in reply])
+            self._leases.remove_lost([tag.decode() for tag in reply])
 
     def _renewal_lost(self) -> None:
         self._renewing = 0
@@ -131,7 +131,7 @@ class LeaseRenewal:
             logger.warning(
                 "%d messages of workers that are gone go back to their queues", restored.leases
             )
-            self._leases.restored(restored.leases)
+            self._leases.count_restored(restored.leases)
         if restored.foreign:
             self._consumer.restore_foreign(restored.foreign[:FOREIGN_LIMIT])
         if restored.cursor is not None:

@@ -13,7 +13,7 @@ from kombu.utils.json import dumps, loads
 from worker.transport import scripts
 from worker.transport.command import Command
 from worker.transport.lease_store import LeaseStore
-from worker.transport.leases import Burial, Outbox
+from worker.transport.leases import DeadLetterUpdate, LeaseUpdates
 from worker.transport.renewal import log_refusal
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def _command(
         raise
     except Exception as error:  # noqa: BLE001 - it would raise the same in every worker
         logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
-        burial = Burial(tag, "unreadable", store.dead_letter_key)
-        [(command, _)] = store.commands(Outbox(burials=[burial]))
+        dead_letter = DeadLetterUpdate(tag, "unreadable", store.dead_letter_key)
+        [(command, _)] = store.commands(LeaseUpdates(dead_letters=[dead_letter]))
         return command
-    return Command(scripts.ROUTE, (store.unacked_key, store.index_key, *lists), (tag, text))
+    return Command(scripts.RESTORE_STOCK, (store.unacked_key, store.index_key, *lists), (tag, text))
