@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 
 from worker.contract.errors import JobFailed
+from worker.store.jobs import JobStore
+
+
+def outcome_of(jobs: JobStore, job_id: str) -> dict[str, Any] | None:
+    """The stored outcome in Celery's format, or None while there is none."""
+    raw = jobs.raw_outcome(job_id)
+    return None if raw is None else orjson.loads(raw)
 
 
 def failure_meta(job_id: str, error: JobFailed) -> bytes:

@@ -15,6 +15,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from tests.processes import eventually
+from tests.stored import outcome_of
 from worker import tasks
 from worker.contract.app import make_app
 from worker.contract.errors import JobFailed
@@ -174,7 +175,7 @@ def test_a_job_that_would_fail_to_end_in_every_worker_fails(
     in_flight: Any = FakeInFlightJob(target)
     tracer.end(in_flight, outcome())
     assert heard(in_flight, loop) == "closed"
-    failure = eventually(lambda: store.outcome("job"))
+    failure = eventually(lambda: outcome_of(store, "job"))
     assert "what follows the job cannot be sent (TypeError)" in str(failure["result"])
     assert counts.figures()["jobs_ended"] == [["failed", "invalid_request", 1]]
 

@@ -15,7 +15,6 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import Reject
 
 from worker.contract.jobs import TASK_NAME, Status
-from worker.contract.results import failure_of, summary_of
 from worker.store.celery_jobs import store_of
 from worker.store.jobs import Completion, JobStore
 from worker.transport import EndedElsewhere, following
@@ -46,7 +45,7 @@ class JobBackend(RedisBackend):
         encoded = self.encode(meta)
         stored = encoded if isinstance(encoded, bytes) else encoded.encode()
         if state in states.READY_STATES:
-            _complete(store, _completion(task_id, state, result, stored))
+            _complete(store, Completion.of_celery(task_id, state, result, stored))
         else:
             store.note(task_id, stored)
         return result
@@ -80,7 +79,7 @@ class JobBackend(RedisBackend):
         """Complete a job whose result is ignored."""
         store = self._store(task_id, request)
         if store is not None:
-            _complete(store, _completion(task_id, state, result))
+            _complete(store, Completion.of_celery(task_id, state, result))
 
     def _store(self, task_id: str, request: Any) -> JobStore | None:
         """The store of jobs, if the task is one; without a request its record tells."""
@@ -117,21 +116,3 @@ def _complete(store: JobStore, completion: Completion) -> None:
     held.stored = True
     if known:
         raise EndedElsewhere
-
-
-def _completion(task_id: str, state: str, result: Any, meta: bytes = b"") -> Completion:
-    """How a job ended, from what Celery stores: a result, or an exception as a mapping."""
-    status = Status.of_celery(state)
-    if status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
-        return Completion(
-            task_id,
-            status,
-            meta=meta,
-            prompt_tokens=summary.prompt_tokens or 0,
-            texts=summary.texts,
-            model=summary.model or "",
-        )
-    if status is Status.FAILED:
-        failure = failure_of(result)
-        return Completion(task_id, status, meta=meta, code=failure.code, message=failure.message)
-    return Completion(task_id, status, meta=meta)

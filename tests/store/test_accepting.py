@@ -96,6 +96,27 @@ def test_a_task_sent_again_after_a_failure_has_a_new_outcome(
     assert record.status is Status.SUCCEEDED
 
 
+def test_a_success_stands_however_often_and_however_the_task_is_run_again(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.submit(new_job(), None)
+    jobs.complete([success()])
+    stored = jobs.raw_outcome("one")
+    for _ in range(3):
+        jobs.submit(new_job(), None)
+    assert jobs.complete([failure()]) == {0}
+    assert jobs.raw_outcome("one") == stored
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.SUCCEEDED
+    jobs.submit(new_job(), None)
+    redis_client.delete(keys.result("one"))
+    assert jobs.complete([failure()]) == set(), "it has expired"
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.FAILED
+
+
 def test_a_queue_that_holds_enough_tokens_takes_no_more(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:

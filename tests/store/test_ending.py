@@ -20,6 +20,7 @@ from tests.store.stand import (
     result_of,
     success,
 )
+from tests.stored import outcome_of
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.results import (
@@ -44,7 +45,7 @@ def test_a_finished_job_has_a_result_that_expires(
     assert record.started_at is not None
     assert record.finished_at is not None
     assert record.created_at <= record.started_at <= record.finished_at
-    outcome = jobs.outcome("one")
+    outcome = outcome_of(jobs, "one")
     assert outcome is not None
     assert outcome["result"] == plain(result_of())
     for key in (keys.job("one"), keys.result("one")):
@@ -87,7 +88,7 @@ def test_the_first_outcome_stands_whatever_comes_after(
     record = jobs.read("one")
     assert record is not None
     assert record.status is WAYS[order[0]][1]
-    found = jobs.outcome("one")
+    found = outcome_of(jobs, "one")
     assert found is not None
     assert Status.of_celery(found["status"]) is record.status
     assert ledger(redis_client)["tokens"] == ledger(redis_client)["expected"] == 0
@@ -103,11 +104,28 @@ def test_a_state_that_is_no_outcome_is_overwritten(
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
     assert record is not None
-    assert record.status is Status.RUNNING
+    assert not record.status.ended
     WAYS[way][0](jobs)
-    found = jobs.outcome("one")
+    found = outcome_of(jobs, "one")
     assert found is not None
     assert Status.of_celery(found["status"]) is WAYS[way][1]
+
+
+def test_a_job_with_a_state_that_is_no_outcome_runs(
+    jobs: JobStore, redis_client: redis.Redis
+) -> None:
+    jobs.note("stranger", b'{"status": "STARTED"}')
+    assert not redis_client.exists(keys.job("stranger"))
+    jobs.submit(new_job(), b"m")
+    jobs.note("one", b'{"status": "STARTED"}')
+    record = jobs.read("one")
+    assert record is not None
+    assert record.status is Status.RUNNING
+    jobs.complete([success()])
+    jobs.note("one", b'{"status": "STARTED"}')
+    found = outcome_of(jobs, "one")
+    assert found is not None
+    assert found["status"] == "SUCCESS"
 
 
 def test_an_outcome_that_celery_stored_is_not_overwritten(
@@ -116,13 +134,14 @@ def test_an_outcome_that_celery_stored_is_not_overwritten(
     jobs.submit(new_job(), b"m")
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
     stored = jobs.raw_outcome("one")
-    jobs.complete([failure()])
+    assert stored is not None
     assert not jobs.cancel("one")
+    jobs.complete([failure()])
     assert jobs.raw_outcome("one") == stored
     record = jobs.read("one")
     assert record is not None
     assert (record.status, record.code) == (Status.SUCCEEDED, None)
-    assert ledger(redis_client) == {"tokens": 0, "expected": 0, "stored": 0}
+    assert ledger(redis_client) == {"tokens": 0, "expected": 0, "stored": len(stored)}
     assert 0 < redis_client.ttl(keys.job("one")) <= RESULT_TTL
 
 
@@ -200,6 +219,7 @@ def test_progress_of_a_job_that_celery_ended_is_not_told(
 ) -> None:
     jobs.submit(new_job(), b"m")
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
+    jobs.read("one")
     with heard(redis_client, keys.EVENTS) as so_far:
         jobs.progress([("one", time.time(), 1, 2, 0)])
         assert so_far() == []

@@ -18,6 +18,7 @@ from tests.store.stand import (
     new_job,
     success,
 )
+from tests.stored import outcome_of
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.store.jobs import Completion, JobStore
@@ -131,6 +132,6 @@ def test_ending_and_cancelling_at_once_leave_one_outcome(
         expected = Status.CANCELLED if job_id in cancelled else Status.SUCCEEDED
         assert record is not None
         assert record.status is expected
-        outcome = jobs.outcome(job_id)
+        outcome = outcome_of(jobs, job_id)
         assert outcome is not None
         assert Status.of_celery(outcome["status"]) is expected

@@ -16,6 +16,7 @@ from tests.store.stand import (
     result_of,
     success,
 )
+from tests.stored import outcome_of
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
@@ -31,7 +32,7 @@ def test_an_id_that_nobody_submitted_is_unknown(jobs: JobStore) -> None:
     assert jobs.read("nobody") is None
     assert jobs.read_many(["nobody", "none"]) == [None, None]
     assert jobs.read_with_outcome("nobody") == (None, None)
-    assert jobs.outcome("nobody") is None
+    assert outcome_of(jobs, "nobody") is None
 
 
 ENDED_BY_CELERY = [
@@ -55,7 +56,7 @@ def test_a_job_that_a_worker_of_an_older_version_ended_reads_like_any_other(
 ) -> None:
     before = time.time()
     if recorded:
-        jobs.submit(new_job(), b"m")
+        jobs.submit(new_job(total=3), b"m")
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
     if not recorded and status is not Status.SUCCEEDED:
@@ -156,7 +157,7 @@ def test_a_revoked_outcome_is_the_one_that_celery_would_store(
     jobs.submit(new_job(), b"m")
     jobs.cancel("one")
     celery_app.backend.mark_as_revoked("two", "revoked")
-    ours, theirs = jobs.outcome("one"), jobs.outcome("two")
+    ours, theirs = outcome_of(jobs, "one"), outcome_of(jobs, "two")
     assert ours is not None
     assert theirs is not None
     changing = {"task_id", "date_done", "children"}

@@ -39,7 +39,9 @@ def test_nobody_joins_a_job_that_was_cancelled_or_that_celery_ended(
     jobs.submit(new_job("one"), b"m", once=SHARED)
     jobs.cancel("one")
     assert jobs.submit(new_job("two"), b"m", once=SHARED).verdict == "accepted"
-    redis_client.set(keys.result("two"), success("two").meta)
+    stored = success("two").meta
+    redis_client.set(keys.result("two"), stored)
+    assert jobs.read_with_outcome("two")[1] == stored
     assert jobs.submit(new_job("three"), b"m", once=SHARED).verdict == "accepted"
 
 

@@ -12,6 +12,7 @@ import redis
 
 from worker.contract import keys
 from worker.contract.jobs import Status
+from worker.contract.results import failure_of, summary_of
 from worker.store.scripts import COMPLETE
 
 #: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
@@ -38,6 +39,24 @@ class Completion(NamedTuple):
     message: str = ""
     started: float = 0.0
     model: str = ""
+
+    @classmethod
+    def of_celery(cls, job_id: str, state: str, result: Any, meta: bytes = b"") -> Completion:
+        """From what Celery stores as `meta`: a result, or an exception as a mapping."""
+        status = Status.of_celery(state)
+        if status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
+            return cls(
+                job_id,
+                status,
+                meta=meta,
+                prompt_tokens=summary.prompt_tokens or 0,
+                texts=summary.texts,
+                model=summary.model or "",
+            )
+        if status is Status.FAILED:
+            failure = failure_of(result)
+            return cls(job_id, status, meta=meta, code=failure.code, message=failure.message)
+        return cls(job_id, status, meta=meta)
 
 
 class LeaseKeys(NamedTuple):

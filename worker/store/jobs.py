@@ -1,12 +1,12 @@
-"""Jobs in Redis: submitted, read, completed, listed.
+"""Jobs in Redis: submitted and completed; `records` reads and lists them.
 
 A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
 epoch by Redis' clock), `owner`, `queue`, `lane`, `model`, `total` and `done` texts; `tokens`,
 `bytes`, `size` and `share`, its parts in the counters; `stored` and `kept_until`, those of its
 result; `prompt_tokens`, `code` and `message`; `call`, the call that submitted it, and `by`, the
-delivery or call that ended it; `callers` and `caller:…`, the callers of a shared job. The outcome
-itself is Celery's result key. Both are written by one script, in `submit` and in `complete`, and by
-nothing else.
+delivery or call that ended it; `stands`, if a success of an earlier run under the same id stands;
+`callers` and `caller:…`, the callers of a shared job. The outcome itself is Celery's result key.
+Both are written by one script, in `submit` and in `complete`, and by nothing else.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
 from worker.contract.results import revoked_meta
-from worker.store import listing, scripts
+from worker.store import scripts
 from worker.store.clock import Clock
 from worker.store.completions import Completion, Completions, LeaseKeys, Refused
 from worker.store.lost_jobs import SWEPT, LostJobs
 from worker.store.outbox import Outbox
 from worker.store.pipeline import Command, SharedPipeline
-from worker.store.records import JobRecord, parse, with_outcome
+from worker.store.records import JobRecord, JobRecords
 from worker.store.submissions import (
     EACH_ITS_OWN,
     UNBOUNDED,
@@ -61,8 +61,6 @@ RECORD_TTL = 7 * 24 * 3600
 LISTED_JOBS = 100_000
 #: Seconds that a caller of its own has to send the message of a job that it has submitted.
 _SENT_LATER = 600
-#: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
-_KEPT_FOR_REPEAT = 10
 
 
 class Depth(NamedTuple):
@@ -78,7 +76,7 @@ class Depth(NamedTuple):
         return sum(self.lanes.values())
 
 
-class JobStore:
+class JobStore(JobRecords):
     """Jobs of one queue on one Redis database. Safe to share between threads.
 
     Every method raises redis.RedisError.
@@ -93,24 +91,19 @@ class JobStore:
         broker: redis.Redis | None = None,
     ) -> None:
         """`broker`: the server that has the messages, None if it is the same one."""
+        trips, completions = SharedPipeline(client), Completions(client, queue, result_ttl)
+        super().__init__(client, queue, trips, completions)
         self.client = client
         self.broker = broker
         self.clock = Clock(client)
-        self._queue = queue
-        self._ledger = keys.ledger(queue)
         self._open = keys.open_jobs(queue)
         self._outbox = None if broker is None else Outbox(client, broker, queue)
         self._lost = LostJobs(client, broker, queue)
-        #: For what many callers ask for at once.
-        self._trips = SharedPipeline(client)
-        self._submit = self._trips.script(scripts.SUBMIT)
-        self._completions = Completions(client, queue, result_ttl)
+        self._submit = trips.script(scripts.SUBMIT)
         self._result_ttl = result_ttl
         self._progress = client.register_script(scripts.PROGRESS)
         self._note = client.register_script(scripts.NOTE)
         self._withdraw = client.register_script(scripts.WITHDRAW)
-        self._release = self._trips.script(scripts.RELEASE)
-        self._leave = self._trips.script(scripts.LEAVE)
 
     # -- submit -----------------------------------------------------------------------------
 
@@ -186,6 +179,8 @@ class JobStore:
 
     def cancel(self, *job_ids: str) -> bool:
         """Complete jobs as cancelled, unless they have ended. Returns whether one had not."""
+        # An outcome that was stored apart stands.
+        self.read_many(job_ids)
         call = new_call()
         ends = [
             Completion(job_id, Status.CANCELLED, tag=call, meta=revoked_meta(job_id))
@@ -219,82 +214,6 @@ class JobStore:
         """Store a state that is no outcome, in Celery's format, unless the job has ended."""
         given = [keys.job(job_id), keys.result(job_id)]
         self._note(keys=given, args=[meta, self._result_ttl])
-
-    # -- read -------------------------------------------------------------------------------
-
-    def read(self, job_id: str) -> JobRecord | None:
-        """Return the record of a job, or None if it was never submitted or has expired."""
-        return self.read_many([job_id])[0]
-
-    def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
-        """The record of a job and its stored outcome as JSON text, in one round trip."""
-        fields, raw = self._trips.call(*_reading(job_id))
-        return self._with_outcome(job_id, fields, raw)
-
-    def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
-        """The same; a success is kept for `seconds` at most then, as by `release`."""
-        release = self._release_command(job_id, seconds, successes=True)
-        fields, raw, _ = self._trips.call(*_reading(job_id), release)
-        return self._with_outcome(job_id, fields, raw)
-
-    def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """Records in the order of `job_ids`, in one round trip where none is of an old version."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hgetall(keys.job(job_id))
-                pipe.exists(keys.result(job_id))
-            answers = pipe.execute()
-        return [
-            self._record(job_id, fields, bool(has_result))
-            for job_id, fields, has_result in zip(job_ids, answers[::2], answers[1::2], strict=True)
-        ]
-
-    def outcome(self, job_id: str) -> dict[str, Any] | None:
-        """The stored outcome in Celery's format, or None while there is none."""
-        raw = self.raw_outcome(job_id)
-        return None if raw is None else cast("dict[str, Any]", orjson.loads(raw))
-
-    def raw_outcome(self, job_id: str) -> bytes | None:
-        """The stored outcome as JSON text, or None while there is none."""
-        return cast("bytes | None", self.client.get(keys.result(job_id)))
-
-    def page(
-        self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
-    ) -> tuple[list[JobRecord], str | None]:
-        """Up to `limit` jobs of an owner, newest first, and the `after` of the next page.
-
-        None where there are no more. A page of one status may hold fewer than `limit`, even none,
-        and still have a next one. Raises KeyError where `after` is not in the owner's listing.
-        """
-        return listing.page_of_many(
-            self.client,
-            keys.with_shared(keys.jobs, self._queue, owner),
-            self.read_many,
-            limit=limit,
-            after=after,
-            wanted=lambda record: status in (None, record.status),
-        )
-
-    # -- release ----------------------------------------------------------------------------
-
-    def release(self, job_id: str, seconds: int) -> None:
-        """Keep an ended job for `seconds` at most: its caller has the result."""
-        self._trips.call(self._release_command(job_id, seconds))
-
-    def leave(self, job_id: str, owner: str, caller: str) -> bool:
-        """One caller leaves a shared job; the last one takes the result of an ended job along.
-
-        Returns whether it has not ended and no caller is left.
-        """
-        return bool(self._trips.call(self._leave_command(job_id, owner, caller))[0])
-
-    def read_and_leave(
-        self, job_id: str, owner: str, caller: str
-    ) -> tuple[JobRecord | None, bytes | None]:
-        """The record of a shared job and its outcome; if it has ended, the caller leaves it."""
-        command = self._leave_command(job_id, owner, caller, collect=True)
-        flat, raw = self._trips.call(command)[0]
-        return self._with_outcome(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), raw)
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -379,50 +298,3 @@ class JobStore:
         except redis.RedisError:
             self.withdraw(acceptance.job_id)
             raise
-
-    def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
-        """Of an ended job, or of a success only."""
-        given = [keys.job(job_id), keys.result(job_id), self._ledger]
-        return self._release(given, [seconds, int(successes)])
-
-    def _leave_command(
-        self, job_id: str, owner: str, caller: str, *, collect: bool = False
-    ) -> Command:
-        given = [keys.job(job_id), keys.result(job_id), self._ledger]
-        listed = keys.jobs(self._queue, owner)
-        return self._leave([*given, listed], [job_id, caller, _KEPT_FOR_REPEAT, int(collect)])
-
-    def _record(
-        self, job_id: str, fields: dict[bytes, bytes], has_result: bool
-    ) -> JobRecord | None:
-        record = self._ours(job_id, fields)
-        if not has_result or (record is not None and record.status.ended):
-            return record
-        return self._with_outcome(job_id, fields, self.raw_outcome(job_id))[0]
-
-    def _with_outcome(
-        self, job_id: str, fields: dict[bytes, bytes], raw: bytes | None
-    ) -> tuple[JobRecord | None, bytes | None]:
-        """A record and its outcome.
-
-        A worker of an older version writes outcomes apart from records, and no record for a job of
-        a stock producer. Such a job is known by the vectors in its outcome.
-        """
-        record = self._ours(job_id, fields)
-        if raw is None or (record is None and fields):
-            return record, None
-        if record is None or not record.status.ended:
-            record = with_outcome(record or parse(job_id, {}), orjson.loads(raw))
-        if not fields and record.total is None:
-            return None, None
-        return record, raw
-
-    def _ours(self, job_id: str, fields: dict[bytes, bytes]) -> JobRecord | None:
-        """A record, unless there is none or it is of another deployment's queue."""
-        if not fields or fields.get(b"queue", self._queue.encode()) != self._queue.encode():
-            return None
-        return parse(job_id, fields)
-
-
-def _reading(job_id: str) -> tuple[Command, Command]:
-    return ("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id))

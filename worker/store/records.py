@@ -1,14 +1,29 @@
-"""A job as its owner sees it: read from its hash, put right by its outcome."""
+"""Jobs as their tenants see them: records and outcomes, read and listed.
+
+The record says where a job stands. Workers of versions before the one state of a job, and other
+result backends, store outcomes apart: the record stays open beside the outcome, or there is none.
+Whatever reads such a job completes it by its outcome first. That is the only place where the two
+are compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
+import orjson
+import redis
+
+from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.results import failure_of, summary_of
+from worker.store import listing, scripts
+from worker.store.completions import Completion, Completions
+from worker.store.pipeline import Command, SharedPipeline
+from worker.store.submissions import new_call
+
+#: Seconds that a shared job stays after its last caller has left, for a repeat of the call.
+_KEPT_FOR_REPEAT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,140 @@ class JobRecord:
     prompt_tokens: int | None = None
     code: str | None = None
     message: str | None = None
+
+
+class JobRecords:
+    """Reads the jobs of one queue. Safe to share between threads; raises redis.RedisError."""
+
+    def __init__(
+        self, client: redis.Redis, queue: str, trips: SharedPipeline, completions: Completions
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._ledger = keys.ledger(queue)
+        self._trips = trips
+        self._completions = completions
+        self._release = trips.script(scripts.RELEASE)
+        self._leave = trips.script(scripts.LEAVE)
+
+    def read(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job, or None if it was never submitted or has expired."""
+        return self.read_many([job_id])[0]
+
+    def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Return records in the order of `job_ids`, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+                pipe.exists(keys.result(job_id))
+            answers = pipe.execute()
+        return [
+            self.read_with_outcome(job_id)[0]
+            if has_result and self._may_lack_end(fields)
+            else self._parse(job_id, fields)
+            for job_id, fields, has_result in zip(job_ids, answers[::2], answers[1::2], strict=True)
+        ]
+
+    def read_with_outcome(self, job_id: str) -> tuple[JobRecord | None, bytes | None]:
+        """Return the record of a job and, if it has ended, its stored outcome as JSON text."""
+        return self._read(job_id, lambda: self._trips.call(*_reading(job_id)))
+
+    def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
+        """The same; a success is kept for `seconds` at most then, as by `release`."""
+        release = self._release_command(job_id, seconds, successes=True)
+        return self._read(job_id, lambda: self._trips.call(*_reading(job_id), release)[:2])
+
+    def read_and_leave(
+        self, job_id: str, owner: str, caller: str
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """The same for a shared job; if it has ended, the caller leaves it."""
+        command = self._leave_command(job_id, owner, caller, collect=True)
+
+        def leave() -> Sequence[Any]:
+            flat, raw = self._trips.call(command)[0]
+            return dict(zip(flat[::2], flat[1::2], strict=True)), raw
+
+        return self._read(job_id, leave)
+
+    def raw_outcome(self, job_id: str) -> bytes | None:
+        """Return the stored outcome as JSON text, or None while there is none."""
+        return cast("bytes | None", self._client.get(keys.result(job_id)))
+
+    def page(
+        self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
+    ) -> tuple[list[JobRecord], str | None]:
+        """Up to `limit` jobs of an owner, newest first, and the `after` of the next page.
+
+        None if there are no more. A page of one status may hold fewer than `limit`, even none, and
+        still have a next one. Raises KeyError if `after` is not in the owner's listing.
+        """
+        return listing.page_of_many(
+            self._client,
+            keys.with_shared(keys.jobs, self._queue, owner),
+            self.read_many,
+            limit=limit,
+            after=after,
+            wanted=lambda record: status in (None, record.status),
+        )
+
+    def release(self, job_id: str, seconds: int) -> None:
+        """Keep an ended job for `seconds` at most: its caller has the result."""
+        self._trips.call(self._release_command(job_id, seconds))
+
+    def leave(self, job_id: str, owner: str, caller: str) -> bool:
+        """One caller leaves a shared job; the last one takes the result of an ended job along.
+
+        Returns whether it has not ended and no caller is left.
+        """
+        return bool(self._trips.call(self._leave_command(job_id, owner, caller))[0])
+
+    def _read(
+        self, job_id: str, call: Callable[[], Sequence[Any]]
+    ) -> tuple[JobRecord | None, bytes | None]:
+        """The record and the outcome that `call` reads, again if it has completed the job."""
+        fields, raw = call()
+        if (
+            raw is not None
+            and self._may_lack_end(fields)
+            and self._complete_by(job_id, fields, raw)
+        ):
+            fields, raw = call()
+        record = self._parse(job_id, fields)
+        return record, raw if record is not None and record.status.ended else None
+
+    def _may_lack_end(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether a stored outcome would be news to this record of ours, or missing record."""
+        record = self._parse("", fields)
+        return not fields or (record is not None and not record.status.ended)
+
+    def _complete_by(self, job_id: str, fields: Mapping[bytes, bytes], raw: bytes) -> bool:
+        """Complete a job by an outcome that was stored apart; False if it is none, or no job's.
+
+        A job without a record is known by the vectors in its outcome.
+        """
+        stored = orjson.loads(raw)
+        completion = Completion.of_celery(job_id, stored["status"], stored.get("result"), raw)
+        is_end = completion.status.ended and bool(fields or completion.texts)
+        if is_end:
+            self._completions.complete([completion._replace(tag=new_call())])
+        return is_end
+
+    def _parse(self, job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord | None:
+        """A record; None if there is none or it is of another deployment's queue."""
+        ours = self._queue.encode()
+        return parse(job_id, fields) if fields and fields.get(b"queue", ours) == ours else None
+
+    def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
+        """Of an ended job, or of a success only."""
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        return self._release(given, [seconds, int(successes)])
+
+    def _leave_command(
+        self, job_id: str, owner: str, caller: str, *, collect: bool = False
+    ) -> Command:
+        given = [keys.job(job_id), keys.result(job_id), self._ledger]
+        listed = keys.jobs(self._queue, owner)
+        return self._leave([*given, listed], [job_id, caller, _KEPT_FOR_REPEAT, int(collect)])
 
 
 def parse(job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord:
@@ -53,28 +202,5 @@ def parse(job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord:
     )
 
 
-def with_outcome(record: JobRecord, outcome: Mapping[str, Any]) -> JobRecord:
-    """The same record with what its outcome, in Celery's format, says of it.
-
-    For records that workers of older versions left open.
-    """
-    status = Status.of_celery(outcome["status"])
-    if not status.ended:
-        return replace(record, status=status)
-    finished = outcome.get("date_done")
-    changes: dict[str, Any] = {
-        "status": status,
-        "finished_at": datetime.fromisoformat(finished).timestamp() if finished else None,
-    }
-    result = outcome["result"]
-    if status is Status.FAILED:
-        failure = failure_of(result)
-        changes |= {"code": failure.code, "message": failure.message}
-    elif status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
-        changes |= {
-            "model": summary.model,
-            "done": summary.texts,
-            "total": summary.texts,
-            "prompt_tokens": summary.prompt_tokens,
-        }
-    return replace(record, **changes)
+def _reading(job_id: str) -> tuple[Command, Command]:
+    return ("HGETALL", keys.job(job_id)), ("GET", keys.result(job_id))

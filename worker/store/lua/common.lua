@@ -9,7 +9,6 @@
 -- A record holds the parts that it has in the counters, so each part is taken off once.
 
 local JOB, RESULT, EVENTS = 'embedq:job:', 'celery-task-meta-', 'embedq:events'
-local STATUS = {SUCCESS = 'succeeded', FAILURE = 'failed', REVOKED = 'cancelled'}
 -- Minutes of expired results that one call takes off the counters.
 local MINUTES_A_CALL = 120
 
@@ -24,16 +23,6 @@ end
 
 local function is_open(status)
   return status == 'queued' or status == 'running'
-end
-
--- The status that a stored outcome stands for, by its first bytes; nil if it is none. Celery stores
--- other states, such as RETRY, under the same key. The state is the first member, so no vectors are
--- parsed.
-local function status_of(head)
-  return STATUS[string.match(head, '"status": ?"(%u+)"') or '']
-end
-local function outcome_status(key)
-  return status_of(redis.call('GETRANGE', key, 0, 48))
 end
 
 -- What is to be added to fields of a ledger, collected over a call.
@@ -52,7 +41,7 @@ end
 
 -- The fields of a record by which `settle` takes it off the counters, in the order of its arguments;
 -- before them the status, after them what only `complete` uses.
-local PARTS = {'status', 'tokens', 'bytes', 'share', 'size', 'owner', 'by', 'charged'}
+local PARTS = {'status', 'tokens', 'bytes', 'share', 'size', 'owner', 'by', 'charged', 'stands'}
 local function parts(job)
   return unpack(redis.call('HMGET', job, unpack(PARTS)))
 end

@@ -40,23 +40,15 @@ local function use_reserve()
   if used < bound + math.max(tonumber(reserve), bound / 20) then redis.call('HDEL', ledger, '') end
 end
 
--- Stores an outcome. Returns the status of an earlier one, which stands, and an error.
+-- Stores an outcome, in place of a state that is none. Returns the error of a key of another type.
 local function store(key, outcome)
-  if outcome ~= '' and redis.call('SET', key, outcome, 'NX', 'EX', ttl) then
-    redis.call('PUBLISH', key, outcome)
-    return
-  end
-  local head = redis.pcall('GETRANGE', key, 0, 48)
-  if type(head) == 'table' then
-    -- A record can be closed without its outcome.
-    return nil, outcome ~= '' and head.err
-  end
-  local earlier = status_of(head)
-  if outcome ~= '' and not earlier then
+  if outcome == '' then return end
+  if not redis.call('SET', key, outcome, 'NX', 'EX', ttl) then
+    local length = redis.pcall('STRLEN', key)
+    if type(length) == 'table' then return length.err end
     redis.call('SET', key, outcome, 'EX', ttl)
-    redis.call('PUBLISH', key, outcome)
   end
-  return earlier
+  redis.call('PUBLISH', key, outcome)
 end
 
 -- Charges an owner's quota of tokens for the difference to the estimate; see `quota`.
@@ -125,7 +117,7 @@ local function complete(at, how, fields)
   local job = JOB .. id
   local held = redis.pcall('HMGET', job, unpack(PARTS))
   if held.err then return false, held.err end
-  local status, tokens, bytes, share, size, owner, by, charged = unpack(held)
+  local status, tokens, bytes, share, size, owner, by, charged, stands = unpack(held)
   if status and not is_open(status) then
     -- Counters that a worker of an older version did not know of.
     if size and size ~= '' then
@@ -135,22 +127,20 @@ local function complete(at, how, fields)
     if status == 'cancelled' and by ~= ARGV[at + 1] then unmarked[#unmarked + 1] = id end
     return by and by == ARGV[at + 1]
   end
-  local earlier, failure = store(RESULT .. id, outcome)
+  -- The outcome of an earlier run, unless it has expired.
+  stands = stands and redis.call('EXISTS', RESULT .. id) == 1
+  local failure = not stands and store(RESULT .. id, outcome)
   if failure then return false, failure end
   settle(changes, tokens, bytes, share, size, owner)
-  if earlier then
-    if earlier == 'cancelled' then unmarked[#unmarked + 1] = id end
-    if status then
-      -- The record is behind its outcome, which a worker of an older version stored.
-      redis.call('HSET', job, 'status', earlier, 'finished', finished, 'tokens', '', 'size', '')
-      closed[#closed + 1] = id
-    end
+  if stands then
+    redis.call('HSET', job, 'status', 'succeeded', 'finished', finished, 'tokens', '', 'size', '')
+    closed[#closed + 1] = id
   elseif status or outcome ~= '' or follow > 0 then
     close(job, at, how, fields, not status)
     if owner and owner ~= '' then charge(owner, charged, tonumber(ARGV[at + 3])) end
   end
   redis.call('EXPIRE', job, ttl)
-  return not earlier
+  return not stands
 end
 
 local function send()

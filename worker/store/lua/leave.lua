@@ -15,7 +15,7 @@ local outcome = collect and redis.call('GET', result)
 local function leave()
   local held = redis.call('HMGET', job, 'status', 'shared')
   local once = held[2]
-  local waits = is_open(held[1]) and not outcome_status(result)
+  local waits = is_open(held[1])
   if collect and waits then return 0 end
   if once and redis.call('HDEL', job, 'caller:' .. ARGV[2]) == 1 then
     redis.call('HINCRBY', job, 'callers', -1)

@@ -6,6 +6,7 @@
 -- Cost    one job.
 
 local status = redis.call('HGET', KEYS[1], 'status')
-if outcome_status(KEYS[2]) or (status and not is_open(status)) then return end
+if status and not is_open(status) then return end
+if status then redis.call('HSET', KEYS[1], 'status', 'running') end
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
 redis.call('PUBLISH', KEYS[2], ARGV[1])

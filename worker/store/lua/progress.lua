@@ -12,7 +12,7 @@ for at = 3, #ARGV, 5 do
   local job, estimate = JOB .. id, tonumber(ARGV[at + 4])
   local status, tokens, _, share = parts(job)
   -- A job of a producer without a record gets one.
-  if (not status or is_open(status)) and not outcome_status(RESULT .. id) then
+  if not status or is_open(status) then
     redis.call('HSET', job, 'status', 'running', 'started', seconds(time - tonumber(ARGV[at + 1])),
       'done', done, 'total', total, 'queue', queue)
     if estimate > 0 and tonumber(tokens or '') then

@@ -6,9 +6,7 @@
 -- Cost    one job.
 
 local status = redis.call('HGET', KEYS[1], 'status')
-local outcome = outcome_status(KEYS[2])
-if is_open(status) and not outcome then return end
-if ARGV[2] == '1' and outcome ~= 'succeeded' then return end
+if is_open(status) or (ARGV[2] == '1' and status ~= 'succeeded') then return end
 unkeep(KEYS[1], KEYS[3])
 for at = 1, 2 do
   if redis.call('TTL', KEYS[at]) > tonumber(ARGV[1]) then

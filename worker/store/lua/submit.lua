@@ -33,7 +33,7 @@ local function replay()
   if not seen[1] then return end
   local earlier = JOB .. seen[1]
   local held = redis.call('HMGET', earlier, 'status', 'call', 'lane', 'created')
-  local waits = is_open(held[1]) and not outcome_status(RESULT .. seen[1])
+  local waits = is_open(held[1])
   if held[2] == given.call then
     return accepted(seen[1], held[3], held[4])
   end
@@ -79,7 +79,7 @@ end
 
 local earlier = once ~= '' and replay()
 if earlier then return earlier end
-local known = redis.call('HMGET', job, 'call', 'lane', 'created', 'status')
+local known = redis.call('HMGET', job, 'call', 'lane', 'created', 'status', 'stands')
 if known[1] == given.call then return accepted(id, known[2], known[3]) end
 expire(ledger, time)
 local verdict, level = refusal()
@@ -88,11 +88,12 @@ if verdict then return {verdict, id, level, lane, '', ''} end
 local changes = {}
 -- A task that is sent again under its id; as with Celery, only a success stands. A full server
 -- refuses a script only before its first write, so that is none which frees memory.
+local stands = known[4] == 'succeeded' or known[5]
 if known[4] then
   settle(changes, select(2, parts(job)))
   redis.call('HSET', job, 'status', 'queued')
   redis.call('DEL', job)
-  if outcome_status(RESULT .. id) ~= 'succeeded' then redis.call('DEL', RESULT .. id) end
+  if not stands then redis.call('DEL', RESULT .. id) end
 end
 -- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
 if bounds.lane_share > 0 then
@@ -103,6 +104,7 @@ local created = seconds(time)
 redis.call('HSET', job, 'status', 'queued', 'created', created, 'owner', given.owner,
   'queue', given.queue, 'model', given.model, 'total', given.total, 'lane', lane,
   'tokens', tokens, 'charged', tokens, 'bytes', given.bytes, 'size', size, 'call', given.call)
+if stands then redis.call('HSET', job, 'stands', 1) end
 add(changes, 'tokens', tokens)
 add(changes, 'expected', given.bytes)
 add(changes, 'size', size)
