@@ -79,8 +79,8 @@ class Backend:
                 settings.queue,
                 max_bytes=settings.max_files_bytes or 0,
             ),
-            batches=OpenAIBatchStore(client, broker, settings.queue),
-            eviction=EvictionCheck((client, broker)),
+            batches=OpenAIBatchStore(client, store.broker, settings.queue),
+            eviction=EvictionCheck((client, store.broker)),
         )
 
     def close(self) -> None:
@@ -92,8 +92,7 @@ class Backend:
         self.waiting.close()
         self.revocations.close()
         for client in (self.store.client, self.probe, self.store.broker):
-            if client is not None:
-                client.close()
+            client.close()
 
 
 def backend() -> Backend:

@@ -25,8 +25,7 @@ def readiness() -> Response:
     """Redis answers, and jobs are accepted: a worker made progress lately, or none is needed."""
     services = backend()
     for client in (services.probe, services.store.broker):
-        if client is not None:
-            _ping(client)
+        _ping(client)
     workers = services.liveness.read(services.probe)
     if not workers.models and not services.settings.accept_without_workers:
         raise Problem("no_worker", "no worker is there to take jobs", retry_after=WORKER_RETRY)

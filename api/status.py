@@ -88,7 +88,7 @@ def read_status() -> Response:
 def _status(backend: Backend) -> ServiceStatus:
     settings, client = backend.settings, backend.store.client
     now, samples = queue_history.read(client, settings.queue)
-    with (backend.store.broker or client).pipeline(transaction=False) as pipe:
+    with backend.store.broker.pipeline(transaction=False) as pipe:
         for name in lists_of(settings.queue):
             pipe.llen(name)
         pipe.hlen(keys.LEASED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api import auth, quotas
 from api.backend import Backend
@@ -12,11 +12,12 @@ from api.errors import Problem
 from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
 from api.responses import json_body
 from api.wait_options import NONE, Patience, Read, await_accepted, await_end
-from worker.contract import estimates, jobs, messages
+from worker.contract import jobs
+from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
-from worker.store.jobs import Acceptance, Bounds, JobRecord, NewJob, Once
+from worker.store.jobs import Acceptance, Capacity, Deduplication, JobRecord, JobRequest
 from worker.store.worker_registry import Workers
 
 logger = logging.getLogger(__name__)
@@ -72,34 +73,25 @@ def submit(
     _check_key(idempotency_key)
     workers = backend.liveness.workers()
     model = _model(backend, options, workers)
-    base64 = options.encoding_format == "base64"
-    job = NewJob(
-        messages.new_id(),
-        total=len(texts),
-        tokens=estimates.of_job(texts, options, model),
-        result_bytes=estimates.result_bytes(
-            len(texts), options.dimensions or model.dimensions, base64=base64
-        ),
-        model=model.name,
+    job = JobRequest.of(
+        texts,
+        options,
+        model,
+        queue=backend.settings.queue,
         owner=owner,
         lane=_lane(patience) if lane is None else lane,
-    )
-    quotas.spend(backend, job.tokens)
-    message = messages.envelope(
-        *(job.id, texts, options, backend.settings.queue),
-        lane=job.lane,
-        owner=owner,
         deadline=deadline,
     )
-    once = Once(
+    quotas.spend(backend, job.tokens)
+    deduplicate = Deduplication(
         key=idempotency_key,
         fingerprint=_fingerprint(texts, options) if idempotency_key or shared else "",
         shared=shared,
     )
     with backend.waiting.watch(job.id) as watch:
-        bounds = _bounds(backend, LANE_SHARE * model.batch_tokens)
-        acceptance = backend.store.submit(job, message, bounds, once=once)
-        _check(backend, acceptance, job, bounds, workers.tokens_per_second)
+        capacity = _capacity(backend, LANE_SHARE * model.batch_tokens)
+        acceptance = backend.store.submit(job, capacity, deduplicate=deduplicate)
+        _check(backend, acceptance, job, capacity, workers.tokens_per_second)
         replayed = acceptance.verdict == "replayed"
         if replayed:
             backend.metrics.joined()
@@ -128,20 +120,10 @@ def _model(backend: Backend, options: JobOptions, workers: Workers) -> ModelInfo
     if not backend.settings.accept_without_workers:
         backend.metrics.refused("no_worker")
         raise Problem("no_worker", "no worker is there to take jobs", retry_after=WORKER_RETRY)
-    return ModelInfo(
-        name=options.model or "",
-        dimensions=estimates.USUAL_DIMENSIONS,
-        max_tokens=estimates.USUAL_LIMIT,
-        device="",
-        backend="",
-        dtype="",
-        packed=True,
-        # No bound on what an owner has waiting in a lane.
-        batch_tokens=0,
-    )
+    return replace(USUAL_MODEL, name=options.model or "")
 
 
-def _reader(backend: Backend, job: NewJob, *, shared: bool) -> Read:
+def _reader(backend: Backend, job: JobRequest, *, shared: bool) -> Read:
     """Reads a job for the one who waits for it, and does in the same step what follows its end."""
     if shared:
         return lambda job_id: backend.store.read_and_leave(job_id, job.owner, job.call)
@@ -152,10 +134,10 @@ def _lane(patience: Patience) -> Lane:
     return Lane.INTERACTIVE if patience.seconds else Lane.NORMAL
 
 
-def _bounds(backend: Backend, lane_share: int) -> Bounds:
+def _capacity(backend: Backend, lane_share: int) -> Capacity:
     key = auth.key()
     room = backend.room
-    return Bounds(
+    return Capacity(
         tokens=backend.settings.max_queued_tokens,
         bytes=room.messages(),
         owner_tokens=quotas.queued_tokens_bound(),
@@ -171,7 +153,7 @@ def _replay(backend: Backend, job_id: str, patience: Patience) -> tuple[JobRecor
     return record, backend.store.raw_outcome(job_id) if wanted else None
 
 
-def _record(job: NewJob, acceptance: Acceptance) -> JobRecord:
+def _record(job: JobRequest, acceptance: Acceptance) -> JobRecord:
     """What can be read of a job right after it was accepted."""
     return JobRecord(
         job.id,
@@ -184,7 +166,11 @@ def _record(job: NewJob, acceptance: Acceptance) -> JobRecord:
 
 
 def _check(
-    backend: Backend, acceptance: Acceptance, job: NewJob, bounds: Bounds, tokens_per_second: float
+    backend: Backend,
+    acceptance: Acceptance,
+    job: JobRequest,
+    capacity: Capacity,
+    tokens_per_second: float,
 ) -> None:
     """Raise the Problem that a verdict stands for."""
     verdict, level = acceptance.verdict, acceptance.level
@@ -200,21 +186,22 @@ def _check(
         "full": (
             "queue_full",
             f"about {level:,} tokens wait already",
-            level + job.tokens - bounds.tokens,
+            level + job.tokens - capacity.tokens,
         ),
         "bytes_full": (
             "queue_full",
-            f"{level:,} bytes of messages wait already; {bounds.bytes:,} are allowed",
+            f"{level:,} bytes of messages wait already; {capacity.bytes:,} are allowed",
             None,
         ),
         "owner_full": (
             "quota_exceeded",
-            f"this API key has about {level:,} tokens waiting; {bounds.owner_tokens:,} are allowed",
-            level + job.tokens - bounds.owner_tokens,
+            f"this API key has about {level:,} tokens waiting; {capacity.owner_tokens:,} are "
+            "allowed",
+            level + job.tokens - capacity.owner_tokens,
         ),
         "owner_bytes_full": (
             "quota_exceeded",
-            f"this API key has {level:,} bytes waiting; {bounds.owner_bytes:,} are allowed",
+            f"this API key has {level:,} bytes waiting; {capacity.owner_bytes:,} are allowed",
             None,
         ),
         "results_full": (

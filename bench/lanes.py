@@ -22,10 +22,10 @@ from bench.measure import percentile
 from bench.report import Options, Table, run
 from bench.stage import stage
 from bench.texts import texts
-from worker.contract import estimates, keys, messages
+from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import Lane, lists_of
-from worker.store.jobs import Bounds, JobStore, NewJob
+from worker.store.jobs import Capacity, JobRequest, JobStore
 from worker.store.worker_registry import WorkerRegistry
 
 _QUEUE = "embedq"
@@ -153,14 +153,10 @@ class _Other:
 
     def _submit(self, part: list[str]) -> None:
         model = self._model
-        tokens = estimates.tokens(part, model.max_tokens)
-        job = NewJob(
-            messages.new_id(), len(part), tokens, 1, model.name, owner="other", lane=self._lane
+        job = JobRequest.of(
+            part, DEFAULT_OPTIONS, model, queue=_QUEUE, owner="other", lane=self._lane
         )
-        message = messages.envelope(
-            job.id, part, DEFAULT_OPTIONS, _QUEUE, lane=self._lane, owner=job.owner
-        )
-        self._store.submit(job, message, Bounds(lane_share=LANE_SHARE * model.batch_tokens))
+        self._store.submit(job, Capacity(lane_share=LANE_SHARE * model.batch_tokens))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from bench.texts import texts
 from tests.processes import Process
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 _BACKLOG = "bench:backlog"
 _APP = "bench.costless"
@@ -156,8 +156,8 @@ def _fill(
     for text in given:
         job_id = messages.new_id()
         if store is not None:
-            job = NewJob(job_id, 1, estimates.tokens([text]), estimates.result_bytes(1))
-            store.submit(job, None)
+            job = JobRequest(job_id, 1, estimates.tokens([text]), estimates.result_bytes(1))
+            store.submit(job)
         pipe.lpush(_BACKLOG, messages.envelope(job_id, [text], DEFAULT_OPTIONS, queue))
         if len(pipe) == 500:
             pipe.execute()

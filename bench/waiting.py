@@ -34,7 +34,7 @@ from worker.contract import messages
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.store.jobs import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobRequest, JobStore
 
 QUEUE = "embedq"
 WAIT_S = 60
@@ -139,7 +139,7 @@ def _busy(processes: Stage, api: Api) -> Iterator[Total]:
 async def measure(place: Place, clients: int, requests: int, table: Table) -> None:
     ids = [messages.new_id() for _ in range(clients)]
     for job_id in ids:
-        place.store.submit(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
+        place.store.submit(JobRequest(job_id, total=1, tokens=8, result_bytes=100))
     paths = {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{ids[0]}"}
     for name, path in paths.items():
         table.add(name, "nobody", *await _times(place, path, requests))
@@ -161,7 +161,7 @@ async def measure(place: Place, clients: int, requests: int, table: Table) -> No
 
 async def measure_busy(place: Place, requests: int, table: Table) -> None:
     job_id = messages.new_id()
-    place.store.submit(NewJob(job_id, total=1, tokens=8, result_bytes=100), None)
+    place.store.submit(JobRequest(job_id, total=1, tokens=8, result_bytes=100))
     with place.busy() as total:
         for name, path in {"GET /healthz": "/healthz", "GET /jobs/{id}": f"/jobs/{job_id}"}.items():
             table.add(name, f"{BUSY} that are busy", *await _times(place, path, requests))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api_stand import ApiStand, api_stand
-from worker.store.jobs import NewJob
+from worker.store.jobs import JobRequest
 
 
 @pytest.fixture
@@ -112,6 +112,6 @@ def test_a_page_can_begin_after_a_job_that_has_gone(api: ApiStand) -> None:
 
 
 def test_jobs_of_another_owner_are_not_listed(api: ApiStand) -> None:
-    api.store.submit(NewJob("theirs", total=1, tokens=1, result_bytes=1, owner="somebody"), None)
+    api.store.submit(JobRequest("theirs", total=1, tokens=1, result_bytes=1, owner="somebody"))
     assert api.client.get("/jobs").get_json()["data"] == []
     assert api.client.get("/jobs/theirs").status_code == 404

@@ -13,7 +13,7 @@ from worker.cli import main
 from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.messages import envelope
-from worker.store.jobs import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobRequest, JobStore
 
 QUEUE = "embedq"
 SECRET = "a text that nobody should see in a list"
@@ -32,7 +32,7 @@ def embedq(redis_url: str, monkeypatch: pytest.MonkeyPatch):
 def bury(client: redis.Redis, job_id: str, text: str = SECRET) -> str:
     """A poisoned job as the worker leaves it; returns its message."""
     store = JobStore(client, QUEUE, result_ttl=60)
-    store.submit(NewJob(job_id, total=1, tokens=3, result_bytes=10), None)
+    store.submit(JobRequest(job_id, total=1, tokens=3, result_bytes=10))
     failed = Completion(
         job_id, Status.FAILED, meta=b'{"status": "FAILURE"}', code="poisoned", message="it killed"
     )

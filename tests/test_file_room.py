@@ -232,7 +232,7 @@ def test_a_deployment_shows_its_own_files_and_those_of_the_version_before(
 def test_a_deployment_shows_its_own_batches_and_those_of_the_version_before(
     redis_client: redis.Redis,
 ) -> None:
-    one, two = (OpenAIBatchStore(redis_client, None, queue) for queue in ("one", "embedq"))
+    one, two = (OpenAIBatchStore(redis_client, redis_client, queue) for queue in ("one", "embedq"))
     mine, theirs, before = (OpenAIBatch(new_batch_id(), "file-x") for _ in range(3))
     one.create(mine)
     two.create(theirs)

@@ -30,7 +30,7 @@ from worker.pool.job_metrics import JobMetrics
 from worker.pool.loop import LoopCalls
 from worker.pool.poison_jobs import PoisonJobs
 from worker.pool.result_writer import ResultWriter
-from worker.store.jobs import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobRequest, JobStore
 
 
 class Request:
@@ -171,7 +171,7 @@ def test_a_job_that_would_fail_to_end_in_every_worker_fails(
     def target(*_: Any) -> None:
         raise TypeError("a link is no signature")
 
-    store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
+    store.submit(JobRequest("job", total=2, tokens=1, result_bytes=1))
     in_flight: Any = FakeInFlightJob(target)
     tracer.end(in_flight, outcome())
     assert heard(in_flight, loop) == "closed"
@@ -239,7 +239,7 @@ def test_a_job_whose_outcome_redis_refuses_for_good_fails_alone(
     def target(name: str, job_id: str) -> None:
         raise redis.ResponseError("WRONGTYPE Operation against a key")
 
-    store.submit(NewJob("job", total=2, tokens=1, result_bytes=1), None)
+    store.submit(JobRequest("job", total=2, tokens=1, result_bytes=1))
     in_flight: Any = FakeInFlightJob(target)
     tracer.end(in_flight, outcome())
     assert heard(in_flight, loop) == "discarded"

@@ -13,7 +13,7 @@ from celery import Task
 
 from worker import app
 from worker.contract.errors import InvalidJob, JobFailed
-from worker.contract.jobs import TASK_NAME, JobOptions, parse_call
+from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions, parse_call, parse_options
 from worker.contract.messages import new_headers, new_id, shown_args
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain
@@ -52,8 +52,7 @@ class EmbedTask(Task):
                 options[absolute] = celery_jobs.at(self.app, options.pop(name))
         if self.app.conf.task_always_eager or options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
-        whole = (kwargs or {}).get("long") == "mean"
-        recorded = celery_jobs.submit(self.app, task_id, texts, whole=whole)
+        recorded = celery_jobs.submit(self.app, task_id, texts, _options(kwargs))
         try:
             return super().apply_async(args, kwargs, task_id, **options)
         except Exception:
@@ -99,3 +98,12 @@ def _run_by_service(texts: list[Any], options: JobOptions) -> Outcome | JobFaile
 def _texts(args: Any, kwargs: Any) -> list[Any]:
     value = args[0] if args else (kwargs or {}).get("input")
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _options(kwargs: Any) -> JobOptions:
+    """The options of a call, for an estimate; the worker refuses wrong ones."""
+    options = {name: value for name, value in (kwargs or {}).items() if name != "input"}
+    try:
+        return parse_options(options) if options else DEFAULT_OPTIONS
+    except InvalidJob:
+        return DEFAULT_OPTIONS

@@ -23,7 +23,7 @@ from tests.processes import Process, eventually
 from worker.contract import estimates, keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import lists_of
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 QUEUE = "drift"
 MARKS = 10
@@ -82,7 +82,7 @@ def _send(client: redis.Redis, jobs: int) -> None:
         job_id = messages.new_id()
         message = messages.envelope(job_id, ["text"], DEFAULT_OPTIONS, QUEUE)
         if at % 10 == 0:
-            store.submit(NewJob(job_id, 1, estimates.tokens(["text"]), 100), message)
+            store.submit(JobRequest(job_id, 1, estimates.tokens(["text"]), 100, message=message))
             continue
         pipe.lpush(QUEUE, message)
         if len(pipe) == 500:

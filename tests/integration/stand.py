@@ -19,13 +19,14 @@ from celery.result import AsyncResult
 import worker
 from tests.integration import users_app
 from tests.processes import Process, Processes, eventually, start_worker
-from worker.contract import estimates, messages
+from worker.contract import messages
+from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import Lane, lists_of
 from worker.contract.outcomes import Matrix
 from worker.contract.results import matrix
 from worker.store import celery_jobs
-from worker.store.jobs import Bounds, NewJob
+from worker.store.jobs import Capacity, JobRequest
 from worker.tasks import embed
 
 #: In every text, so that a text which turns up where it should not is found.
@@ -197,12 +198,14 @@ class Stand:
         given = [f"{number} {job_id[:12]} " + "something " * 10 for number in range(texts)]
         store = celery_jobs.store_of(self.app)
         assert store is not None
-        tokens = estimates.tokens(given, 512)
-        job = NewJob(job_id, texts, tokens, result_bytes=1, owner=owner, lane=lane)
-        message = messages.envelope(
-            *(job_id, given, DEFAULT_OPTIONS, "embedq"), lane=lane, owner=owner
+        job = JobRequest.of(
+            *(given, DEFAULT_OPTIONS, USUAL_MODEL),
+            queue="embedq",
+            job_id=job_id,
+            owner=owner,
+            lane=lane,
         )
-        store.submit(job, message, Bounds(lane_share=share))
+        store.submit(job, Capacity(lane_share=share))
         return self.app.AsyncResult(job_id)
 
     def inspect(self, what: str, **options: Any) -> Any:

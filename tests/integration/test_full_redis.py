@@ -17,7 +17,7 @@ from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import lists_of
 from worker.store.completions import RESERVE
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 #: Bytes that commands and leases under way may take beyond what workers may.
 UNDER_WAY = 4 * 2**20
@@ -71,7 +71,7 @@ def test_a_server_full_of_jobs_is_worked_off_within_its_bound(
         def submit(_: int) -> None:
             job_id = messages.new_id()
             message = messages.envelope(job_id, ["text"], DEFAULT_OPTIONS, "embedq")
-            store.submit(NewJob(job_id, 1, tokens=3, result_bytes=1), message)
+            store.submit(JobRequest(job_id, 1, tokens=3, result_bytes=1, message=message))
             jobs.add(job_id)
 
         fill(submit)

@@ -18,7 +18,7 @@ from tests.processes import Process, Processes, ValkeyServer, eventually, start_
 from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.store import celery_jobs
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 LEASE_S = 3
 
@@ -269,7 +269,7 @@ def test_a_purge_cancels_what_waits_and_nothing_else(stand: Stand, redis_url: st
 
 def test_a_purge_by_another_program_cancels_once_the_queue_is_empty(stand: Stand) -> None:
     store = store_of(stand)
-    store.submit(NewJob("purged", 1, 10, 10), b"{}")
+    store.submit(JobRequest("purged", 1, 10, 10, message=b"{}"))
     stand.client.delete("embedq")
     stand.client.zincrby(keys.open_jobs("embedq"), -60, "purged")
     worker = start(stand)

@@ -13,7 +13,7 @@ import redis
 import requests
 
 from tests.processes import Api, eventually
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 OURS = ("-c", "python:api.serving")
 
@@ -45,7 +45,7 @@ def test_a_stop_answers_those_who_wait_at_once(
     api_process: Callable[..., Api], store: JobStore, path: str
 ) -> None:
     api = api_process(*OURS)
-    store.submit(NewJob("one", total=1, tokens=1, result_bytes=1), None)
+    store.submit(JobRequest("one", total=1, tokens=1, result_bytes=1))
     with waiting(api.url, path) as got:
         began = time.monotonic()
         assert api.process.stop(timeout=20) == 0

@@ -16,14 +16,15 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.store.jobs import Completion, JobStore, NewJob
+from worker.store.jobs import Completion, JobRequest, JobStore
 
 QUEUE = "embedq"
 RESULT_TTL = 600
 
 
-def new_job(job_id: str = "one", **changes: Any) -> NewJob:
-    return NewJob(job_id, **({"total": 2, "tokens": 100, "result_bytes": 5000} | changes))
+def new_job(job_id: str = "one", **changes: Any) -> JobRequest:
+    usual = {"total": 2, "tokens": 100, "result_bytes": 5000, "message": b"m"}
+    return JobRequest(job_id, **(usual | changes))
 
 
 def result_of(texts: int = 2) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import redis
 from tests.store.stand import QUEUE, new_job, success
 from worker.contract import keys
 from worker.contract.lanes import Lane
-from worker.store.jobs import Bounds, JobStore, Once
+from worker.store.jobs import Capacity, Deduplication, JobStore
 from worker.store.quotas import Quotas
 
-BOUNDS = Bounds(
+CAPACITY = Capacity(
     tokens=10**9,
     bytes=10**9,
     owner_tokens=10**9,
@@ -22,12 +22,13 @@ BOUNDS = Bounds(
     result_bytes=10**12,
     lane_share=10**9,
 )
-SHARED = Once(fingerprint="body", shared=True)
+SHARED = Deduplication(fingerprint="body", shared=True)
+KEYED = Deduplication("k", "b")
 
 STEPS: dict[str, Callable[[JobStore], object]] = {
-    "submit": lambda jobs: jobs.submit(new_job(owner="me"), b"m", BOUNDS, once=Once("k", "b")),
+    "submit": lambda jobs: jobs.submit(new_job(owner="me"), CAPACITY, deduplicate=KEYED),
     "join": lambda jobs: [
-        jobs.submit(new_job(name), b"m", BOUNDS, once=SHARED) for name in ("one", "two")
+        jobs.submit(new_job(name), CAPACITY, deduplicate=SHARED) for name in ("one", "two")
     ],
     "complete": lambda jobs: jobs.complete([success("0"), success("stranger")]),
     "cancel": lambda jobs: jobs.cancel("1"),

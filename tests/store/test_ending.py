@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depreca
 def test_a_finished_job_has_a_result_that_expires(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.complete([success()])
     record = jobs.read("one")
     assert record is not None
@@ -53,7 +53,7 @@ def test_a_finished_job_has_a_result_that_expires(
 
 
 def test_a_failed_job_says_why(jobs: JobStore) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.complete([failure()])
     record = jobs.read("one")
     assert record is not None
@@ -64,7 +64,7 @@ def test_a_failed_job_says_why(jobs: JobStore) -> None:
 def test_a_job_whose_result_nobody_wants_ends_by_its_record(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.complete([success()._replace(meta=b"")])
     record = jobs.read("one")
     assert record is not None
@@ -79,7 +79,7 @@ def test_a_job_whose_result_nobody_wants_ends_by_its_record(
 def test_the_first_outcome_stands_whatever_comes_after(
     jobs: JobStore, redis_client: redis.Redis, order: tuple[str, ...]
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     with heard(redis_client, keys.EVENTS, keys.result("one")) as so_far:
         for way in order:
             WAYS[way][0](jobs)
@@ -99,7 +99,7 @@ def test_the_first_outcome_stands_whatever_comes_after(
 def test_a_state_that_is_no_outcome_is_overwritten(
     jobs: JobStore, celery_app: Celery, state: str, way: str
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     value = ValueError("again") if state == states.RETRY else {"pid": 1}
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
@@ -116,7 +116,7 @@ def test_a_job_with_a_state_that_is_no_outcome_runs(
 ) -> None:
     jobs.note("stranger", b'{"status": "STARTED"}')
     assert not redis_client.exists(keys.job("stranger"))
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.note("one", b'{"status": "STARTED"}')
     record = jobs.read("one")
     assert record is not None
@@ -131,7 +131,7 @@ def test_a_job_with_a_state_that_is_no_outcome_runs(
 def test_an_outcome_that_celery_stored_is_not_overwritten(
     jobs: JobStore, celery_app: Celery, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
     stored = jobs.raw_outcome("one")
     assert stored is not None
@@ -150,7 +150,7 @@ def test_many_jobs_end_in_one_call_with_one_notice(
 ) -> None:
     ids = [f"{number}" for number in range(50)]
     for job_id in ids:
-        jobs.submit(new_job(job_id), b"m")
+        jobs.submit(new_job(job_id))
     jobs.cancel("7")
     with heard(redis_client, keys.EVENTS) as so_far:
         jobs.complete([success(job_id) for job_id in ids])
@@ -164,8 +164,8 @@ def test_leases_end_with_their_jobs_and_others_stay(
     for tag in ("mine", "late", "other"):
         redis_client.hset("leased", tag, "message")
         redis_client.zadd("index", {tag: 1})
-    jobs.submit(new_job("one"), b"m")
-    jobs.submit(new_job("two"), b"m")
+    jobs.submit(new_job("one"))
+    jobs.submit(new_job("two"))
     jobs.cancel("two")
     jobs.complete(
         [success("one", tag="mine"), success("two", tag="late")], LeaseKeys("leased", "index")
@@ -183,8 +183,8 @@ def test_a_job_that_never_had_a_record_can_end(jobs: JobStore, redis_client: red
 
 
 def test_progress_shows_and_is_told(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.submit(new_job("one", total=300), b"m")
-    jobs.submit(new_job("two", total=9), b"m")
+    jobs.submit(new_job("one", total=300))
+    jobs.submit(new_job("two", total=9))
     began = time.time() - 5.0
     with heard(redis_client, keys.EVENTS) as so_far:
         jobs.progress([("one", began, 128, 300, 0), ("two", began, 1, 9, 0)])
@@ -202,7 +202,7 @@ def test_progress_shows_and_is_told(jobs: JobStore, redis_client: redis.Redis) -
 def test_progress_that_comes_late_does_not_revive_a_job(
     jobs: JobStore, redis_client: redis.Redis, way: str
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     WAYS[way][0](jobs)
     with heard(redis_client, keys.EVENTS) as so_far:
         jobs.progress([("one", time.time(), 1, 2, 0)])
@@ -217,7 +217,7 @@ def test_progress_that_comes_late_does_not_revive_a_job(
 def test_progress_of_a_job_that_celery_ended_is_not_told(
     jobs: JobStore, celery_app: Celery, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     celery_app.backend.store_result("one", {"theirs": 1}, states.SUCCESS)
     jobs.read("one")
     with heard(redis_client, keys.EVENTS) as so_far:
@@ -228,7 +228,7 @@ def test_progress_of_a_job_that_celery_ended_is_not_told(
 def test_progress_of_a_job_that_ended_without_a_result_is_not_told(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.complete([success()._replace(meta=b"")])
     with heard(redis_client, keys.EVENTS) as so_far:
         jobs.progress([("one", time.time(), 1, 2, 0)])

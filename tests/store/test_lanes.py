@@ -7,7 +7,7 @@ import redis
 
 from tests.store.stand import QUEUE, new_job, shares, success
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
-from worker.store.jobs import Bounds, JobStore
+from worker.store.jobs import Capacity, JobStore
 
 
 def lengths(client: redis.Redis) -> list[int]:
@@ -20,14 +20,14 @@ def accept(
 ) -> Lane:
     """The lane in which a job waits, where an owner may have 250 tokens in each."""
     job = new_job(job_id, owner=owner, lane=lane, tokens=tokens)
-    acceptance = jobs.submit(job, b"{}", Bounds(lane_share=250))
+    acceptance = jobs.submit(job, Capacity(lane_share=250))
     assert acceptance.verdict == "accepted"
     return acceptance.lane
 
 
 @pytest.mark.parametrize("lane", Lane)
 def test_a_job_waits_in_its_lane(jobs: JobStore, redis_client: redis.Redis, lane: Lane) -> None:
-    assert jobs.submit(new_job(lane=lane), b"{}").lane is lane
+    assert jobs.submit(new_job(lane=lane, message=b"{}")).lane is lane
     assert lengths(redis_client)[lane] == sum(lengths(redis_client)) == 1
     assert jobs.depth().queued == 1
 

@@ -25,7 +25,7 @@ from worker.store.jobs import Completion, JobStore
 
 
 def test_cancelling_tells_who_waits(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     assert jobs.cancel("one")
     assert not jobs.cancel("one")
     record = jobs.read("one")
@@ -36,7 +36,7 @@ def test_cancelling_tells_who_waits(jobs: JobStore, redis_client: redis.Redis) -
 
 
 def test_a_withdrawn_job_was_never_there(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.submit(new_job(owner="me"), None)
+    jobs.submit(new_job(owner="me", message=None))
     jobs.withdraw("one")
     jobs.withdraw("one")
     assert jobs.read("one") is None
@@ -47,7 +47,7 @@ def test_a_withdrawn_job_was_never_there(jobs: JobStore, redis_client: redis.Red
 def test_a_released_job_leaves_early_and_its_bytes_with_it(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.complete([success(), success("other")])
     jobs.release("one", 60)
     jobs.release("one", 60)
@@ -59,7 +59,7 @@ def test_a_released_job_leaves_early_and_its_bytes_with_it(
 
 
 def test_a_job_that_runs_is_not_released(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.release("one", 60)
     assert redis_client.ttl(keys.job("one")) > 60
     assert jobs.queued_tokens() == 100
@@ -69,7 +69,7 @@ def test_a_success_that_was_read_by_who_waited_is_not_kept_long(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     for name in ("one", "other"):
-        jobs.submit(new_job(name), b"m")
+        jobs.submit(new_job(name))
         jobs.read_and_release(name, 60)
         assert redis_client.ttl(keys.job(name)) > 60
     jobs.complete([success("one"), failure("other")])
@@ -93,7 +93,7 @@ def test_the_ledger_returns_to_nothing_whatever_becomes_of_jobs_and_however_ofte
         lambda job_id: jobs.complete([Completion(job_id, Status.CANCELLED)]),
         jobs.cancel,
         jobs.withdraw,
-        lambda job_id: jobs.submit(new_job(job_id, tokens=dice.randint(1, 99)), b"m"),
+        lambda job_id: jobs.submit(new_job(job_id, tokens=dice.randint(1, 99))),
         lambda job_id: jobs.progress([(job_id, time.time(), 1, 2, dice.randint(0, 99))]),
         lambda job_id: jobs.release(job_id, 60),
     ]
@@ -112,7 +112,7 @@ def test_ending_and_cancelling_at_once_leave_one_outcome(
 ) -> None:
     ids = [f"{number}" for number in range(100)]
     for job_id in ids:
-        jobs.submit(new_job(job_id), b"m")
+        jobs.submit(new_job(job_id))
     together = threading.Barrier(2)
 
     def finish() -> None:

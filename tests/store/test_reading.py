@@ -56,7 +56,7 @@ def test_a_job_that_a_worker_of_an_older_version_ended_reads_like_any_other(
 ) -> None:
     before = time.time()
     if recorded:
-        jobs.submit(new_job(total=3), b"m")
+        jobs.submit(new_job(total=3))
     celery_app.backend.store_result("one", value, state)
     record = jobs.read("one")
     if not recorded and status is not Status.SUCCEEDED:
@@ -83,8 +83,8 @@ def test_a_job_of_another_deployment_is_not_shown(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     theirs = JobStore(redis_client, "theirs", result_ttl=60)
-    theirs.submit(new_job("one"), b"m")
-    theirs.submit(new_job("two"), b"m")
+    theirs.submit(new_job("one"))
+    theirs.submit(new_job("two"))
     theirs.complete([success("two")])
     for job_id in ("one", "two"):
         assert theirs.read(job_id) is not None
@@ -104,8 +104,8 @@ def test_floats_that_celery_stored_count_like_a_blob(jobs: JobStore, celery_app:
 
 def test_jobs_are_listed_newest_first_page_by_page(jobs: JobStore) -> None:
     for number in range(7):
-        jobs.submit(new_job(f"{number}", owner="me"), None)
-    jobs.submit(new_job("theirs", owner="you"), None)
+        jobs.submit(new_job(f"{number}", owner="me", message=None))
+    jobs.submit(new_job("theirs", owner="you", message=None))
     pages, after = [], None
     while True:
         found, after = jobs.page("me", limit=3, after=after)
@@ -117,7 +117,7 @@ def test_jobs_are_listed_newest_first_page_by_page(jobs: JobStore) -> None:
 
 def test_a_page_that_holds_the_last_job_has_no_next(jobs: JobStore) -> None:
     for number in range(4):
-        jobs.submit(new_job(f"{number}"), None)
+        jobs.submit(new_job(f"{number}", message=None))
     assert jobs.page("", limit=4)[1] is None
     assert jobs.page("", limit=2)[1] == "2"
     assert jobs.page("", limit=2, after="2")[1] is None
@@ -130,7 +130,7 @@ def test_jobs_of_one_status_are_listed_alone_and_expired_ones_not_at_all(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     for number in range(10):
-        jobs.submit(new_job(f"{number}"), None)
+        jobs.submit(new_job(f"{number}", message=None))
     jobs.complete([success(job_id) for job_id in "258"])
     redis_client.delete(keys.job("5"), keys.result("5"))
     found, after = jobs.page("", limit=1, status=Status.SUCCEEDED)
@@ -147,14 +147,14 @@ def test_a_listing_keeps_the_newest_jobs(
 ) -> None:
     monkeypatch.setattr("worker.store.jobs.LISTED_JOBS", 3)
     for number in range(5):
-        jobs.submit(new_job(f"{number}"), None)
+        jobs.submit(new_job(f"{number}", message=None))
     assert [record.id for record in jobs.page("", limit=10)[0]] == ["4", "3", "2"]
 
 
 def test_a_revoked_outcome_is_the_one_that_celery_would_store(
     jobs: JobStore, celery_app: Celery
 ) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     jobs.cancel("one")
     celery_app.backend.mark_as_revoked("two", "revoked")
     ours, theirs = outcome_of(jobs, "one"), outcome_of(jobs, "two")

@@ -20,7 +20,7 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
 from worker.store import scripts
 from worker.store.dead_letters import DeadLetters
-from worker.store.jobs import Bounds, Completion, JobStore, LeaseKeys, NewJob, Once
+from worker.store.jobs import Capacity, Completion, Deduplication, JobRequest, JobStore, LeaseKeys
 from worker.store.quotas import Quotas
 
 #: Fields that hold times, or names of calls.
@@ -30,6 +30,11 @@ CHANGING = {
     *(b"1", b"2"),
 }
 SCRIPTS = {name: text for name, text in vars(scripts).items() if name.isupper() and name[0] != "_"}
+RELATIONS = (
+    Deduplication(),
+    Deduplication("key", "body"),
+    Deduplication(fingerprint="body", shared=True),
+)
 #: Their repeats come at once: a later one would follow other steps of the same job.
 IN_ORDER = ("progress", "withdraw", "requeue", "note")
 
@@ -140,15 +145,15 @@ def steps(dice: random.Random, number: int, *, fresh: bool) -> Callable[[Deploym
     job_id, owner = f"{dice.randint(0, 9)}", dice.choice(["", "me", "you"])
     if fresh:
         job_id = f"{number - dice.randint(1, 10)}"
-    once = dice.choice([Once(), Once("key", "body"), Once(fingerprint="body", shared=True)])
+    relation = dice.choice(RELATIONS)
     tokens, lane, call = dice.randint(1, 99), dice.choice(list(Lane)), f"call{number}"
     caller = f"call{dice.randint(0, max(number, 1))}"
-    bounds = Bounds(tokens=600, owner_tokens=300, bytes=5_000, lane_share=150)
+    bounds = Capacity(tokens=600, owner_tokens=300, bytes=5_000, lane_share=150)
     ended = dice.choice([success(job_id), failure(job_id), Completion(job_id, Status.CANCELLED)])
     tag = f"tag{number}"
 
     def submit(one: Deployment) -> object:
-        job = NewJob(
+        job = JobRequest(
             f"{number}" if fresh else job_id,
             2,
             tokens,
@@ -156,8 +161,9 @@ def steps(dice: random.Random, number: int, *, fresh: bool) -> Callable[[Deploym
             owner=owner,
             lane=lane,
             call=call,
+            message=b"x" * tokens,
         )
-        return one.jobs.submit(job, b"x" * tokens, bounds, once=once)[:3]
+        return one.jobs.submit(job, bounds, deduplicate=relation)[:3]
 
     def complete(one: Deployment) -> object:
         one.client.hset("leased", tag, "message")
@@ -226,8 +232,8 @@ def test_a_submission_repeated_late_makes_no_second_job(
     job = new_job(owner="me")
     for step in (lambda: None, lambda: jobs.cancel("one"), lambda: jobs.release("one", 60)):
         step()
-        for once in (Once(), Once("key", "body"), Once(fingerprint="body", shared=True)):
-            assert jobs.submit(job, b"m", once=once).job_id == "one"
+        for relation in RELATIONS:
+            assert jobs.submit(job, deduplicate=relation).job_id == "one"
     assert redis_client.llen(QUEUE) == 1
 
 
@@ -247,7 +253,7 @@ def test_the_scripts_spell_keys_as_the_rest_does() -> None:
 
 
 def test_a_job_given_twice_in_one_call_ends_once(jobs: JobStore) -> None:
-    jobs.submit(new_job(), b"m")
+    jobs.submit(new_job())
     ends = [success("one", tag="a"), failure("one")._replace(tag="b")]
     assert jobs.complete(ends) == {1}
     record = jobs.read("one")

@@ -8,48 +8,48 @@ from tests.store.stand import QUEUE, RESULT_TTL, failure, ledger, new_job, succe
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.store import submissions
-from worker.store.jobs import JobStore, Once
+from worker.store.jobs import Deduplication, JobStore
 
-SHARED = Once(fingerprint="body", shared=True)
+SHARED = Deduplication(fingerprint="body", shared=True)
 NOTHING = {"tokens": 0, "expected": 0, "stored": 0}
 
 
 def test_equal_submissions_share_a_job_while_it_has_not_ended(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    assert jobs.submit(new_job("one"), b"m", once=SHARED).verdict == "accepted"
-    joined = jobs.submit(new_job("two"), b"m", once=SHARED)
+    assert jobs.submit(new_job("one"), deduplicate=SHARED).verdict == "accepted"
+    joined = jobs.submit(new_job("two"), deduplicate=SHARED)
     assert (joined.verdict, joined.job_id) == ("replayed", "one")
     assert redis_client.llen(QUEUE) == 1
     jobs.complete([success("one")])
-    assert jobs.submit(new_job("three"), b"m", once=SHARED).verdict == "accepted"
-    assert jobs.submit(new_job("four"), b"m", once=SHARED).job_id == "three"
+    assert jobs.submit(new_job("three"), deduplicate=SHARED).verdict == "accepted"
+    assert jobs.submit(new_job("four"), deduplicate=SHARED).job_id == "three"
 
 
 def test_other_bodies_and_other_owners_share_nothing(jobs: JobStore) -> None:
-    jobs.submit(new_job("one", owner="me"), b"m", once=SHARED)
-    other = Once(fingerprint="other", shared=True)
-    assert jobs.submit(new_job("two", owner="me"), b"m", once=other).verdict == "accepted"
-    assert jobs.submit(new_job("three", owner="you"), b"m", once=SHARED).verdict == "accepted"
+    jobs.submit(new_job("one", owner="me"), deduplicate=SHARED)
+    other = Deduplication(fingerprint="other", shared=True)
+    assert jobs.submit(new_job("two", owner="me"), deduplicate=other).verdict == "accepted"
+    assert jobs.submit(new_job("three", owner="you"), deduplicate=SHARED).verdict == "accepted"
 
 
 def test_nobody_joins_a_job_that_was_cancelled_or_that_celery_ended(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job("one"), b"m", once=SHARED)
+    jobs.submit(new_job("one"), deduplicate=SHARED)
     jobs.cancel("one")
-    assert jobs.submit(new_job("two"), b"m", once=SHARED).verdict == "accepted"
+    assert jobs.submit(new_job("two"), deduplicate=SHARED).verdict == "accepted"
     stored = success("two").meta
     redis_client.set(keys.result("two"), stored)
     assert jobs.read_with_outcome("two")[1] == stored
-    assert jobs.submit(new_job("three"), b"m", once=SHARED).verdict == "accepted"
+    assert jobs.submit(new_job("three"), deduplicate=SHARED).verdict == "accepted"
 
 
 def shared_by(jobs: JobStore, *names: str, owner: str = "") -> list[str]:
     """Submit equal jobs of these names; the callers who share the first of them."""
     submitted = [new_job(name, owner=owner) for name in names]
     for job in submitted:
-        jobs.submit(job, b"m", once=SHARED)
+        jobs.submit(job, deduplicate=SHARED)
     return [job.call for job in submitted]
 
 
@@ -98,7 +98,7 @@ def test_a_repeated_call_to_join_counts_once(jobs: JobStore) -> None:
     (first,) = shared_by(jobs, "one")
     joining = new_job("two")
     for _ in range(3):
-        assert jobs.submit(joining, b"m", once=SHARED).verdict == "replayed"
+        assert jobs.submit(joining, deduplicate=SHARED).verdict == "replayed"
     assert not jobs.leave("one", "", first)
     assert jobs.leave("one", "", joining.call)
 
@@ -110,7 +110,7 @@ def test_who_leaves_a_job_alone_that_has_not_ended_is_told_so(
     assert not jobs.leave("one", "", first)
     assert jobs.leave("one", "", second)
     # It is about to be cancelled: nobody joins it any more.
-    assert jobs.submit(new_job("three"), b"m", once=SHARED).verdict == "accepted"
+    assert jobs.submit(new_job("three"), deduplicate=SHARED).verdict == "accepted"
     jobs.cancel("one")
     record = jobs.read("one")
     assert record is not None
@@ -121,16 +121,16 @@ def test_who_leaves_a_job_alone_that_has_not_ended_is_told_so(
 def test_leaving_an_earlier_job_does_not_end_a_later_one(jobs: JobStore) -> None:
     (caller,) = shared_by(jobs, "one")
     jobs.complete([success("one")])
-    jobs.submit(new_job("two"), b"m", once=SHARED)
+    jobs.submit(new_job("two"), deduplicate=SHARED)
     assert not jobs.leave("one", "", caller)
-    assert jobs.submit(new_job("three"), b"m", once=SHARED).job_id == "two"
+    assert jobs.submit(new_job("three"), deduplicate=SHARED).job_id == "two"
 
 
 def test_a_lost_answer_makes_no_second_job_and_a_job_that_is_gone_is_left_in_peace(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     job = new_job("one")
-    verdicts = [jobs.submit(job, b"m", once=SHARED).verdict for _ in range(2)]
+    verdicts = [jobs.submit(job, deduplicate=SHARED).verdict for _ in range(2)]
     assert verdicts == ["accepted", "accepted"]
     assert redis_client.llen(QUEUE) == 1
     jobs.complete([success("one")])
@@ -140,5 +140,5 @@ def test_a_lost_answer_makes_no_second_job_and_a_job_that_is_gone_is_left_in_pea
 
 
 def test_what_is_shared_is_forgotten_in_time(jobs: JobStore, redis_client: redis.Redis) -> None:
-    jobs.submit(new_job("one"), b"m", once=SHARED)
+    jobs.submit(new_job("one"), deduplicate=SHARED)
     assert 0 < redis_client.ttl(keys.shared(QUEUE, "", "body")) <= submissions.SHARED_TTL

@@ -13,13 +13,13 @@ from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS, Status
 from worker.contract.lanes import lists_of
 from worker.store import lost_jobs, outbox
-from worker.store.jobs import JobStore, Once
+from worker.store.jobs import Deduplication, JobStore
 from worker.store.openai_batch import OpenAIBatch
 from worker.store.openai_batches import OpenAIBatchStore
-from worker.store.outbox import Outbox
+from worker.store.outbox import MessageOutbox
 
-SHARED = Once(fingerprint="body", shared=True)
-KEYED = Once("key", "body")
+SHARED = Deduplication(fingerprint="body", shared=True)
+KEYED = Deduplication("key", "body")
 
 
 @pytest.fixture
@@ -55,15 +55,15 @@ def died_before_sending(jobs: JobStore, monkeypatch: pytest.MonkeyPatch, **optio
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(Outbox, "send", die)
+        patch.setattr(MessageOutbox, "send", die)
         with pytest.raises(SystemExit):
-            jobs.submit(new_job("one"), b"the message", **options)  # type: ignore[arg-type]
+            jobs.submit(new_job("one", message=b"the message"), **options)  # type: ignore[arg-type]
 
 
 def test_the_message_is_with_the_broker_and_the_record_with_the_results(
     apart: JobStore, redis_client: redis.Redis, broker: redis.Redis
 ) -> None:
-    assert apart.submit(new_job("one"), b"the message").verdict == "accepted"
+    assert apart.submit(new_job("one", message=b"the message")).verdict == "accepted"
     assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
     assert not broker.exists(keys.job("one"))
     assert status_of(apart, "one") is Status.QUEUED
@@ -73,12 +73,12 @@ def test_the_message_is_with_the_broker_and_the_record_with_the_results(
 
 @pytest.mark.parametrize("once", [SHARED, KEYED])
 def test_a_replay_sends_the_message_that_a_dead_process_did_not(
-    apart: JobStore, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch, once: Once
+    apart: JobStore, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch, once: Deduplication
 ) -> None:
-    died_before_sending(apart, monkeypatch, once=once)
+    died_before_sending(apart, monkeypatch, deduplicate=once)
     assert broker.llen(QUEUE) == 0
     for _ in range(2):
-        replayed = apart.submit(new_job("two"), b"another message", once=once)
+        replayed = apart.submit(new_job("two", message=b"another message"), deduplicate=once)
         assert (replayed.verdict, replayed.job_id) == ("replayed", "one")
         assert broker.lrange(QUEUE, 0, -1) == [b"the message"]
 
@@ -101,7 +101,7 @@ def test_a_worker_sends_for_the_coordinator_of_a_batch_that_a_dead_process_did_n
     apart: JobStore, broker: redis.Redis, redis_client: redis.Redis, at_once: None
 ) -> None:
     class Dying:
-        def lpush(self, *_: object) -> None:
+        def pipeline(self) -> None:
             raise SystemExit
 
     broken: Any = Dying()
@@ -128,9 +128,9 @@ def test_a_job_whose_message_the_broker_refuses_was_never_there(
     def away(*_: object) -> None:
         raise redis.ConnectionError("away")
 
-    monkeypatch.setattr(Outbox, "send", away)
+    monkeypatch.setattr(MessageOutbox, "send", away)
     with pytest.raises(redis.ConnectionError):
-        apart.submit(new_job("one", owner="me"), b"m", once=KEYED)
+        apart.submit(new_job("one", owner="me"), deduplicate=KEYED)
     assert apart.read("one") is None
     assert apart.page("me", limit=10) == ([], None)
     assert not any(ledger(redis_client).values())
@@ -144,7 +144,7 @@ def test_purged_jobs_become_cancelled(
     server = broker if separate else redis_client
     jobs = JobStore(redis_client, QUEUE, result_ttl=60, broker=broker if separate else None)
     for number in range(5):
-        jobs.submit(new_job(f"{number}"), b"m")
+        jobs.submit(new_job(f"{number}"))
     jobs.complete([success("3")])
     jobs.sweep()
     assert status_of(jobs, "0") is Status.QUEUED, "its message waits"
@@ -175,7 +175,7 @@ def test_purged_jobs_become_cancelled_while_other_messages_are_leased(
     texts = ['a text "correlation_id": "purged"']
     for job_id in ("leased", "purged"):
         message = messages.envelope(job_id, texts, DEFAULT_OPTIONS, QUEUE)
-        jobs.submit(new_job(job_id), message)
+        jobs.submit(new_job(job_id, message=message))
         if job_id == "leased":
             server.hset(keys.LEASED, "tag", b"[" + message + b',"","embedq"]')
     for number in range(500):
@@ -195,7 +195,7 @@ def test_counters_stay_right_while_jobs_wait_on_a_broker_of_its_own(
     apart: JobStore, redis_client: redis.Redis, at_once: None
 ) -> None:
     for number in range(3):
-        apart.submit(new_job(f"{number}", tokens=10), b"m")
+        apart.submit(new_job(f"{number}", tokens=10))
     apart.sweep()
     assert apart.queued_tokens() == 30
     apart.complete([success(f"{number}") for number in range(3)])
@@ -205,13 +205,13 @@ def test_counters_stay_right_while_jobs_wait_on_a_broker_of_its_own(
 
 @pytest.mark.parametrize("once", [SHARED, KEYED])
 def test_nobody_joins_a_job_whose_message_was_purged(
-    jobs: JobStore, redis_client: redis.Redis, once: Once
+    jobs: JobStore, redis_client: redis.Redis, once: Deduplication
 ) -> None:
-    jobs.submit(new_job("one"), b"m", once=once)
+    jobs.submit(new_job("one"), deduplicate=once)
     redis_client.delete(QUEUE)
     # As if it had been accepted a while ago.
     redis_client.zincrby(keys.open_jobs(QUEUE), -60, "one")
-    again = jobs.submit(new_job("two"), b"m", once=once)
+    again = jobs.submit(new_job("two"), deduplicate=once)
     assert status_of(jobs, "one") is Status.CANCELLED
     assert again.job_id == ("two" if once.shared else "one")
 
@@ -219,7 +219,7 @@ def test_nobody_joins_a_job_whose_message_was_purged(
 def test_a_job_that_its_caller_sends_is_not_missed_meanwhile(
     jobs: JobStore, redis_client: redis.Redis, at_once: None
 ) -> None:
-    jobs.submit(new_job("one"), None)
+    jobs.submit(new_job("one", message=None))
     jobs.sweep()
     assert status_of(jobs, "one") is Status.QUEUED
     redis_client.zadd(keys.open_jobs(QUEUE), {"one": 1.0})
@@ -230,7 +230,7 @@ def test_a_job_that_its_caller_sends_is_not_missed_meanwhile(
 def test_a_sweep_forgets_what_a_worker_of_an_older_version_completed(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    jobs.submit(new_job("one", owner="me"), b"m")
+    jobs.submit(new_job("one", owner="me"))
     job = keys.job("one")
     # As its script leaves the record.
     redis_client.hset(job, mapping={"status": "succeeded", "finished": "1.0", "tokens": ""})

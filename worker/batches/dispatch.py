@@ -12,19 +12,19 @@ from typing import NamedTuple
 from worker.batches.notifications import Notifications
 from worker.batches.resources import Resources
 from worker.batches.windows import Pack
-from worker.contract import estimates, keys, messages
+from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
 from worker.store.openai_batch import OpenAIBatch
 from worker.store.records import JobRecord
-from worker.store.submissions import Bounds, NewJob, Once
+from worker.store.submissions import Capacity, Deduplication, JobRequest
 from worker.store.worker_registry import Workers
 
 #: Seconds of the workers' time, and batches of each of them, that may be under way at once.
 _SECONDS_AHEAD = 2.0
 _BATCHES_AHEAD = 4
-#: Part of the service's own bounds that batches leave to callers who wait.
-_SHARE_OF_BOUNDS = 0.5
+#: Part of the service's capacity that batches may use; the rest is for callers who wait.
+_SHARE_OF_CAPACITY = 0.5
 #: Seconds after which jobs are looked at although nobody told of their end.
 CHECK_SECONDS = 5.0
 
@@ -70,29 +70,22 @@ class Dispatch:
 
     def send(self, pack: Pack) -> bool:
         """Have a job run, or find the one that does; False where the service is full."""
-        texts = pack.texts
-        job = NewJob(
-            messages.new_id(),
-            total=len(texts),
-            tokens=pack.tokens,
-            result_bytes=estimates.result_bytes(
-                len(texts), pack.options.dimensions or pack.model.dimensions, base64=True
-            ),
-            model=pack.model.name,
+        job = JobRequest.of(
+            pack.texts,
+            pack.options,
+            pack.model,
+            queue=self._means.settings.queue,
             owner=self._holder,
+            tenant=self._owner,
             lane=Lane.BULK,
         )
-        queue = self._means.settings.queue
-        message = messages.envelope(
-            job.id, texts, pack.options, queue, lane=job.lane, owner=self._owner
+        deduplicate = _deduplicate(pack)
+        capacity = Capacity(
+            tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_CAPACITY),
+            bytes=int(self._means.room.messages() * _SHARE_OF_CAPACITY),
+            result_bytes=int(self._means.room.results() * _SHARE_OF_CAPACITY),
         )
-        once = _once(pack, texts)
-        bounds = Bounds(
-            tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_BOUNDS),
-            bytes=int(self._means.room.messages() * _SHARE_OF_BOUNDS),
-            result_bytes=int(self._means.room.results() * _SHARE_OF_BOUNDS),
-        )
-        acceptance = self._means.store.submit(job, message, bounds, once=once)
+        acceptance = self._means.store.submit(job, capacity, deduplicate=deduplicate)
         if acceptance.verdict == "conflict":
             return self.send(replace(pack, before=job.id))
         if acceptance.verdict not in ("accepted", "replayed"):
@@ -100,7 +93,7 @@ class Dispatch:
         if acceptance.verdict == "replayed":
             self._unsure.add(acceptance.job_id)
         self._under_way[acceptance.job_id] = pack
-        self._keys[acceptance.job_id] = once.key or ""
+        self._keys[acceptance.job_id] = deduplicate.key or ""
         return True
 
     def collect(self, seconds: float) -> tuple[list[Ended], set[str]]:
@@ -140,7 +133,8 @@ class Dispatch:
         return Ended(self._under_way[job_id], job_id, record, meta)
 
 
-def _once(pack: Pack, texts: list[str]) -> Once:
+def _deduplicate(pack: Pack) -> Deduplication:
     lines = f"{pack.entries[0].number}-{pack.entries[-1].number}-{len(pack.entries)}"
-    content = json.dumps([pack.options.model_dump(), texts]).encode("ascii")
-    return Once(key=f"{lines}:{pack.before}", fingerprint=hashlib.sha256(content).hexdigest())
+    content = json.dumps([pack.options.model_dump(), pack.texts]).encode("ascii")
+    fingerprint = hashlib.sha256(content).hexdigest()
+    return Deduplication(key=f"{lines}:{pack.before}", fingerprint=fingerprint)

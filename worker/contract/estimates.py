@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from worker.contract.models import MOST_WINDOWS, ModelInfo, prompt_text
 
@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 _CHARACTERS_A_TOKEN = 4
 _TOKENS_AN_EXTRA_BYTE = 3 / 8
 _SPECIAL_TOKENS = 2
-#: Tokens past which most models cut, and the size of a vector, where the model is not known.
+#: Tokens past which most models cut, and the size of a vector, if the model is not known.
 USUAL_LIMIT = 512
 USUAL_DIMENSIONS = 384
+#: A model of these sizes.
+USUAL_MODEL: Final = ModelInfo(
+    name="",
+    dimensions=USUAL_DIMENSIONS,
+    max_tokens=USUAL_LIMIT,
+    device="",
+    backend="",
+    dtype="",
+    packed=True,
+    # An owner may have any number of tokens waiting in a lane.
+    batch_tokens=0,
+)
 #: Bytes of one number: as a JSON float, and as base64 of four bytes.
 _FLOAT_BYTES = 11.0
 _BASE64_BYTES = 5.34

@@ -13,11 +13,11 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from worker.contract import estimates
-from worker.contract.models import MOST_WINDOWS
+from worker.contract.estimates import USUAL_MODEL
+from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
 from worker.contract.settings import is_redis
 from worker.store import server
-from worker.store.jobs import JobStore, NewJob
+from worker.store.jobs import JobRequest, JobStore
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +51,18 @@ def _broker_of(conf: Any) -> redis.Redis | None:
     return server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
 
 
-def submit(app: Celery, job_id: str, texts: Sequence[Any], *, whole: bool = False) -> bool:
+def submit(
+    app: Celery, job_id: str, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS
+) -> bool:
     """Submit a job whose message Celery sends next. Returns whether there is a record now.
 
-    `whole`: texts past the model's limit are read to their end, and cost as much. Raises kombu's
-    OperationalError if Redis cannot be reached, as sending would.
+    Raises kombu's OperationalError if Redis cannot be reached, as sending would.
     """
     store = store_of(app)
     if store is None:
         return False
-    job = NewJob(
-        job_id,
-        total=len(texts),
-        tokens=estimates.tokens(texts, windows=MOST_WINDOWS if whole else 1),
-        result_bytes=estimates.result_bytes(len(texts)),
-    )
     try:
-        store.submit(job, None)
+        store.submit(JobRequest.of(texts, options, USUAL_MODEL, job_id=job_id))
     except redis.RedisError as error:
         raise OperationalError(str(error)) from error
     return True

@@ -13,6 +13,7 @@ import redis
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.results import failure_of, summary_of
+from worker.store.outbox import Addressed
 from worker.store.scripts import COMPLETE
 
 #: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
@@ -98,7 +99,7 @@ class Completions:
         lease_keys: LeaseKeys | None = None,
         *,
         waiting: bool = False,
-        follow: Sequence[tuple[str, bytes]] = (),
+        follow: Sequence[Addressed] = (),
         outbox: str = "",
     ) -> set[int]:
         """Complete jobs, each once: the first outcome stands, a later one only ends its lease.

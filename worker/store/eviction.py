@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 class EvictionCheck:
     """Looks once at the servers' `maxmemory-policy`, on a thread of its own."""
 
-    def __init__(self, clients: Iterable[redis.Redis | None]) -> None:
-        self._clients = [client for client in clients if client is not None]
+    def __init__(self, clients: Iterable[redis.Redis]) -> None:
+        self._clients = set(clients)
         self._once = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="embedq-eviction", daemon=True)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -27,29 +28,29 @@ from worker.store import scripts
 from worker.store.clock import Clock
 from worker.store.completions import Completion, Completions, LeaseKeys, Refused
 from worker.store.lost_jobs import SWEPT, LostJobs
-from worker.store.outbox import Outbox
+from worker.store.outbox import Addressed, MessageOutbox
 from worker.store.pipeline import Command, SharedPipeline
 from worker.store.records import JobRecord, JobRecords
 from worker.store.submissions import (
     EACH_ITS_OWN,
-    UNBOUNDED,
+    UNLIMITED,
     Acceptance,
-    Bounds,
-    NewJob,
-    Once,
+    Capacity,
+    Deduplication,
+    JobRequest,
     new_call,
 )
 
 __all__ = [
     "Acceptance",
-    "Bounds",
+    "Capacity",
     "Completion",
+    "Deduplication",
     "Depth",
     "JobRecord",
+    "JobRequest",
     "JobStore",
     "LeaseKeys",
-    "NewJob",
-    "Once",
     "Refused",
 ]
 
@@ -94,11 +95,12 @@ class JobStore(JobRecords):
         trips, completions = SharedPipeline(client), Completions(client, queue, result_ttl)
         super().__init__(client, queue, trips, completions)
         self.client = client
-        self.broker = broker
+        #: The server of the messages; `client` itself if that has them, too.
+        self.broker = broker or client
         self.clock = Clock(client)
         self._open = keys.open_jobs(queue)
-        self._outbox = None if broker is None else Outbox(client, broker, queue)
-        self._lost = LostJobs(client, broker, queue)
+        self._outbox = MessageOutbox(client, self.broker, queue)
+        self._lost = LostJobs(client, self.broker, queue)
         self._submit = trips.script(scripts.SUBMIT)
         self._result_ttl = result_ttl
         self._progress = client.register_script(scripts.PROGRESS)
@@ -109,46 +111,45 @@ class JobStore(JobRecords):
 
     def submit(
         self,
-        job: NewJob,
-        message: bytes | None,
-        bounds: Bounds = UNBOUNDED,
+        job: JobRequest,
+        capacity: Capacity = UNLIMITED,
         *,
-        once: Once = EACH_ITS_OWN,
+        deduplicate: Deduplication = EACH_ITS_OWN,
         later: float = _SENT_LATER,
     ) -> Acceptance:
-        """Accept a job, or say why not. The only way by which a job is accepted.
+        """Accept a job, or say why not. With `submit_many` the only way to accept one.
 
         Record and message are written in one step. If the broker is another server, the message
         is in the outbox until the broker has it, so that a worker or a repeated submission sends it
-        if this process dies. With `message` None the caller sends it within `later` seconds, and
-        calls `withdraw` if it cannot.
+        if this process dies. A job without a message is sent by the caller within `later` seconds,
+        or withdrawn.
         """
-        command = self._submission(job, message, bounds, once, later)
-        verdict, earlier, *rest = self._trips.call(command)[0]
-        if verdict == b"lost":
+        command = self._submission(job, capacity, deduplicate, later)
+        answer = self._trips.call(command)[0]
+        if answer[0] == b"lost":
             # The message of an earlier, equal job was purged.
-            self.cancel(earlier.decode())
-            verdict, earlier, *rest = self._trips.call(command)[0]
-        level, lane, created, unsent = rest
-        acceptance = Acceptance(
-            verdict.decode(),
-            earlier.decode(),
-            int(level),
-            Lane(lane),
-            float(created) if created else None,
-        )
-        if self._outbox is not None:
-            if unsent:
-                self._outbox.send_entry(acceptance.job_id, unsent)
-            elif message and acceptance.verdict == "accepted":
-                self._send(self._outbox, acceptance, message)
+            self.cancel(answer[1].decode())
+            answer = self._trips.call(command)[0]
+        acceptance, unsent = _parse_acceptance(answer)
+        if unsent:
+            self._outbox.send_entry(acceptance.job_id, unsent)
+        else:
+            self._send([job], [acceptance])
         return acceptance
+
+    def submit_many(self, jobs: Sequence[JobRequest]) -> None:
+        """Accept jobs of any number in one round trip, each as by `submit`.
+
+        If that raises, some may have been accepted.
+        """
+        answers = self._trips.call(*(self._submission(job) for job in jobs))
+        self._send(jobs, [_parse_acceptance(answer)[0] for answer in answers])
 
     def withdraw(self, job_id: str) -> None:
         """Forget a job whose message could not be sent."""
         owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
         given = [keys.job(job_id), keys.jobs(self._queue, owner), self._ledger]
-        self._withdraw(keys=[*given, self._open, keys.outbox(self._queue)], args=[job_id])
+        self._withdraw(keys=[*given, self._open, self._outbox.key], args=[job_id])
 
     # -- complete ---------------------------------------------------------------------------
 
@@ -158,23 +159,18 @@ class JobStore(JobRecords):
         lease_keys: LeaseKeys | None = None,
         *,
         waiting: bool = False,
-        follow: Sequence[tuple[str, bytes]] = (),
+        follow: Sequence[Addressed] = (),
     ) -> set[int]:
         """Complete jobs; see `Completions.complete`. The only way by which a job ends.
 
         What is to `follow` one goes to the broker, by way of the outbox if that is another server.
         """
-        outbox = self._outbox if follow else None
         known = self._completions.complete(
-            completions,
-            lease_keys,
-            waiting=waiting,
-            follow=follow,
-            outbox="" if outbox is None else outbox.key,
+            completions, lease_keys, waiting=waiting, follow=follow, outbox=self._outbox.key
         )
-        if outbox is not None and not known:
-            for number, (name, message) in enumerate(follow, 1):
-                outbox.send(f"{completions[0].id}:{number}", name, message)
+        if not known:
+            names = (f"{completions[0].id}:{number}" for number in count(1))
+            self._outbox.send(dict(zip(names, follow, strict=False)))
         return known
 
     def cancel(self, *job_ids: str) -> bool:
@@ -224,7 +220,7 @@ class JobStore(JobRecords):
 
     def depth(self) -> Depth:
         """How many messages are in the queue, leased, and dead letters."""
-        with (self.broker or self.client).pipeline(transaction=False) as pipe:
+        with self.broker.pipeline(transaction=False) as pipe:
             for step in PRIORITY_STEPS:
                 pipe.llen(list_of(self._queue, step))
             pipe.hlen(keys.LEASED)
@@ -240,11 +236,9 @@ class JobStore(JobRecords):
 
         Each worker calls this every few seconds, on one thread.
         """
-        if self._outbox is not None:
-            self._outbox.send_overdue()
+        self._outbox.send_overdue()
         while True:
-            found = self._lost.find()
-            lost = found if self._outbox is None else self._outbox.without(found)
+            lost = self._outbox.without(self._lost.find())
             if lost:
                 logger.warning("%d jobs are cancelled: their messages were purged", len(lost))
                 self.cancel(*lost)
@@ -254,7 +248,11 @@ class JobStore(JobRecords):
     # -- helpers ----------------------------------------------------------------------------
 
     def _submission(
-        self, job: NewJob, message: bytes | None, bounds: Bounds, once: Once, later: float
+        self,
+        job: JobRequest,
+        capacity: Capacity = UNLIMITED,
+        deduplicate: Deduplication = EACH_ITS_OWN,
+        later: float = _SENT_LATER,
     ) -> Command:
         lists = [list_of(self._queue, lane.step) for lane in Lane]
         lists += [name for name in lists_of(self._queue) if name not in lists]
@@ -268,33 +266,41 @@ class JobStore(JobRecords):
             "tokens": job.tokens,
             "bytes": job.result_bytes,
             "lane": job.lane.value,
-            "sent": self.broker is None,
-            "later": 0 if message else later,
-            "bounds": bounds._asdict(),
+            "later": 0 if job.message else later,
+            "capacity": capacity._asdict(),
             "listed": LISTED_JOBS,
             "record_ttl": RECORD_TTL,
-            "shared": once.shared,
-            "fingerprint": once.fingerprint,
-            "once_ttl": once.seconds,
+            "shared": deduplicate.shared,
+            "fingerprint": deduplicate.fingerprint,
+            "remembered": deduplicate.seconds,
         }
         return self._submit(
             [
                 *(keys.job(job.id), keys.jobs(self._queue, job.owner), self._ledger, self._open),
-                *(
-                    keys.outbox(self._queue),
-                    once.key_of(self._queue, job.owner),
-                    keys.LEASED,
-                    *lists,
-                ),
+                *(self._outbox.key, deduplicate.key_of(self._queue, job.owner), keys.LEASED),
+                *lists,
             ],
-            [orjson.dumps(given), message or b""],
+            [orjson.dumps(given), job.message or b""],
         )
 
-    def _send(self, outbox: Outbox, acceptance: Acceptance, message: bytes) -> None:
-        """Have the broker take the message of an accepted job, or forget the job."""
-        name = list_of(self._queue, acceptance.lane.step)
+    def _send(self, jobs: Sequence[JobRequest], acceptances: Sequence[Acceptance]) -> None:
+        """Have the broker take the messages of accepted jobs, or forget these jobs."""
+        entries = {
+            found.job_id: (list_of(self._queue, found.lane.step), job.message)
+            for job, found in zip(jobs, acceptances, strict=True)
+            if found.verdict == "accepted" and job.message
+        }
         try:
-            outbox.send(acceptance.job_id, name, message)
+            self._outbox.send(entries)
         except redis.RedisError:
-            self.withdraw(acceptance.job_id)
+            for job_id in entries:
+                self.withdraw(job_id)
             raise
+
+
+def _parse_acceptance(answer: Sequence[Any]) -> tuple[Acceptance, bytes]:
+    """What the script answers, and the unsent message of an earlier job or b""."""
+    verdict, job_id, level, lane, created, unsent = answer
+    created_at = float(created) if created else None
+    found = Acceptance(verdict.decode(), job_id.decode(), int(level), Lane(lane), created_at)
+    return found, unsent

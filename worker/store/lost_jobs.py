@@ -24,10 +24,10 @@ _LEASED_PAGE = 100
 class LostJobs:
     """Finds them. Belongs to one thread; raises redis.RedisError."""
 
-    def __init__(self, client: redis.Redis, broker: redis.Redis | None, queue: str) -> None:
-        """`broker`: the server that has the messages, None if it is the same one."""
+    def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
+        """`broker`: the server of the messages; `client` itself if that has them, too."""
         self._broker = broker
-        self._server = broker or client
+        self._is_apart = broker is not client
         self._keys = [keys.ledger(queue), keys.open_jobs(queue)]
         self._lists = lists_of(queue)
         self._sweep = client.register_script(scripts.SWEEP)
@@ -41,7 +41,7 @@ class LostJobs:
         A job is lost if nothing of its queue waits and it is not leased.
         """
         given, state = [*self._keys, keys.LEASED, *self._lists], [0, 0]
-        if self._broker is not None:
+        if self._is_apart:
             # Before the script looks: what is accepted from now on is too young to be lost.
             with self._broker.pipeline() as pipe:
                 pipe.exists(*self._lists)
@@ -62,11 +62,11 @@ class LostJobs:
     def _leased_ids(self) -> set[str] | None:
         """Ids of all tasks whose messages are leased; None if there are too many to look at."""
         ids, cursor = set[str](), 0
-        if self._server.hlen(keys.LEASED) > _MOST_LEASED:
+        if self._broker.hlen(keys.LEASED) > _MOST_LEASED:
             return None
         while True:
             arguments = [cursor, _LEASED_PAGE]
-            answer = self._leased(keys=[keys.LEASED], args=arguments, client=self._server)
+            answer = self._leased(keys=[keys.LEASED], args=arguments, client=self._broker)
             following, page = cast("tuple[bytes, list[bytes]]", answer)
             ids.update(raw.decode(errors="replace") for raw in page)
             cursor = int(following)

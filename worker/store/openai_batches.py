@@ -24,7 +24,7 @@ from worker.store.openai_batch import (
     parse,
     progress_of,
 )
-from worker.store.outbox import Outbox, entry_of
+from worker.store.outbox import MessageOutbox
 
 #: The Celery task that runs a batch.
 TASK_NAME: Final = "embedq.batch"
@@ -65,10 +65,11 @@ return redis.call('HGET', KEYS[1], 'status')
 class OpenAIBatchStore:
     """Batches on one Redis database. Safe to share between threads; raises redis.RedisError."""
 
-    def __init__(self, client: redis.Redis, broker: redis.Redis | None, queue: str) -> None:
+    def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
+        """`broker`: the server of the messages; `client` itself if that has them, too."""
         self._client = client
-        #: Where messages go, or None where it is the same server.
         self._broker = broker
+        self._outbox = MessageOutbox(client, broker, queue)
         self._queue = queue
         self._messages = keys.batch_queue(queue)
         self._clock = Clock(client)
@@ -93,19 +94,14 @@ class OpenAIBatchStore:
             pipe.zadd(listed, {batch.id: batch.created_at})
             pipe.expire(listed, BATCH_TTL)
             pipe.zremrangebyscore(listed, 0, batch.created_at - BATCH_TTL)
-            message = self._message(batch.id)
-            if self._broker is None:
-                pipe.lpush(self._messages, message)
-            else:
-                entry = entry_of(self.now(), self._messages, message)
-                pipe.hset(keys.outbox(self._queue), batch.id, cast("Any", entry))
+            addressed = self._messages, self._message(batch.id)
+            self._outbox.put(pipe, batch.id, batch.created_at, addressed)
             pipe.execute()
-        if self._broker is not None:
-            Outbox(self._client, self._broker, self._queue).send(batch.id, self._messages, message)
+        self._outbox.send({batch.id: addressed})
 
     def send(self, batch_id: str) -> None:
         """Have a coordinator run it after those that wait already."""
-        (self._broker or self._client).lpush(self._messages, self._message(batch_id))
+        self._broker.lpush(self._messages, self._message(batch_id))
 
     def read(self, batch_id: str) -> OpenAIBatch | None:
         """Return the batch, or None if it does not exist or has expired."""

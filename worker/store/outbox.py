@@ -1,14 +1,15 @@
-"""Messages on their way to a broker that is a server of its own, kept until it has them.
+"""Messages on their way to the broker, which may be a server of its own.
 
-The script that accepts a job, or lets messages follow it, writes them into the hash `keys.outbox`.
-So a process that dies before the broker has a message loses none: a worker sends what stays there.
+If the broker has the results, too, the script that accepts a job, or lets messages follow it,
+queues them in the same step. Else it writes them into the hash `keys.outbox` until the broker has
+them, so that a process that dies before loses none: a worker sends the messages that stay there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import redis
 
@@ -22,31 +23,51 @@ _RESEND_AFTER = 5.0
 #: Entries looked at in one step.
 _PAGE = 100
 
+#: A list of the broker, and a message for it.
+Addressed = tuple[str, bytes]
 
-class Outbox:
+
+class MessageOutbox:
     """The outbox of one queue. Safe to share between threads; raises redis.RedisError."""
 
     def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
+        """`broker`: the server of the messages; `client` itself if that has them, too."""
         self._client = client
         self._broker = broker
-        self.key = keys.outbox(queue)
+        #: Name of the hash; "" if there is none, since messages are queued at once.
+        self.key = "" if broker is client else keys.outbox(queue)
 
-    def send(self, name: str, list_name: str, message: bytes) -> None:
-        """Have the broker take the message of an entry, which goes then."""
-        self._broker.lpush(list_name, message)
+    def put(self, pipe: Any, name: str, time: float, addressed: Addressed) -> None:
+        """Queue a message, or put it into the hash, by a command of `pipe`; then `send` it."""
+        list_name, message = addressed
+        if self.key:
+            pipe.hset(self.key, name, f"{time:.6f}\n{list_name}\n".encode() + message)
+        else:
+            pipe.lpush(list_name, message)
+
+    def send(self, entries: Mapping[str, Addressed]) -> None:
+        """Have the broker take the messages of entries, by name, and remove these."""
+        if not self.key or not entries:
+            return
+        with self._broker.pipeline() as pipe:
+            for addressed in entries.values():
+                pipe.lpush(*addressed)
+            pipe.execute()
         try:
-            self._client.hdel(self.key, name)
+            self._client.hdel(self.key, *entries)
         except redis.RedisError as error:
-            # It is sent a second time, and only the first outcome of a job counts.
-            logger.warning("The outbox keeps message %s: %s", name, server.reason(error))
+            # They are sent a second time, and only the first outcome of a job counts.
+            logger.warning("The outbox keeps %d messages: %s", len(entries), server.reason(error))
 
     def send_entry(self, name: str, entry: bytes) -> None:
         """The same for an entry as it is in the hash."""
         _, list_name, message = entry.split(b"\n", 2)
-        self.send(name, list_name.decode(), message)
+        self.send({name: (list_name.decode(), message)})
 
     def send_overdue(self) -> None:
-        """Send what is there for longer than its process can need, some entries at a time."""
+        """Send entries that are older than any process needs to send them, a page at a time."""
+        if not self.key:
+            return
         seconds, _ = self._client.time()
         _, entries = cast(
             "tuple[int, dict[bytes, bytes]]", self._client.hscan(self.key, count=_PAGE)
@@ -57,12 +78,7 @@ class Outbox:
 
     def without(self, names: Sequence[str]) -> list[str]:
         """Those of some names that have no entry."""
-        if not names:
-            return []
+        if not self.key or not names:
+            return list(names)
         entries = self._client.hmget(self.key, list(names))
         return [name for name, entry in zip(names, entries, strict=True) if entry is None]
-
-
-def entry_of(time: float, list_name: str, message: bytes) -> bytes:
-    """An entry as scripts write it: its time by Redis' clock, the list, and the message."""
-    return f"{time:.6f}\n{list_name}\n".encode() + message

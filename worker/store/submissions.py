@@ -1,13 +1,16 @@
-"""A submission: the job that is offered, its relation to earlier ones, its bounds, its verdict."""
+"""A submission: the job, its relation to earlier ones, the capacity that it needs, the verdict."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from worker.contract import keys
+from worker.contract import estimates, keys, messages
+from worker.contract.jobs import JobOptions
 from worker.contract.lanes import Lane
+from worker.contract.models import ModelInfo
 
 #: Seconds that an Idempotency-Key is remembered.
 IDEMPOTENCY_TTL = 24 * 3600
@@ -21,22 +24,64 @@ def new_call() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job about to be accepted; `tokens` and `result_bytes` are estimates."""
+class JobRequest:
+    """A job about to be submitted; `tokens` and `result_bytes` are estimates."""
 
     id: str
     total: int
     tokens: int
     result_bytes: int
+    #: None: the caller has Celery send it.
+    message: bytes | None = None
     model: str = ""
+    #: Whose jobs it is listed among.
     owner: str = ""
     lane: Lane = Lane.NORMAL
     #: Tells a repeated call from another submission; names the caller of a shared job.
     call: str = field(default_factory=new_call)
 
+    @classmethod
+    def of(
+        cls,
+        texts: Sequence[Any],
+        options: JobOptions,
+        model: ModelInfo,
+        *,
+        queue: str = "",
+        job_id: str | None = None,
+        owner: str = "",
+        tenant: str | None = None,
+        lane: Lane = Lane.NORMAL,
+        deadline: float | None = None,
+    ) -> JobRequest:
+        """Some texts with estimates of their cost and, if `queue` is given, the message for it.
 
-class Once(NamedTuple):
-    """How a submission relates to earlier ones of its owner.
+        `tenant` shares the device with this job, by default the owner. Past `deadline`, seconds
+        since the epoch by Redis' clock, no worker starts it.
+        """
+        job_id = job_id or messages.new_id()
+        dimensions = options.dimensions or model.dimensions
+        is_blob = options.encoding_format == "base64"
+        message = None
+        if queue:
+            tenant = owner if tenant is None else tenant
+            message = messages.envelope(
+                job_id, texts, options, queue, lane=lane, owner=tenant, deadline=deadline
+            )
+        return cls(
+            job_id,
+            total=len(texts),
+            tokens=estimates.of_job(texts, options, model),
+            result_bytes=estimates.result_bytes(len(texts), dimensions, base64=is_blob),
+            message=message,
+            model=model.name,
+            owner=owner,
+            lane=lane,
+        )
+
+
+class Deduplication(NamedTuple):
+    """How a submission relates to earlier ones of its owner; by default each is its own.
 
     With a `key` (Idempotency-Key) an earlier one of the same `fingerprint` is replayed, of another
     is in conflict. `shared` instead joins one of the same `fingerprint` that has not ended.
@@ -58,11 +103,8 @@ class Once(NamedTuple):
         return keys.idempotency(queue, owner, self.key) if self.key else ""
 
 
-EACH_ITS_OWN: Final = Once()
-
-
-class Bounds(NamedTuple):
-    """What may wait before a job is rejected; 0: no bound."""
+class Capacity(NamedTuple):
+    """What may wait before a job is rejected; 0: unlimited."""
 
     #: Tokens, and bytes of messages, of all jobs of the queue.
     tokens: int = 0
@@ -76,7 +118,8 @@ class Bounds(NamedTuple):
     lane_share: int = 0
 
 
-UNBOUNDED: Final = Bounds()
+EACH_ITS_OWN: Final = Deduplication()
+UNLIMITED: Final = Capacity()
 
 
 class Acceptance(NamedTuple):

@@ -1,24 +1,25 @@
 -- Accepts a job, or answers why not: writes its record, counts it and queues its message.
--- KEYS    job, listing, ledger, open jobs, outbox, earlier submission or '', leased messages,
---         lists of the interactive, normal and bulk lane, the queue's other lists
--- ARGV    JSON: id, call, owner, queue, model, total, tokens, bytes, lane, sent (whether this server
---         gets the message; else it goes to the outbox), later (seconds until the message must be
---         there, if the caller sends it), bounds (0: none) as in `submissions.Bounds`, listed jobs,
---         record_ttl, shared, fingerprint, once_ttl; the message or ''
+-- KEYS    job, listing, ledger, open jobs, outbox or '' (if '', this server gets the message itself),
+--         earlier submission or '', leased messages, lists of the interactive, normal and bulk lane,
+--         the queue's other lists
+-- ARGV    JSON: id, call, owner, queue, model, total, tokens, bytes, lane, later (seconds until the
+--         message must be there, if the caller sends it), capacity (0: unlimited) as in
+--         `submissions.Capacity`, listed jobs, record_ttl, shared, fingerprint, remembered (seconds
+--         that the fingerprint is); the message or ''
 -- Answer  verdict, id, level, lane, time of acceptance, message of an earlier job that has not been
 --         sent or ''
 -- Repeat  the same verdict: the record names the call, and a shared job its callers.
 -- Cost    the fields of one job; up to MINUTES_A_CALL of results that have expired.
 
-local job, listing, ledger, open, outbox, once = unpack(KEYS, 1, 6)
+local job, listing, ledger, open, outbox, known_as = unpack(KEYS, 1, 6)
 local given, message = cjson.decode(ARGV[1]), ARGV[2]
-local bounds, id, time, lane = given.bounds, given.id, clock(), given.lane
+local capacity, id, time, lane = given.capacity, given.id, clock(), given.lane
 local tokens, size = given.tokens, #message
 
 -- Whether the message of an open job is nowhere on this server, as after a purge.
 local function is_lost(earlier)
   local since = redis.call('ZSCORE', open, earlier)
-  return given.sent and since and tonumber(since) < time - 5
+  return outbox == '' and since and tonumber(since) < time - 5
     and redis.call('HLEN', KEYS[7]) == 0 and redis.call('EXISTS', unpack(KEYS, 8)) == 0
 end
 
@@ -29,7 +30,7 @@ end
 
 -- The answer of an earlier submission, if it stands for this one.
 local function replay()
-  local seen = redis.call('HMGET', once, 'id', 'fingerprint')
+  local seen = redis.call('HMGET', known_as, 'id', 'fingerprint')
   if not seen[1] then return end
   local earlier = JOB .. seen[1]
   local held = redis.call('HMGET', earlier, 'status', 'call', 'lane', 'created')
@@ -45,7 +46,8 @@ local function replay()
   if given.shared and redis.call('HSETNX', earlier, 'caller:' .. given.call, 1) == 1 then
     redis.call('HINCRBY', earlier, 'callers', 1)
   end
-  return {'replayed', seen[1], 0, lane, '', redis.call('HGET', outbox, seen[1]) or ''}
+  local unsent = outbox ~= '' and redis.call('HGET', outbox, seen[1])
+  return {'replayed', seen[1], 0, lane, '', unsent or ''}
 end
 
 -- Tokens or bytes by owner; 0 if owners are not told apart.
@@ -65,19 +67,19 @@ end
 local function refusal()
   local counted = redis.call('HMGET', ledger, 'tokens', 'size', 'expected', 'kept')
   for at = 1, 4 do counted[at] = math.max(tonumber(counted[at] or '0'), 0) end
-  if is_full(counted[1], tokens, bounds.tokens) then return 'full', counted[1] end
-  if is_full(counted[2], size, bounds.bytes) then return 'bytes_full', counted[2] end
-  if bounds.owner_tokens > 0 then
+  if is_full(counted[1], tokens, capacity.tokens) then return 'full', counted[1] end
+  if is_full(counted[2], size, capacity.bytes) then return 'bytes_full', counted[2] end
+  if capacity.owner_tokens > 0 then
     local queued = held(share(0)) + held(share(1)) + held(share(2))
-    if is_full(queued, tokens, bounds.owner_tokens) then return 'owner_full', queued end
+    if is_full(queued, tokens, capacity.owner_tokens) then return 'owner_full', queued end
   end
   local bytes = held('size:' .. given.owner)
-  if is_full(bytes, size, bounds.owner_bytes) then return 'owner_bytes_full', bytes end
+  if is_full(bytes, size, capacity.owner_bytes) then return 'owner_bytes_full', bytes end
   local results = counted[3] + counted[4]
-  if is_full(results, given.bytes, bounds.result_bytes) then return 'results_full', results end
+  if is_full(results, given.bytes, capacity.result_bytes) then return 'results_full', results end
 end
 
-local earlier = once ~= '' and replay()
+local earlier = known_as ~= '' and replay()
 if earlier then return earlier end
 local known = redis.call('HMGET', job, 'call', 'lane', 'created', 'status', 'stands')
 if known[1] == given.call then return accepted(id, known[2], known[3]) end
@@ -96,9 +98,9 @@ if known[4] then
   if not stands then redis.call('DEL', RESULT .. id) end
 end
 -- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
-if bounds.lane_share > 0 then
-  if lane == 0 and held(share(0)) + tokens > bounds.lane_share then lane = 1 end
-  if lane == 1 and held(share(1)) > bounds.lane_share then lane = 2 end
+if capacity.lane_share > 0 then
+  if lane == 0 and held(share(0)) + tokens > capacity.lane_share then lane = 1 end
+  if lane == 1 and held(share(1)) > capacity.lane_share then lane = 2 end
 end
 local created = seconds(time)
 redis.call('HSET', job, 'status', 'queued', 'created', created, 'owner', given.owner,
@@ -119,15 +121,15 @@ redis.call('ZADD', open, time + given.later, id)
 redis.call('ZADD', listing, time, id)
 redis.call('EXPIRE', listing, given.record_ttl)
 redis.call('ZREMRANGEBYRANK', listing, 0, -1 - given.listed)
-if once ~= '' then
-  redis.call('HSET', once, 'id', id, 'fingerprint', given.fingerprint)
-  redis.call('EXPIRE', once, given.once_ttl)
+if known_as ~= '' then
+  redis.call('HSET', known_as, 'id', id, 'fingerprint', given.fingerprint)
+  redis.call('EXPIRE', known_as, given.remembered)
 end
 if given.shared then
-  redis.call('HSET', job, 'callers', 1, 'caller:' .. given.call, 1, 'shared', once)
+  redis.call('HSET', job, 'callers', 1, 'caller:' .. given.call, 1, 'shared', known_as)
 end
 local list = KEYS[8 + lane]
-if message ~= '' and given.sent then
+if message ~= '' and outbox == '' then
   redis.call('LPUSH', list, message)
 elseif message ~= '' then
   redis.call('HSET', outbox, id, seconds(time) .. '\n' .. list .. '\n' .. message)

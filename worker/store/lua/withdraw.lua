@@ -1,5 +1,5 @@
 -- Undoes the acceptance of a job whose message could not be sent.
--- KEYS    job, listing, ledger, open jobs, outbox
+-- KEYS    job, listing, ledger, open jobs, outbox or ''
 -- ARGV    id
 -- Answer  nothing
 -- Repeat  nothing more happens: the record is gone.
@@ -11,4 +11,4 @@ redis.call('DEL', KEYS[1])
 write(KEYS[3], changes)
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('HDEL', KEYS[5], ARGV[1])
+if KEYS[5] ~= '' then redis.call('HDEL', KEYS[5], ARGV[1]) end
