@@ -104,7 +104,7 @@ class _Raw:
     @property
     def a_batch(self) -> float:
         """Seconds of a batch, all but the last of a run being full."""
-        return self._raw.engine.busy_seconds / self._raw.engine.batches
+        return self._raw.engine.totals.busy_seconds / self._raw.engine.totals.batches
 
 
 @dataclass

@@ -16,7 +16,7 @@ from bench.texts import texts
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
 from worker.encoder.tokens import TokenBlock
-from worker.engine.forward import DeviceLost, Forward
+from worker.engine.encode import BatchEncoder, DeviceLost
 
 _TEXTS, _TEXTS_A_JOB = 4_096, 256
 #: Seconds that the memory stays full.
@@ -88,7 +88,7 @@ def _fill(device: str) -> None:
 def _assert(name: str, source: str) -> None:
     encoder = load(ModelSpec(name, source or None))
     probe = encoder.tokenize(["probe"])
-    forward = Forward(encoder, encoder.info.batch_tokens, probe)
+    forward = BatchEncoder(encoder, encoder.info.batch_tokens, probe)
     wrong = TokenBlock(
         np.full(64, _NO_TOKEN, dtype=np.int32),
         np.arange(0, 65, 8, dtype=np.int64),
@@ -97,7 +97,7 @@ def _assert(name: str, source: str) -> None:
     )
     began = time.perf_counter()
     try:
-        forward.run(wrong)
+        forward.encode(wrong)
     except DeviceLost as error:
         print(f"lost at once: {error}", time.perf_counter() - began, flush=True)
     else:

@@ -1,4 +1,4 @@
-"""The library's model and ours, for this process: encode, encoder alone, engine with a sink.
+"""The library's model and ours, for this process: encode, encoder alone, engine.
 
 `python -m bench.models` prints the path by which our model runs, see `ModelInfo.path`.
 """
@@ -19,7 +19,7 @@ from worker.contract.settings import DEFAULT_MODEL_NAME
 from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
 from worker.encoder.tokens import TokenBlock
-from worker.engine import Engine, Job
+from worker.engine import Engine, Job, JobCallbacks
 from worker.loading import batches_of, on_passing_thread, run_in_slots
 
 if TYPE_CHECKING:
@@ -95,19 +95,26 @@ def tokens_of(model: Encoder, texts: Sequence[str]) -> TokenBlock:
 
 
 class RawEngine:
-    """The engine with a sink that keeps vectors; one job at a time or many together."""
+    """The engine without a queue; one job at a time or many together."""
 
     def __init__(self, model: Encoder) -> None:
         self._model = model
         self._ended = threading.Semaphore(0)
         self._error: BaseException | None = None
-        self.engine = Engine({model.info.name: model}, self)
+        self._callbacks = _Counted(self._ended)
+        self.engine = Engine({model.info.name: model}, crashed=self._crash)
         self.engine.start()
 
     def encode(self, texts: Sequence[str], texts_a_job: int = 1) -> Matrix:
         """Submit everything in jobs of so many texts, in order, and wait for all of it."""
         jobs = [
-            Job(str(at), list(texts[at : at + texts_a_job]), _PLAIN, self._model.info)
+            Job(
+                str(at),
+                list(texts[at : at + texts_a_job]),
+                _PLAIN,
+                self._model.info,
+                callbacks=self._callbacks,
+            )
             for at in range(0, len(texts), texts_a_job)
         ]
         for job in jobs:
@@ -121,31 +128,23 @@ class RawEngine:
     def close(self) -> None:
         self.engine.close(10.0)
 
-    # The sink.
+    def _crash(self, error: BaseException) -> None:
+        # Release every caller: no more results will come.
+        self._error = error
+        self._ended.release(1_000_000)
+
+
+class _Counted(JobCallbacks):
+    """Counts completed jobs, and leaves their vectors to the caller."""
+
+    def __init__(self, ended: threading.Semaphore) -> None:
+        self._ended = ended
 
     def admit(self, job: Job) -> bool:
         return True
 
-    def isolate(self, job: Job) -> bool:
-        return True
-
-    def released(self, job: Job) -> None:
-        pass
-
-    def started(self, jobs: Sequence[Job]) -> None:
-        pass
-
-    def progressed(self, jobs: Sequence[Job]) -> None:
-        pass
-
-    def finished(self, jobs: Sequence[Job]) -> None:
-        for _ in jobs:
-            self._ended.release()
-
-    def crashed(self, error: BaseException) -> None:
-        # Release every caller: no more results will come.
-        self._error = error
-        self._ended.release(1_000_000)
+    def completed(self, jobs: Sequence[Job]) -> None:
+        self._ended.release(len(jobs))
 
 
 if __name__ == "__main__":

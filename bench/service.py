@@ -99,9 +99,9 @@ def _loop(service: EmbeddingService, rounds: int) -> Table:
     for number in range(1, rounds + 1):
         engine = service._engine  # noqa: SLF001 - its counters are for us alone
         assert engine is not None
-        before = engine.batches
+        before = engine.totals.batches
         seconds, pause = asyncio.run(_gather(service, given))
-        batches = engine.batches - before
+        batches = engine.totals.batches - before
         table.add(str(number), seconds, pause * 1000, batches, len(given) / batches)
     return table
 

@@ -29,6 +29,7 @@ from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Outcome, TextError
 from worker.contract.results import payload, success_meta
 from worker.contract.settings import Settings
+from worker.engine.slot import BatchTotals
 from worker.pool.heartbeat import Heartbeat
 from worker.store.jobs import Completion, JobStore
 from worker.watchdog import Watchdog
@@ -83,12 +84,8 @@ class ApiStand:
             budgets={},
             tokens_per_second=lambda: rate,
             waiting_tokens=0,
-            batches=0,
-            texts=0,
-            tokens=0,
+            totals=BatchTotals(),
             splits=0,
-            capacity=0,
-            busy_seconds=0.0,
         )
         served = {model.name: model for model in models or (MODEL,)}
         presence = Heartbeat(

@@ -1,4 +1,4 @@
-"""A model without a model, and a sink that remembers, for tests of the engine's own decisions."""
+"""A model without a model, and callbacks that record, for tests of the engine's own decisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.contract.models import ModelInfo
 from worker.contract.outcomes import Outcome
 from worker.encoder.protocol import Cause
 from worker.encoder.tokens import TokenBlock
-from worker.engine import Job
+from worker.engine import Job, JobCallbacks
 
 #: Seconds that a test waits for another thread before it fails.
 DEADLINE = 10.0
@@ -184,9 +184,9 @@ def _vector(text: str) -> NDArray[np.float32]:
     return vector
 
 
-@dataclass
-class RecordingSink:
-    """A sink that remembers what it hears, on which thread, and can be made to block."""
+@dataclass(eq=False)
+class RecordingSink(JobCallbacks):
+    """Callbacks that record their calls and threads, and that can block."""
 
     heard: list[tuple[str, str, str]] = field(default_factory=list)
     outcomes: dict[str, Outcome | JobFailed] = field(default_factory=dict)
@@ -215,8 +215,8 @@ class RecordingSink:
     def progressed(self, jobs: Sequence[Job]) -> None:
         self._hear("progressed", jobs)
 
-    def finished(self, jobs: Sequence[Job]) -> None:
-        self._hear("finished", jobs)
+    def completed(self, jobs: Sequence[Job]) -> None:
+        self._hear("completed", jobs)
 
     def crashed(self, error: BaseException) -> None:
         with self._changed:
@@ -267,7 +267,7 @@ class RecordingSink:
         thread = threading.current_thread().name
         with self._changed:
             self.heard += [(event, job.id, thread) for job in jobs]
-            if event == "finished":
+            if event == "completed":
                 for job in jobs:
                     assert job.id not in self.outcomes, f"{job.id} ended twice"
                     self.outcomes[job.id] = job.outcome()
@@ -280,7 +280,7 @@ def job_of(
     *,
     info: ModelInfo | None = None,
     prompt: str | None = None,
-    alone: bool = False,
+    isolated: bool = False,
     lane: Lane = Lane.NORMAL,
     tenant: str = "",
     **options: object,
@@ -289,7 +289,7 @@ def job_of(
     return Job(
         *(job_id, list(texts), chosen, info or model_info()),
         prompt=prompt,
-        alone=alone,
+        isolated=isolated,
         lane=lane,
         tenant=tenant,
     )

@@ -474,13 +474,13 @@ def test_vectors_are_the_librarys_whatever_shared_their_batch(
     real.encode(["loaded"])
     engine = real._engine
     assert engine is not None
-    before = engine.batches
+    before = engine.totals.batches
 
     async def main() -> list[list[float]]:
         return await asyncio.gather(*(real.get_embedding(text) for text in given))
 
     found = asyncio.run(main())
-    assert engine.batches - before < len(given) / 2, "callers share no batches"
+    assert engine.totals.batches - before < len(given) / 2, "callers share no batches"
     np.testing.assert_allclose(found, library.encode_alone(given), atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""The engine inside somebody's own process: asyncio and threads, no queue."""
+"""The engine inside a program's own process: asyncio and threads, no queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUMBERS_AT_ONCE = 50_000
 
 
 class TextsFailed(EmbedqError):
-    """Some texts of a call have no vector; `errors` says which and why."""
+    """Some texts of a call have no vector; `errors` has their indices and reasons."""
 
     def __init__(self, errors: Sequence[TextError]) -> None:
         first = errors[0]
@@ -46,7 +46,7 @@ class ServiceClosed(EmbedqError):
 
 
 class EngineLost(EmbedqError):
-    """The engine died, as it does with its device. This process cannot encode any more."""
+    """The engine died, for example of a lost device. This process cannot encode any more."""
 
     code = "engine_lost"
 
@@ -54,10 +54,10 @@ class EngineLost(EmbedqError):
 class EmbeddingService:
     """Vectors for a threaded or asyncio program; concurrent callers share batches.
 
-    The model is loaded on the first call, once, however many come together. Every method may be
-    called from any thread; the coroutines never block their event loop. The threads that work are
-    the engine's. `model` is a path, a Hub id, or None for what the environment says; the other
-    settings come from the environment too.
+    The first call loads the model, once for all concurrent calls. Every method may be called from
+    any thread; the coroutines never block their event loop. The engine's threads do the work.
+    `model` is a path, a Hub id, or None for the environment's setting; the other settings come
+    from the environment, too.
 
     Every call raises JobFailed if no text has a vector, TextsFailed if only some have one,
     InvalidJob for wrong options, ModelUnavailable, DeviceUnavailable or DeviceMemoryError if the
@@ -112,15 +112,15 @@ class EmbeddingService:
     def run(
         self, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS
     ) -> Outcome | JobFailed:
-        """What became of one job of at least one text, its texts failing one by one.
+        """The outcome of one job of at least one text; a text that fails is part of it.
 
-        Blocks the calling thread. Raises as every call does, but for texts that fail.
+        Blocks the calling thread. Raises the other errors of every call.
         """
         future = self._submit(self._load().result(), list(texts), options)
         try:
             return future.result()
         except BaseException:
-            # Interrupted while it waited.
+            # The wait was interrupted.
             future.cancel()
             raise
 
@@ -148,13 +148,13 @@ class EmbeddingService:
         self.close()
 
     def _load(self) -> Future[Engine]:
-        """The engine, which somebody loads once. Loading that failed is tried again."""
+        """The engine, loaded by the first caller. The next call retries after a failure."""
         with self._lock:
             if self._closed:
                 raise ServiceClosed("the service is closed")
             if self._loading is None:
                 self._loading = Future()
-                # Running, so that no caller who gives up can cancel it for the others.
+                # Running, so that no caller can cancel it for the others.
                 self._loading.set_running_or_notify_cancel()
                 threading.Thread(
                     target=self._run_loading, args=(self._loading,), name="embedq-load", daemon=True
@@ -165,8 +165,7 @@ class EmbeddingService:
         try:
             self._encoders = load_encoders(self._settings)
             self._infos = {name: encoder.info for name, encoder in self._encoders.items()}
-            sink = _Futures()
-            sink.engine = engine = Engine(self._encoders, sink)
+            engine = Engine(self._encoders, crashed=lambda error: _fail_rest(engine, error))
             engine.start()
         except BaseException as error:  # noqa: BLE001 - raised by the calls that wait for it
             with self._lock:
@@ -194,44 +193,20 @@ class EmbeddingService:
         return future
 
 
-class _Futures:
-    """The engine's sink: every job has a future, which its caller may cancel until it is set."""
-
-    engine: Engine
-
-    def admit(self, job: Job) -> bool:
-        return not job.owner.cancelled()
-
-    def isolate(self, job: Job) -> bool:
-        return self.admit(job)
-
-    def released(self, job: Job) -> None:
-        pass
-
-    def started(self, jobs: Sequence[Job]) -> None:
-        pass
-
-    def progressed(self, jobs: Sequence[Job]) -> None:
-        pass
-
-    def finished(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if job.owner.set_running_or_notify_cancel():
-                job.owner.set_result(job.outcome())
-
-    def crashed(self, error: BaseException) -> None:
-        for job in self.engine.close(_CLOSE_SECONDS):
-            _refuse(job, EngineLost(f"the engine died of {type(error).__name__}"))
+def _fail_rest(engine: Engine, error: BaseException) -> None:
+    """Fail the calls that wait for an engine that died."""
+    for job in engine.close(_CLOSE_SECONDS):
+        _refuse(job, EngineLost(f"the engine died of {type(error).__name__}"))
 
 
 def _refuse(job: Job, error: EmbedqError) -> None:
-    # Where the writer died, some of its jobs are answered already.
+    # If the writer died, some of its jobs are completed.
     if not job.owner.done() and job.owner.set_running_or_notify_cancel():
         job.owner.set_exception(error)
 
 
 def _drop_abandoned(engine: Engine, job: Job, future: Future[Any]) -> None:
-    """A caller who gave up costs no forward pass."""
+    """Cancel the job of a cancelled call."""
     if future.cancelled():
         engine.cancel(job)
 

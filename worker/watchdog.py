@@ -1,4 +1,4 @@
-"""Threads that hang: each says when its work began, and one that takes too long ends the worker."""
+"""Hang detection: end the worker if the current work of one of its threads takes too long."""
 
 from __future__ import annotations
 
@@ -14,24 +14,31 @@ EX_HUNG = 75
 
 
 class Busy:
-    """When a thread's present work began. Only the thread changes it; any thread may read."""
+    """The start of a thread's current work. Only the thread changes it; any thread may read."""
 
-    __slots__ = ("name", "since", "uses_redis")
+    __slots__ = ("last_beat", "name", "since", "uses_redis")
 
     def __init__(self, name: str, *, uses_redis: bool = False) -> None:
-        """`uses_redis`: the thread may repeat what it does until Redis is back."""
+        """`uses_redis`: the thread may repeat its work until Redis is back."""
         self.name = name
         self.uses_redis = uses_redis
         #: Monotonic time, or None if the thread waits for work.
         self.since: float | None = None
+        #: Monotonic time of the last call of `enter`, `leave` or `beat`.
+        self.last_beat = time.monotonic()
 
     def enter(self) -> None:
         """Work begins now."""
-        self.since = time.monotonic()
+        self.since = self.last_beat = time.monotonic()
 
     def leave(self) -> None:
         """The thread waits for work."""
         self.since = None
+        self.beat()
+
+    def beat(self) -> None:
+        """The thread still waits for work."""
+        self.last_beat = time.monotonic()
 
     def __enter__(self) -> None:
         self.enter()

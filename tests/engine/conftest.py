@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.engine.stand import Start
+from tests.engine.stand import EngineWith, Start
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink
 from worker.cache.store import Cache
 from worker.engine import Engine
@@ -31,7 +31,7 @@ def start(sink: RecordingSink) -> Iterator[Start]:
         def make(
             *encoders: FakeEncoder, sink: RecordingSink = sink, cache: Cache | None = None
         ) -> Engine:
-            engine = Engine({encoder.info.name: encoder for encoder in encoders}, sink, cache)
+            engine = EngineWith(sink, encoders, cache)
             engine.start()
             stack.callback(engine.close, DEADLINE)
             return engine

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes import DEADLINE, FakeEncoder, RecordingSink, job_of, vector_of
 from tests.processes import eventually
+from worker.cache.store import Cache
 from worker.encoder.tokens import TokenBlock
 from worker.engine import Engine, Job
 from worker.engine.job import Piece
@@ -21,6 +22,22 @@ crashes = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExcept
 
 #: Starts an engine that ends with the test.
 Start = Callable[..., Engine]
+
+
+class EngineWith(Engine):
+    """An engine whose jobs carry the callbacks `sink`."""
+
+    def __init__(
+        self, sink: RecordingSink, encoders: Sequence[FakeEncoder], cache: Cache | None = None
+    ) -> None:
+        named = {encoder.info.name: encoder for encoder in encoders}
+        super().__init__(named, crashed=sink.crashed, cache=cache)
+        self._sink = sink
+
+    def submit(self, *jobs: Job) -> None:
+        for job in jobs:
+            job.callbacks = self._sink
+        super().submit(*jobs)
 
 
 @contextmanager
@@ -72,12 +89,12 @@ def waiting(job_id: str, lengths: Sequence[int], *, chunk: int = 256, **options:
     job = job_of([""] * len(lengths), job_id, **options)
     for first in range(0, len(lengths), chunk):
         block = block_of(lengths[first : first + chunk])
-        job.chunks.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
+        job.waiting.append(Piece(job, block, block.offsets.tolist(), 0, len(block), first))
     return job
 
 
 def wait_until_tokenised(*jobs: Job) -> None:
-    eventually(lambda: all(sum(p.texts for p in job.chunks) == len(job.texts) for job in jobs))
+    eventually(lambda: all(sum(p.texts for p in job.waiting) == len(job.texts) for job in jobs))
 
 
 def assert_vectors(

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.engine.stand import Start, blocked, busy, texts, wait_until_tokenised
+from tests.engine.stand import EngineWith, Start, blocked, busy, texts, wait_until_tokenised
 from tests.fakes import (
     DEADLINE,
     NAN,
@@ -80,7 +80,7 @@ def test_closing_writes_what_has_ended(
 ) -> None:
     engine = start(encoder)
     ended: list[Job] = [job_of([f"text {n}"], f"{n}") for n in range(5)]
-    with blocked(sink, "finished") as entered:
+    with blocked(sink, "completed") as entered:
         engine.submit(job_of(["first"], "first"))
         entered()
         for job in ended:
@@ -93,7 +93,7 @@ def test_closing_writes_what_has_ended(
 
 
 def test_an_engine_closes_before_it_has_started() -> None:
-    engine = Engine({"fake": FakeEncoder()}, RecordingSink())
+    engine = EngineWith(RecordingSink(), [FakeEncoder()])
     job = job_of(["a"], "a")
     engine.submit(job)
     assert engine.close(0.0) == [job]
@@ -102,7 +102,7 @@ def test_an_engine_closes_before_it_has_started() -> None:
 def test_room_shrinks_with_what_waits_and_comes_back(start: Start, sink: RecordingSink) -> None:
     encoder = FakeEncoder(model_info(batch_tokens=4096))
     engine = start(encoder)
-    full = engine.room()
+    full = engine.capacity()
     assert full == 8 * 4096
     jobs = [job_of(texts(100), f"{n}", info=encoder.info) for n in range(10)]
     with busy(engine, encoder):
@@ -110,31 +110,31 @@ def test_room_shrinks_with_what_waits_and_comes_back(start: Start, sink: Recordi
             engine.submit(job)
         wait_until_tokenised(*jobs)
         assert engine.waiting_tokens == 4000
-        assert engine.room() == full - 4000
+        assert engine.capacity() == full - 4000
     for job in jobs:
         sink.outcome(job.id)
     assert engine.waiting_tokens == 0
-    assert engine.room() == full
+    assert engine.capacity() == full
 
 
 def test_a_large_job_takes_no_more_room_than_a_batch(start: Start, sink: RecordingSink) -> None:
     encoder = FakeEncoder(model_info(batch_tokens=4096))
     engine = start(encoder)
-    full = engine.room()
+    full = engine.capacity()
     large = job_of(texts(4096), "large", info=encoder.info)
     with busy(engine, encoder):
         engine.submit(large)
         wait_until_tokenised(large)
         assert engine.waiting_tokens == 4 * 4096
-        assert engine.room() == full - 4096
+        assert engine.capacity() == full - 4096
     sink.outcome("large")
-    assert engine.room() == full
+    assert engine.capacity() == full
 
 
 def test_a_small_budget_still_leaves_room_for_some_texts(
     start: Start, encoder: FakeEncoder
 ) -> None:
-    assert start(encoder).room() == 16_384
+    assert start(encoder).capacity() == 16_384
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,7 +143,7 @@ def test_nothing_drifts_over_thousands_of_jobs(
 ) -> None:
     """Jobs of all kinds from several threads, many cancelled at any time; then all is empty."""
     engine = start(encoder)
-    full = engine.room()
+    full = engine.capacity()
     told: dict[str, bool] = {}
 
     def submit(number: int) -> None:
@@ -155,7 +155,7 @@ def test_nothing_drifts_over_thousands_of_jobs(
                 for _ in range(dice.choice([1, 1, 2, 20]))
             ]
             job = job_of(
-                given, f"{number}.{at}", alone=dice.random() < 0.02, truncate=dice.random() < 0.9
+                given, f"{number}.{at}", isolated=dice.random() < 0.02, truncate=dice.random() < 0.9
             )
             engine.submit(job)
             mine.append(job)
@@ -172,7 +172,7 @@ def test_nothing_drifts_over_thousands_of_jobs(
     eventually(lambda: len(sink.outcomes) == 1200 - len(cancelled), 30.0)
     assert cancelled.isdisjoint(sink.outcomes)
     assert engine.waiting_tokens == 0
-    assert engine.room() == full
+    assert engine.capacity() == full
     assert engine.close(DEADLINE) == []
     assert sink.error is None
 
@@ -181,19 +181,19 @@ def test_texts_of_many_bytes_and_few_tokens_leave_no_room_until_they_end(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    full = engine.room()
+    full = engine.capacity()
     with busy(engine, encoder):
         # Of none of them is more than 64 tokens read.
         for number in range(16):
             engine.submit(job_of(["x" * 2**22], f"{number}"))
-        assert engine.room() <= 0
-        assert engine.room(Lane.INTERACTIVE) == full
+        assert engine.capacity() <= 0
+        assert engine.capacity(Lane.INTERACTIVE) == full
         engine.submit(gone := job_of(["日" * 2**20], "gone"))
-        assert engine.room() <= -(2**20)
+        assert engine.capacity() <= -(2**20)
         assert engine.cancel(gone)
     for number in range(16):
         sink.outcome(f"{number}")
-    eventually(lambda: engine.room() == full)
+    eventually(lambda: engine.capacity() == full)
 
 
 def test_nothing_runs_after_a_suspect_before_its_end_is_told(
@@ -205,7 +205,7 @@ def test_nothing_runs_after_a_suspect_before_its_end_is_told(
     overtaken: list[bool] = []
 
     def tell(event: str) -> None:
-        if event == "finished":
+        if event == "completed":
             # Time enough for a batch to begin, if one may.
             began.clear()
             overtaken.append(began.wait(0.2))
@@ -213,7 +213,7 @@ def test_nothing_runs_after_a_suspect_before_its_end_is_told(
     with busy(engine, encoder):
         sink.before = tell
         for number in (1, 2):
-            suspect = job_of([f"suspect {number}"], f"suspect {number}", alone=True)
+            suspect = job_of([f"suspect {number}"], f"suspect {number}", isolated=True)
             engine.submit(suspect)
     sink.outcome("suspect 2")
     # The first is the busy batch's own end, which what follows may overtake.

@@ -25,7 +25,7 @@ TURN = BUDGET * 3 // 4
 
 
 def put(queue: FairQueue, job: Job) -> Job:
-    queue.add(job, sum(piece.tokens for piece in job.chunks))
+    queue.add(job, sum(piece.tokens for piece in job.waiting))
     return job
 
 
@@ -101,7 +101,7 @@ def test_pieces_around_a_text_that_was_refused_keep_their_places() -> None:
     job = job_of([""] * 5)
     block = block_of([1] * 4)
     ends = block.offsets.tolist()
-    job.chunks += [Piece(job, block, ends, 0, 3, 0), Piece(job, block, ends, 3, 4, 4)]
+    job.waiting += [Piece(job, block, ends, 0, 3, 0), Piece(job, block, ends, 3, 4, 4)]
     assert [(p.first, p.texts) for p in queue_of(job).take(100)] == [(0, 3), (4, 1)]
 
 
@@ -109,7 +109,7 @@ def test_a_batch_goes_over_the_chunks_of_a_job() -> None:
     job = waiting("a", [1] * 10, chunk=4)
     pieces = queue_of(job).take(8)
     assert [(p.first, p.texts) for p in sorted(pieces, key=lambda p: p.first)] == [(0, 4), (4, 4)]
-    assert job.chunks[0].first == 8
+    assert job.waiting[0].first == 8
 
 
 def test_texts_without_tokens_are_taken_like_any_other() -> None:
@@ -122,7 +122,7 @@ def test_a_discarded_job_is_in_no_batch() -> None:
     gone = waiting("gone", [8] * 30)
     queue = queue_of(gone, waiting("other", [8]))
     queue.take(48)
-    tokens = sum(piece.tokens for piece in gone.chunks)
+    tokens = sum(piece.tokens for piece in gone.waiting)
     queue.discard(gone, tokens)
     queue.discard(gone, 0)
     assert queue.tokens == 0
@@ -141,7 +141,7 @@ def test_a_job_comes_back_when_more_of_it_is_tokenized() -> None:
     queue = queue_of(job)
     queue.take(BUDGET)
     block = block_of([8])
-    job.chunks.append(Piece(job, block, block.offsets.tolist(), 0, 1, 3))
+    job.waiting.append(Piece(job, block, block.offsets.tolist(), 0, 1, 3))
     queue.add(job, 8)
     queue.add(job, 0)
     assert [p.first for p in queue.take(BUDGET)] == [3]
@@ -155,8 +155,8 @@ def test_a_job_that_is_tokenized_slowly_gets_no_more_than_the_others() -> None:
     for first in range(0, 90, 9):
         block = block_of([8] * 9)
         piece = Piece(slow, block, block.offsets.tolist(), 0, 9, first)
-        slow.chunks.append(piece)
-        slow.tokenised = first + 9
+        slow.waiting.append(piece)
+        slow.tokenized = first + 9
         queue.add(slow, piece.tokens)
         seen += texts_of(queue.take(BUDGET, room=TURN))
     assert seen["slow"] <= seen["other"] + 9
@@ -167,7 +167,7 @@ def test_a_job_that_is_done_is_not_kept() -> None:
     queue = queue_of(waiting("large", [8] * 4_000))
     for _ in range(20):
         job = waiting("done", [8])
-        job.tokenised = 1
+        job.tokenized = 1
         put(queue, job)
         del job
         queue.take(BUDGET)
@@ -300,7 +300,7 @@ def test_a_job_waits_no_longer_than_for_its_part(seed: int) -> None:
     lengths = [dice.randint(1, QUANTUM) for _ in range(dice.randint(1, 60))]
     job = put(queue, waiting("job", lengths))
     served = 0
-    while job.chunks:
+    while job.waiting:
         served += sum(piece.tokens for piece in queue.take(BUDGET))
     assert served <= (sum(lengths) + 2 * TURN) * (others + 1) + BUDGET
 
@@ -379,8 +379,8 @@ def test_every_text_is_in_one_batch(seed: int) -> None:
         if dice.random() < 0.1 and jobs:
             gone = dice.choice(jobs)
             discarded.add(gone.id)
-            queue.discard(gone, sum(piece.tokens for piece in gone.chunks))
-            gone.chunks.clear()
+            queue.discard(gone, sum(piece.tokens for piece in gone.waiting))
+            gone.waiting.clear()
         _note(queue.take(budget), budget, seen)
     while pieces := queue.take(budget):
         _note(pieces, budget, seen)

@@ -16,7 +16,7 @@ from tests.fakes import (
 )
 from tests.processes import eventually
 from worker.contract.outcomes import TextError
-from worker.engine.forward import DeviceLost
+from worker.engine.encode import DeviceLost
 
 BAD = [
     # the text, the code of its failure, options of its job
@@ -48,7 +48,7 @@ def test_a_bad_text_fails_alone(
     with busy(engine, encoder):
         engine.submit(mixed)
         engine.submit(neighbour)
-        eventually(lambda: mixed.chunks and neighbour.chunks)
+        eventually(lambda: mixed.waiting and neighbour.waiting)
     outcome = sink.outcome("mixed")
     assert [(error.index, error.code) for error in outcome.errors] == [(3, code)]
     assert "some" not in outcome.errors[0].message, "a text is shown"

@@ -89,12 +89,12 @@ def test_the_engine_counts_what_went_through_it(
     engine.close(5)
     say(api, "w", figures=figures(engine, JobMetrics()))
     found = samples_of(api, "w")
-    assert found["embedq_texts_total", ()] == engine.texts == 9
-    assert found["embedq_batch_texts_sum", ()] == engine.texts
+    assert found["embedq_texts_total", ()] == engine.totals.texts == 9
+    assert found["embedq_batch_texts_sum", ()] == engine.totals.texts
     assert found["embedq_batch_tokens_sum", ()] == found["embedq_tokens_total", ()]
     for name in ("forward_seconds", "batch_fill", "batch_texts"):
-        assert found[f"embedq_{name}_count", ()] == engine.batches
-    assert found["embedq_batch_fill_bucket", (("le", "+Inf"),)] == engine.batches
+        assert found[f"embedq_{name}_count", ()] == engine.totals.batches
+    assert found["embedq_batch_fill_bucket", (("le", "+Inf"),)] == engine.totals.batches
     assert found["embedq_texts_truncated_total", ()] == 1
     assert found["embedq_texts_failed_total", (("code", "encode_failed"),)] == 1
     assert found["embedq_texts_failed_total", (("code", "text_too_long"),)] == 1

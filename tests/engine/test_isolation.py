@@ -65,11 +65,11 @@ def test_a_job_is_counted_before_its_first_stage(
 ) -> None:
     engine = start(encoder)
     sink.watch(encoder)
-    engine.submit(named("suspect", 3, alone=True))
+    engine.submit(named("suspect", 3, isolated=True))
     assert_vectors(sink.outcome("suspect").vectors, [f"suspect text {n}" for n in range(3)])
     sink.wait_for("released", "suspect")
     stages = [stage for stage, _ in sink.seen]
-    assert stages == ["isolate", "tokenise", "started", "encode", "finished", "released"]
+    assert stages == ["isolate", "tokenise", "started", "encode", "completed", "released"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -84,7 +84,7 @@ def test_nothing_of_other_jobs_happens_meanwhile(
     jobs = [
         named(
             *(f"{number}", dice.choice([1, 2, 30])),
-            alone=dice.random() < 0.3,
+            isolated=dice.random() < 0.3,
             lane=dice.choice(list(Lane)),
         )
         for number in range(120)
@@ -97,11 +97,11 @@ def test_nothing_of_other_jobs_happens_meanwhile(
     eventually(lambda: engine.waiting_tokens == 0)
     isolated = sink.slices()
     assert {job_id for job_id, _ in isolated} >= {
-        job.id for job in jobs if job.alone and not job.cancelled
+        job.id for job in jobs if job.isolated and not job.cancelled
     }
     for job_id, stages in isolated:
         assert set().union(*(jobs for _, jobs in stages)) <= {job_id}
-    alone = {job.id for job in jobs if job.alone}
+    alone = {job.id for job in jobs if job.isolated}
     apart = [jobs for stage, jobs in sink.seen if stage in ("tokenise", "encode")]
     assert all(len(jobs) == 1 for jobs in apart if jobs & alone)
 
@@ -111,7 +111,7 @@ def test_a_large_job_runs_in_slices_between_which_others_have_their_turn(
 ) -> None:
     engine = start(encoder)
     with busy(engine, encoder):
-        engine.submit(named("suspect", 40, alone=True), named("large", 40))
+        engine.submit(named("suspect", 40, isolated=True), named("large", 40))
     for job_id in ("suspect", "large"):
         sink.outcome(job_id)
     sink.wait_for("released", "suspect")
@@ -129,7 +129,7 @@ def test_jobs_that_keep_coming_hold_it_up_for_no_more_than_a_batch(
     with busy(engine, encoder):
         for number in range(50):
             engine.submit(named(f"{number}", 8))
-        engine.submit(named("suspect", 1, alone=True))
+        engine.submit(named("suspect", 1, isolated=True))
     sink.outcome("suspect")
     assert list(sink.outcomes).index("suspect") < 20
 
@@ -139,7 +139,7 @@ def test_many_such_jobs_do_not_hold_up_others(
 ) -> None:
     engine = start(encoder)
     with busy(engine, encoder):
-        engine.submit(*(named(f"{number}", 1, alone=True) for number in range(50)))
+        engine.submit(*(named(f"{number}", 1, isolated=True) for number in range(50)))
         engine.submit(named("other", 1))
     sink.outcome("other")
     assert list(sink.outcomes).index("other") < 10
@@ -152,7 +152,9 @@ def test_one_that_may_not_run_is_forgotten_before_it_is_tokenised(
     sink.refused = {"no"}
     engine = start(encoder)
     sink.watch(encoder)
-    engine.submit(named("no", 300, alone=True), named("yes", 1, alone=True), named("other", 1))
+    engine.submit(
+        named("no", 300, isolated=True), named("yes", 1, isolated=True), named("other", 1)
+    )
     sink.outcome("yes")
     sink.outcome("other")
     sink.wait_for("released", "yes")
@@ -165,12 +167,12 @@ def test_one_that_is_cancelled_when_its_turn_comes_holds_up_nothing(
     start: Start, encoder: FakeEncoder, sink: Stages
 ) -> None:
     engine = start(encoder)
-    suspect, other = named("suspect", 1, alone=True), named("other", 1)
-    with blocked(sink, "finished") as entered:
+    suspect, other = named("suspect", 1, isolated=True), named("other", 1)
+    with blocked(sink, "completed") as entered:
         engine.submit(named("first", 1))
         entered()
         engine.submit(suspect)
-        eventually(lambda: engine._backlog.isolation.begun)
+        eventually(lambda: engine._scheduler.isolation.active)
         engine.submit(other)
         assert engine.cancel(suspect)
     sink.outcome("other")
@@ -181,7 +183,7 @@ def test_texts_that_are_refused_end_a_slice_without_a_batch(
     start: Start, encoder: FakeEncoder, sink: Stages
 ) -> None:
     engine = start(encoder)
-    engine.submit(job_of([UNREADABLE, 1] * 200, "bad", alone=True), job_of(["fine"], "other"))
+    engine.submit(job_of([UNREADABLE, 1] * 200, "bad", isolated=True), job_of(["fine"], "other"))
     assert sink.failure("bad").code == "invalid_text"
     sink.outcome("other")
     sink.wait_for("released", "bad")
@@ -193,12 +195,12 @@ def test_what_is_told_of_it_blocks_everything_else(
 ) -> None:
     engine = start(encoder)
     other = named("other", 1)
-    with blocked(sink, "finished") as entered:
-        engine.submit(named("suspect", 1, alone=True))
+    with blocked(sink, "completed") as entered:
+        engine.submit(named("suspect", 1, isolated=True))
         entered()
         engine.submit(other)
         assert not threading.Event().wait(0.05)
-        assert other.tokenised == 0
+        assert other.tokenized == 0
     sink.outcome("other")
 
 
@@ -207,12 +209,12 @@ def test_an_engine_that_closes_in_a_slice_ends_in_time(
 ) -> None:
     engine = start(encoder)
     with encoder.held():
-        engine.submit(named("suspect", 40, alone=True), *(named(f"{n}", 1) for n in range(3)))
+        engine.submit(named("suspect", 40, isolated=True), *(named(f"{n}", 1) for n in range(3)))
         encoder.wait_until_busy()
         closing = threading.Thread(target=lambda: left.extend(engine.close(DEADLINE)))
         left: list[Job] = []
         closing.start()
-        eventually(lambda: engine._backlog.closing)
+        eventually(lambda: engine._scheduler.closed)
     closing.join(DEADLINE)
     assert {job.id for job in left} == {"suspect", "0", "1", "2"}
     assert engine.stopped
@@ -241,7 +243,7 @@ def test_texts_of_others_are_not_looked_up_meanwhile(
 
     engine = start(encoder, cache=Cache())
     with encoder.held():
-        engine.submit(named("suspect", 1, alone=True))
+        engine.submit(named("suspect", 1, isolated=True))
         encoder.wait_until_busy()
         engine.submit(named("other", 1))
         assert not looked_up.wait(0.05)

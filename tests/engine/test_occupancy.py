@@ -11,9 +11,9 @@ import pytest
 from tests.engine.stand import waiting
 from tests.fakes import DEADLINE, FakeEncoder
 from worker.contract.lanes import Lane
-from worker.engine.backlog import Backlog
 from worker.engine.job import Job
 from worker.engine.occupancy import Occupancy
+from worker.engine.scheduler import Scheduler
 
 MODEL = FakeEncoder().info.name
 BUDGETS = {MODEL: 96}
@@ -27,19 +27,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def backlog() -> Backlog:
-    return Backlog([MODEL], 0, slots=2)
+def scheduler() -> Scheduler:
+    return Scheduler(BUDGETS, slots=2)
 
 
-def line_up(backlog: Backlog, job: Job) -> None:
-    pieces = list(job.chunks)
-    job.chunks.clear()
-    with backlog.lock:
-        backlog.line_up([], pieces)
+def add(scheduler: Scheduler, job: Job) -> None:
+    pieces = list(job.waiting)
+    job.waiting.clear()
+    with scheduler.lock:
+        scheduler.add(pieces)
 
 
 def test_a_slot_leaves_more_to_the_others_the_further_they_are(clock: list[float]) -> None:
-    [piece] = waiting("a", [8] * 100).chunks
+    [piece] = waiting("a", [8] * 100).waiting
     slots = Occupancy(2)
     for one in ("first", "second"):
         slots.rest(one)
@@ -55,40 +55,40 @@ def test_a_slot_leaves_more_to_the_others_the_further_they_are(clock: list[float
     assert slots.share(0) == 1
 
 
-def test_the_reserved_slot_takes_nothing_while_another_slot_is_idle(backlog: Backlog) -> None:
-    line_up(backlog, waiting("asked", [8], lane=Lane.INTERACTIVE))
-    with backlog.lock:
-        backlog.slots.rest("first")
-        assert backlog.cut(BUDGETS, interactive=True) is None
-        backlog.slots.run("first", [])
-        assert backlog.cut(BUDGETS, interactive=True) is not None
+def test_the_reserved_slot_takes_nothing_while_another_slot_is_idle(scheduler: Scheduler) -> None:
+    add(scheduler, waiting("asked", [8], lane=Lane.INTERACTIVE))
+    with scheduler.lock:
+        scheduler.slots.rest("first")
+        assert scheduler.next_batch(BUDGETS, interactive=True) is None
+        scheduler.slots.run("first", [])
+        assert scheduler.next_batch(BUDGETS, interactive=True) is not None
 
 
-def test_the_reserved_slot_leaves_many_texts_to_full_batches(backlog: Backlog) -> None:
-    line_up(backlog, waiting("asked", [8] * 5, lane=Lane.INTERACTIVE))
-    with backlog.lock:
-        assert backlog.cut(BUDGETS, interactive=True) is None
-        assert backlog.cut(BUDGETS, interactive=False) is not None
+def test_the_reserved_slot_leaves_many_texts_to_full_batches(scheduler: Scheduler) -> None:
+    add(scheduler, waiting("asked", [8] * 5, lane=Lane.INTERACTIVE))
+    with scheduler.lock:
+        assert scheduler.next_batch(BUDGETS, interactive=True) is None
+        assert scheduler.next_batch(BUDGETS, interactive=False) is not None
 
 
-def test_texts_that_the_last_idle_slot_leaves_wake_the_reserved_slot(backlog: Backlog) -> None:
+def test_texts_that_the_last_idle_slot_leaves_wake_the_reserved_slot(scheduler: Scheduler) -> None:
     entered = threading.Event()
 
     def reserved() -> bool:
-        with backlog.lock:
+        with scheduler.lock:
             entered.set()
-            return backlog.to_answer.wait(DEADLINE)
+            return scheduler.to_answer.wait(DEADLINE)
 
     with ThreadPoolExecutor() as pool:
         woken = pool.submit(reserved)
         assert entered.wait(DEADLINE)
-        with backlog.lock:
-            backlog.slots.rest("first")
-        line_up(backlog, waiting("asked", [8] * 4, lane=Lane.INTERACTIVE))
-        with backlog.lock:
-            taken = backlog.cut(BUDGETS, interactive=False)
+        with scheduler.lock:
+            scheduler.slots.rest("first")
+        add(scheduler, waiting("asked", [8] * 4, lane=Lane.INTERACTIVE))
+        with scheduler.lock:
+            taken = scheduler.next_batch(BUDGETS, interactive=False)
             assert taken is not None
-            backlog.slots.run("first", taken.pieces)
-            assert backlog.queues.tokens > 0
-            backlog.found()
+            scheduler.slots.run("first", taken.pieces)
+            assert scheduler.queues.tokens > 0
+            scheduler.wake_others()
         assert woken.result(DEADLINE)

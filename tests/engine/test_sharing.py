@@ -29,9 +29,9 @@ def test_every_text_gets_its_own_vector_in_its_place(
         assert outcome.vectors.dtype == np.float32
         assert outcome.prompt_tokens == 4 * len(some)
         assert outcome.errors == []
-    assert len(encoder.seen) == engine.texts == sum(map(len, given.values()))
-    assert engine.tokens == 4 * engine.texts
-    assert engine.batches == len(encoder.batches)
+    assert len(encoder.seen) == engine.totals.texts == sum(map(len, given.values()))
+    assert engine.totals.tokens == 4 * engine.totals.texts
+    assert engine.totals.batches == len(encoder.batches)
 
 
 def test_a_one_text_job_behind_a_large_one_is_in_the_next_batch(
@@ -42,7 +42,7 @@ def test_a_one_text_job_behind_a_large_one_is_in_the_next_batch(
     with busy(engine, encoder):
         engine.submit(large)
         engine.submit(small)
-        eventually(lambda: large.chunks and small.chunks)
+        eventually(lambda: large.waiting and small.waiting)
     sink.outcome("small")
     assert "me" in encoder.batches[1]
     assert not large.ended
@@ -78,11 +78,11 @@ def test_a_job_that_must_run_alone_does(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    suspect, others = job_of(["suspect"], "s", alone=True), job_of(texts(4), "o")
+    suspect, others = job_of(["suspect"], "s", isolated=True), job_of(texts(4), "o")
     with busy(engine, encoder):
         engine.submit(others)
-        engine.submit(suspect)
         wait_until_tokenised(others)
+        engine.submit(suspect)
     sink.outcome("o")
     sink.outcome("s")
     assert ["suspect"] in encoder.batches

@@ -13,8 +13,8 @@ from tests.engine.stand import Start, assert_vectors, crashes, texts
 from tests.fakes import DEADLINE, POISON, FakeEncoder, RecordingSink, job_of
 from tests.processes import eventually
 from worker.contract.lanes import Lane
-from worker.engine import slot
-from worker.engine.forward import DeviceLost
+from worker.engine import queue
+from worker.engine.encode import DeviceLost
 
 
 class Gate:
@@ -63,7 +63,7 @@ def gate(encoder: FakeEncoder) -> Iterator[Gate]:
 @pytest.fixture(autouse=True)
 def _no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that nobody wakes stays idle: a lost wake-up fails the test."""
-    monkeypatch.setattr(slot, "_IDLE_BEAT", 10 * DEADLINE)
+    monkeypatch.setattr(queue, "_IDLE_SECONDS", 10 * DEADLINE)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_text_alone_may_use_the_cores_of_idle_slots(
     encoder.forward = watched  # type: ignore[assignment, method-assign]
     engine = start(encoder)
     with gate(encoder) as device:
-        eventually(lambda: engine._backlog.slots.idle == 2)
+        eventually(lambda: engine._scheduler.slots.idle == 2)
         engine.submit(job_of(["one text"], "a"))
         first = device.inside(1)[0]
         engine.submit(job_of(["another"], "b"))

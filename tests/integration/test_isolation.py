@@ -48,7 +48,7 @@ def test_a_job_that_stops_workers_in_any_stage_fails_as_poisoned_and_others_succ
     stand.open_gate()
     assert first.wait(60) == status
     if status == EX_HUNG:
-        assert "The thread embedq-tokenise has been busy for more than 5 s" in first.log()
+        assert "The thread embedq-tokenize has been busy for more than 5 s" in first.log()
     others = [stand.start(**SETTINGS) for _ in range(2)]
     with pytest.raises(JobFailed) as caught:
         poison.get(timeout=90)

@@ -1,32 +1,39 @@
 """Continuous batching of texts: jobs enter, full batches run, vectors leave.
 
-In reading order:
+In reading order, first what a job is:
 
 - `job`: a running job, its texts, tokens and vectors
-- `pooled`: long texts that are encoded in windows, and their mean vectors
-- `sink`: the receiver of the engine's events
-- `windows`: split a text beyond the model's limit
-- `tokenising`: tokenize texts of several jobs in turn
+- `callbacks`: the completion of jobs, and the notifications before it
+- `chunks`: long texts that are encoded in chunks, and the mean of their vectors
+- `vectors`: normalize vectors, cut their dimensions
+
+then the stages, in the order in which a job passes them:
+
+- `cache`: read vectors of earlier texts, and add new ones
+- `tokenize`: tokenize texts of several jobs in turn
+- `scheduler`: the running jobs, the queues between the stages, and the choice of each batch
+- `slot`: encode one batch after another; a thread for each slot of the device
+- `write`: complete jobs
+
+their parts:
+
+- `queue`: the hand-over between two stages, with lanes and a capacity
+- `isolation`: run a poison job while every other thread rests
 - `fair_queue`: the scheduling algorithm: start-time fair queueing; no clock, lock or device
-- `batch`: join pieces of jobs, and return rows to their jobs
-- `repeats`: encode equal texts of a batch once
-- `forward`: run one batch, and isolate texts that fail
-- `counts`: counters of batches and of the tokenizer
-- `room`: waiting tokens, held bytes, and remaining capacity
-- `outbox`: events for the writer thread
 - `occupancy`: the idle slots, and the batches of the others
+- `batch`: join pieces of jobs, and return rows to their jobs
+- `deduplicate`: encode equal texts of a batch once
+- `encode`: run one batch, bisect failing texts, handle a full device
+
+and the whole:
+
+- `metrics`: counters of batches and of the tokenizer
 - `threads`: start, watch and join the threads
-- `isolation`: run a suspected job while every other thread rests
-- `arrivals`: jobs to look up in the cache
-- `backlog`: the state that the threads share, behind one lock
-- `tokeniser`: the loop of the tokenizer thread
-- `recall`: read vectors from the cache and add new ones
-- `slot`: the loop of one slot: take a batch, encode it, pass the vectors on
-- `core`: the engine: tokenize, encode, write
+- `engine`: the stages and their threads
 """
 
-from worker.engine.core import Engine
+from worker.engine.callbacks import JobCallbacks
+from worker.engine.engine import Engine
 from worker.engine.job import Job
-from worker.engine.sink import Sink
 
-__all__ = ["Engine", "Job", "Sink"]
+__all__ = ["Engine", "Job", "JobCallbacks"]

@@ -144,8 +144,8 @@ class FairQueue:
             tokens = piece.tokens
             taken += tokens
             jobs.serve(job, tokens, turn)
-            if not job.chunks:
-                jobs.leave(job, comes_back=job.tokenised < len(job.texts))
+            if not job.waiting:
+                jobs.leave(job, comes_back=job.tokenized < len(job.texts))
             # Only the first text may be larger than the share.
             room = share - taken
         if len(pieces) > before:

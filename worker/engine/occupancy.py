@@ -23,7 +23,8 @@ class Occupancy:
     """The state of some slots. The engine's lock guards it; the caller of any method holds it."""
 
     def __init__(self, slots: int) -> None:
-        self._slots = slots
+        #: The number of slots.
+        self.count = slots
         #: Slots that wait for texts.
         self.idle = 0
         self._running: dict[object, _Running] = {}
@@ -58,4 +59,4 @@ class Occupancy:
         left = sum(
             max(one.tokens - self._rate * (now - one.began), 0.0) for one in self._running.values()
         )
-        return max(math.ceil((waiting + left) / self._slots), 1)
+        return max(math.ceil((waiting + left) / self.count), 1)

@@ -1,211 +1,187 @@
-"""One place on the device, with its thread: takes a batch, encodes it, passes the vectors on."""
+"""Encode: a place on the device, whose thread takes a batch, encodes it and returns the vectors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from worker.encoder.protocol import Encoder
 from worker.engine import batch
-from worker.engine.backlog import Backlog, Taken
-from worker.engine.counts import Counts
-from worker.engine.forward import Closing, Forward
+from worker.engine.callbacks import grouped
+from worker.engine.deduplicate import Distinct, distinct
+from worker.engine.encode import BatchEncoder, Closing
 from worker.engine.job import Job, Piece
-from worker.engine.repeats import Distinct, distinct
-from worker.engine.sink import Sink
-from worker.engine.tokeniser import Tokeniser
-from worker.engine.tokenising import Slice
-from worker.watchdog import Busy
+from worker.engine.metrics import Counts
+from worker.engine.occupancy import Occupancy
+from worker.engine.queue import Stage
+from worker.engine.scheduler import Scheduler, Selection
+from worker.engine.tokenize import Slice, Tokenize, next_slices
 
-#: Seconds between two signs of life of an idle slot.
-_IDLE_BEAT = 5.0
-#: Token budgets' worth of texts that may share a batch if most of them repeat.
+#: Token budgets' worth of texts that may share a batch if most of them are equal.
 _MOST_BUDGETS = 8
 
 
-class Batch(NamedTuple):
-    """Texts of one model for one forward pass, and the cores to compute it with."""
+@dataclass(slots=True)
+class BatchTotals:
+    """Sums over all batches. They change under the engine's lock; any thread may read."""
 
-    pieces: list[Piece]
-    texts: Distinct
-    cores: int = 1
-
-
-class ToTokenise(NamedTuple):
-    """Texts for one call of the tokenizer."""
-
-    slices: list[Slice]
+    batches: int = 0
+    texts: int = 0
+    #: Texts whose vector was computed for an equal text of the batch.
+    repeats: int = 0
+    tokens: int = 0
+    #: Token budgets of the batches: `tokens / capacity` is how full they were.
+    capacity: int = 0
+    #: Seconds of forward passes, divided by the number of slots.
+    busy_seconds: float = 0.0
 
 
 class Slot:
-    """One slot and its counters. `run` is the body of its thread.
+    """One slot. `run` is the body of its thread; all methods belong to it.
 
-    This thread alone changes the attributes and uses `forwards`; other threads may read them. The
-    first slot also runs isolated jobs. The reserved slot, which is `interactive`, takes interactive
-    texts while all other slots are busy.
+    The first slot also runs isolated jobs. The reserved slot, which is `interactive`, takes
+    interactive texts while all other slots are busy.
     """
 
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
-        backlog: Backlog,
-        sink: Sink,
+        scheduler: Scheduler,
+        tokenize: Tokenize,
         counts: Counts,
+        totals: BatchTotals,
         *,
         name: str,
-        tokeniser: Tokeniser,
         first: bool = False,
         interactive: bool = False,
     ) -> None:
-        self.forwards = {
-            one: Forward(
+        self.batch_encoders = {
+            one: BatchEncoder(
                 encoder, encoder.info.batch_tokens, encoder.tokenize(["probe"]), self._pause
             )
             for one, encoder in encoders.items()
         }
         self._encoders = encoders
-        self._backlog = backlog
-        self._sink = sink
+        self._scheduler = scheduler
+        self._tokenize = tokenize
         self._counts = counts
+        self._totals = totals
+        self._first = first
         self._interactive = interactive
-        self._tokeniser = tokeniser
-        self._is_first = first
-        #: Since when the batch runs that runs now.
-        self.busy = Busy(f"embedq-{name}")
-        if not self._is_first:
-            backlog.isolation.watch(self.busy)
-        #: The job whose slice runs, see `isolation`.
-        self._isolated: Job | None = None
-        #: Monotonic time of the thread's last sign of life.
-        self.beat = time.monotonic()
-        self.batches = 0
-        self.texts = 0
-        #: Texts of these that another one of their batch had the vector of.
-        self.repeats = 0
-        self.tokens = 0
-        #: Token budgets of the batches so far: `tokens / capacity` is how full they were.
-        self.capacity = 0
-        self.busy_seconds = 0.0
+        changed = scheduler.to_answer if interactive else scheduler.to_encode
+        self.stage = Stage(name, changed, scheduler.isolation, rests=not first)
+        scheduler.stages.append(self.stage)
+        #: The reserved slot is in none that others look at.
+        self._occupancy = Occupancy(1) if interactive else scheduler.slots
 
     def run(self) -> None:
         """Encode until the engine closes."""
         for encoder in self._encoders.values():
             encoder.enter(yielding=not self._interactive)
         try:
-            while (found := self._next()) is not None:
-                self._encode(found)
+            while (work := self._next()) is not None:
+                work()
         except Closing:
             # `Engine.close` returns the jobs that have not ended.
             return
 
-    # -- take -------------------------------------------------------------------------------
+    # -- choose -----------------------------------------------------------------------------
 
-    def _next(self) -> Batch | None:
-        """Wait for texts and make a batch of them; None once the engine closes."""
-        self._end_slice()
-        while (found := self._take()) is not None:
-            if isinstance(found, Job):
-                if pieces := self._slice(found):
-                    return Batch(pieces, distinct(batch.joined(pieces)))
-                self._end_slice()
-            elif isinstance(found, ToTokenise):
-                self._tokeniser.tokenise(found.slices)
-                with self._backlog.lock:
-                    self._backlog.intake.give_back()
-            elif pieces := self._admitted(found):
-                return self._without_repeats(pieces)
-        return None
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for work; None once the engine closes."""
+        with self._scheduler.lock:
+            self._occupancy.rest(self)
+            return self.stage.wait(self._find)
 
-    def _take(self) -> Taken | ToTokenise | Job | None:
-        """Wait for something to do; None once the engine closes.
+    def _find(self) -> Callable[[], None] | None:
+        """A slice of an isolated job, a batch, or texts to tokenize, in this order."""
+        scheduler, pieces = self._scheduler, list[Piece]()
+        if scheduler.closed:
+            return None
+        if (work := self._isolated_work() if self._first else None) is not None:
+            pass
+        elif selection := scheduler.next_batch(self.budgets, interactive=self._interactive):
+            work, pieces = partial(self._run, selection), selection.pieces
+        elif not self._interactive and (slices := self._claim_texts()):
+            work = partial(self._run_tokenizer, slices)
+        else:
+            return None
+        self._occupancy.run(self, pieces)
+        scheduler.wake_others()
+        return work
 
-        Return the texts of a batch, a job to isolate, or texts to tokenize, in this order.
-        """
-        backlog, reserved = self._backlog, self._interactive
-        found: Taken | ToTokenise | Job | None = None
-        with backlog.lock:
-            self.busy.leave()
-            if not reserved:
-                backlog.slots.rest(self)
-            backlog.isolation.rested()
-            while not backlog.closing and (found := self._find()) is None:
-                self._sign_life()
-                (backlog.to_answer if reserved else backlog.to_encode).wait(_IDLE_BEAT)
-            if not reserved:
-                backlog.slots.run(self, found.pieces if isinstance(found, Taken) else [])
-            if found is not None:
-                self.busy.enter()
-                backlog.found()
-        return found
+    @property
+    def budgets(self) -> dict[str, int]:
+        """The current token budget of each model. Any thread."""
+        return {name: encoder.budget for name, encoder in self.batch_encoders.items()}
 
-    def _find(self) -> Taken | ToTokenise | Job | None:
-        backlog = self._backlog
-        if self._is_first and (job := backlog.isolated()) is not None:
-            return job
-        if (taken := backlog.cut(self._budgets(), interactive=self._interactive)) is not None:
-            return taken
-        slices = [] if self._interactive else backlog.to_tokenise()
-        return ToTokenise(slices) if slices else None
+    def _claim_texts(self) -> list[Slice]:
+        scheduler = self._scheduler
+        return [] if scheduler.isolation.active else scheduler.tokenize.claim(next_slices)
 
-    def _without_repeats(self, pieces: list[Piece]) -> Batch:
-        """Return a batch without its repeated texts; waiting texts get the room of these."""
-        backlog, name = self._backlog, pieces[0].job.info.name
-        texts, most = distinct(batch.joined(pieces)), self.forwards[name].budget
+    def _run_tokenizer(self, slices: Sequence[Slice]) -> None:
+        self._tokenize.tokenize(slices)
+        with self._scheduler.lock:
+            self._scheduler.tokenize.release()
+
+    # -- encode -----------------------------------------------------------------------------
+
+    def _run(self, selection: Selection) -> None:
+        if not (pieces := self._admitted(selection)):
+            return
+        pieces, texts = self._filled(pieces)
+        cores = 1
+        if len(texts.block) == 1 and not self._interactive:
+            # A single text may use the cores of the idle slots.
+            with self._scheduler.lock:
+                cores += self._scheduler.slots.idle
+        self._encode(pieces, texts, cores)
+
+    def _admitted(self, selection: Selection) -> list[Piece]:
+        """Ask for the jobs that start; drop those that may not, or were cancelled."""
+        pieces, starting = selection
+        refused = [job for job in starting if not (job.isolated or job.callbacks.admit(job))]
+        with self._scheduler.lock:
+            for job in refused:
+                self._scheduler.forget(job)
+            started = [job for job in starting if not job.cancelled]
+            pieces = [piece for piece in pieces if not piece.job.cancelled]
+        for callbacks, jobs in grouped(started):
+            callbacks.started(jobs)
+        return pieces
+
+    def _filled(self, pieces: list[Piece]) -> tuple[list[Piece], Distinct]:
+        """Deduplicate a batch, and fill it with waiting texts if it becomes small."""
+        scheduler, name = self._scheduler, pieces[0].job.info.name
+        texts, most = distinct(batch.joined(pieces)), self.batch_encoders[name].budget
         tokens = sum(piece.tokens for piece in pieces)
         lanes = {piece.job.lane for piece in pieces}
         while texts.repeats and texts.block.tokens <= most // 2 and tokens < _MOST_BUDGETS * most:
-            with backlog.lock:
+            with scheduler.lock:
                 room = most - texts.block.tokens
-                taken = backlog.take(backlog.queues[name].take(most, lanes, room=room))
-            more = self._admitted(taken)
+                selection = scheduler.select(scheduler.queues[name].take(most, lanes, room=room))
+            more = self._admitted(selection)
             if not more:
                 break
             pieces = [*pieces, *more]
             tokens += sum(piece.tokens for piece in more)
             texts = distinct(batch.joined(pieces))
-        if len(texts.block) > 1 or self._interactive:
-            return Batch(pieces, texts)
-        with backlog.lock:
-            return Batch(pieces, texts, 1 + backlog.slots.idle)
+        return pieces, texts
 
-    def _admitted(self, taken: Taken) -> list[Piece]:
-        """Ask for the jobs that start with these pieces; drop those that may not, or are gone."""
-        pieces, starting = taken
-        refused = [job for job in starting if not job.alone and not self._sink.admit(job)]
-        with self._backlog.lock:
-            for job in refused:
-                self._backlog.forget(job)
-            started = [job for job in starting if not job.cancelled]
-            pieces = [piece for piece in pieces if not piece.job.cancelled]
-        if started:
-            self._sink.started(started)
-        return pieces
-
-    def _budgets(self) -> dict[str, int]:
-        return {name: forward.budget for name, forward in self.forwards.items()}
-
-    # -- encode -----------------------------------------------------------------------------
-
-    def _encode(self, found: Batch) -> None:
-        pieces, texts, cores = found
-        forward = self.forwards[pieces[0].job.info.name]
-        budget, begun = forward.budget, time.monotonic()
-        vectors, faults = texts.spread(*forward.run(texts.block, cores))
-        self._sign_life()
-        seconds = self.beat - begun
-        self.busy_seconds += seconds
-        self.batches += 1
-        self.capacity += budget
-        encoded = sum(piece.texts for piece in pieces)
-        self.texts += encoded
-        self.repeats += texts.repeats
-        self.tokens += sum(piece.tokens for piece in pieces)
+    def _encode(self, pieces: list[Piece], texts: Distinct, cores: int = 1) -> None:
+        encoder = self.batch_encoders[pieces[0].job.info.name]
+        budget, begun = encoder.budget, time.monotonic()
+        vectors, faults = texts.spread(*encoder.encode(texts.block, cores))
+        seconds = time.monotonic() - begun
         rows = list(batch.rows_of(pieces, vectors))
-        with self._backlog.lock:
+        encoded = sum(piece.texts for piece in pieces)
+        with self._scheduler.lock:
             # Another slot may have texts of the same job.
             for piece, own in rows:
-                piece.job.keep(piece, own)
+                piece.job.put_vectors(piece, own)
+            self._count(pieces, texts, encoded, budget, seconds)
             self._counts.encoded(
                 pieces,
                 seconds,
@@ -214,49 +190,58 @@ class Slot:
                 budget=budget,
                 faults=[fault.code for fault in faults.values()],
             )
-            self._backlog.arrive(pieces, faults)
+            self._scheduler.arrive(pieces, faults)
+
+    def _count(
+        self, pieces: list[Piece], texts: Distinct, encoded: int, budget: int, seconds: float
+    ) -> None:
+        totals = self._totals
+        totals.batches += 1
+        totals.texts += encoded
+        totals.repeats += texts.repeats
+        totals.tokens += sum(piece.tokens for piece in pieces)
+        totals.capacity += budget
+        totals.busy_seconds += seconds / self._scheduler.slots.count
 
     def _pause(self, seconds: float) -> bool:
         """Wait for memory of the device, which is no hang; False if the engine closes."""
-        self.busy.leave()
-        self._sign_life()
-        goes_on = self._backlog.pause(seconds)
-        self._sign_life()
-        self.busy.enter()
+        self.stage.busy.leave()
+        goes_on = self._scheduler.pause(seconds)
+        self.stage.busy.enter()
         return goes_on
-
-    def _sign_life(self) -> None:
-        self.beat = time.monotonic()
 
     # -- isolate ----------------------------------------------------------------------------
 
-    def _slice(self, job: Job) -> list[Piece]:
-        """Return the next pieces of an isolated job; empty if it has none."""
-        if not self._sink.isolate(job):
-            with self._backlog.lock:
-                self._backlog.forget(job)
-                self._backlog.end_isolation(job)
-            return []
-        self._isolated = job
-        if not job.chunks:
-            self._tokeniser.tokenise_isolated(job)
-        with self._backlog.lock:
-            budget = self.forwards[job.info.name].budget
-            taken = self._backlog.take(job.take_batch(budget))
-        return self._admitted(taken)
+    def _isolated_work(self) -> Callable[[], None] | None:
+        """The next slice, or the end of one; None until all other threads rest."""
+        isolation = self._scheduler.isolation
+        if not (isolation.active and self._scheduler.quiet()):
+            return None
+        if isolation.running is not None:
+            return partial(self._release, isolation.running)
+        return partial(self._run_slice, isolation.begin())
 
-    def _end_slice(self) -> None:
-        """Wait until the writer has written the slice that ran, and end the isolation."""
-        job, self._isolated = self._isolated, None
-        if job is None:
+    def _run_slice(self, job: Job) -> None:
+        scheduler = self._scheduler
+        if not job.callbacks.isolate(job):
+            with scheduler.lock:
+                scheduler.forget(job)
+                self._end_isolation()
             return
-        backlog = self._backlog
-        with backlog.lock:
-            while not (backlog.outbox.told or backlog.closing):
-                self._sign_life()
-                backlog.outbox.wait_until_emptied(_IDLE_BEAT)
-            told = backlog.outbox.told
-        if told:
-            self._sink.released(job)
-        with backlog.lock:
-            backlog.end_isolation(job)
+        if not job.waiting:
+            self._tokenize.tokenize_isolated(job)
+        with scheduler.lock:
+            budget = self.batch_encoders[job.info.name].budget
+            selection = scheduler.select(job.take_batch(budget))
+        if pieces := self._admitted(selection):
+            self._encode(pieces, distinct(batch.joined(pieces)))
+
+    def _release(self, job: Job) -> None:
+        """The writer has written the slice."""
+        job.callbacks.released(job)
+        with self._scheduler.lock:
+            self._end_isolation()
+
+    def _end_isolation(self) -> None:
+        self._scheduler.isolation.end()
+        self._scheduler.wake_all()

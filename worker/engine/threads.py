@@ -8,26 +8,23 @@ from collections.abc import Callable, Mapping
 
 
 class Threads:
-    """Daemon threads, so that one that hangs cannot keep the process alive.
+    """Daemon threads. `runs` are their bodies by name.
 
-    `runs` are their bodies by name. A thread that is over, whichever way, calls `left` with its
-    name. Where it raised, it calls `died` with the error after that, and then dies of it in the
-    sight of `threading.excepthook`.
+    A thread that ends calls `ended` with its name. If it raised, it then calls `died` with the
+    exception, which goes on to `threading.excepthook`.
     """
 
     def __init__(
         self,
         runs: Mapping[str, Callable[[], None]],
         *,
-        left: Callable[[str], None],
+        ended: Callable[[str], None],
         died: Callable[[BaseException], None],
     ) -> None:
-        self._left = left
+        self._ended = ended
         self._died = died
         self._threads = [
-            threading.Thread(
-                target=self._guarded, args=(name, run), name=f"embedq-{name}", daemon=True
-            )
+            threading.Thread(target=self._guarded, args=(name, run), name=name, daemon=True)
             for name, run in runs.items()
         ]
 
@@ -53,7 +50,7 @@ class Threads:
             try:
                 run()
             finally:
-                self._left(name)
+                self._ended(name)
         except BaseException as error:
             self._died(error)
             raise

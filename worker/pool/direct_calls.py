@@ -12,8 +12,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions, resolve
 from worker.contract.models import ModelInfo, prompt_text
 from worker.contract.outcomes import Outcome
-from worker.engine import Engine, Job, Sink
-from worker.pool.in_flight import InFlightJob
+from worker.engine import Engine, Job
 
 
 class DirectCalls:
@@ -47,41 +46,3 @@ class DirectCalls:
         for job in jobs:
             if isinstance(job.owner, Future):
                 job.owner.set_exception(WorkerShutdown())
-
-
-class Reception:
-    """The engine's sink: jobs of the queue belong to `outcomes`, those of callers to themselves."""
-
-    def __init__(self, outcomes: Sink) -> None:
-        self._outcomes = outcomes
-
-    def admit(self, job: Job) -> bool:
-        return not _is_queued(job) or self._outcomes.admit(job)
-
-    def isolate(self, job: Job) -> bool:
-        return self._outcomes.isolate(job)
-
-    def released(self, job: Job) -> None:
-        self._outcomes.released(job)
-
-    def started(self, jobs: Sequence[Job]) -> None:
-        if queued := [job for job in jobs if _is_queued(job)]:
-            self._outcomes.started(queued)
-
-    def progressed(self, jobs: Sequence[Job]) -> None:
-        if queued := [job for job in jobs if _is_queued(job)]:
-            self._outcomes.progressed(queued)
-
-    def finished(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if not _is_queued(job):
-                job.owner.set_result(job.outcome())
-        if queued := [job for job in jobs if _is_queued(job)]:
-            self._outcomes.finished(queued)
-
-    def crashed(self, error: BaseException) -> None:
-        self._outcomes.crashed(error)
-
-
-def _is_queued(job: Job) -> bool:
-    return isinstance(job.owner, InFlightJob)

@@ -144,12 +144,12 @@ class Heartbeat:
             "batch_tokens": engine.budgets,
             "tokens_per_second": engine.tokens_per_second(),
             "waiting_tokens": engine.waiting_tokens,
-            "batches": engine.batches,
-            "texts": engine.texts,
-            "tokens": engine.tokens,
+            "batches": engine.totals.batches,
+            "texts": engine.totals.texts,
+            "tokens": engine.totals.tokens,
             "splits": engine.splits,
-            "capacity": engine.capacity,
-            "busy_seconds": engine.busy_seconds,
+            "capacity": engine.totals.capacity,
+            "busy_seconds": engine.totals.busy_seconds,
             "figures": figures,
         }
         members = orjson.dumps(heartbeat)[1:]
@@ -157,7 +157,7 @@ class Heartbeat:
 
     def _write_pulse(self, figures: MetricValues) -> None:
         self._pulse.write(
-            self._engine,
+            self._engine.totals,
             now=time.monotonic(),
             queued_tokens=self._store.queued_tokens(),
             job_counts=figures.get("job_seconds", {}).get("counts", ()),

@@ -16,7 +16,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, success_meta
-from worker.engine import Job
+from worker.engine import Job, JobCallbacks
 from worker.pool.celery_tracer import Tracer
 from worker.pool.failures import Failures
 from worker.pool.in_flight import Burial, InFlightJob
@@ -34,8 +34,8 @@ from worker.transport import leases
 logger = logging.getLogger(__name__)
 
 
-class Outcomes:
-    """The engine's sink inside a worker. See `worker.engine.Sink` for which thread calls what.
+class Outcomes(JobCallbacks):
+    """The callbacks of the queue's jobs. `JobCallbacks` names the thread of each method.
 
     Writes are repeated while Redis is away; the jobs stay leased and the engine goes on until its
     own capacity is used up.
@@ -68,7 +68,7 @@ class Outcomes:
         self.writer = ResultWriter(store, queue, atomic=atomic, observe=self._observe)
         self.tracer = Tracer(store, loop, self.counts, self.writer, failures, self._suspects, spans)
 
-    # -- the engine's sink ------------------------------------------------------------------
+    # -- callbacks --------------------------------------------------------------------------
 
     def admit(self, job: Job) -> bool:
         """Revoked and expired jobs end here."""
@@ -121,7 +121,7 @@ class Outcomes:
         except redis.RedisError as error:
             logger.warning("Progress was not written: %s", type(error).__name__)
 
-    def finished(self, jobs: Sequence[Job]) -> None:
+    def completed(self, jobs: Sequence[Job]) -> None:
         """Store outcomes and end leases; what is not plain goes to the tracer."""
         completions: Chunk = []
         in_bulk = self._bulk and not heard_by_signals()
@@ -142,7 +142,7 @@ class Outcomes:
             self._loop.call(self._end, chunk, written)
 
     def crashed(self, error: BaseException) -> None:
-        """Nothing will be encoded any more: end the process, its jobs come back by lease."""
+        """The engine has crashed: end the process. The jobs' leases expire."""
         logger.critical("The engine died, the worker stops: %r", error, exc_info=error)
         logging.shutdown()
         os._exit(EX_SOFTWARE)
@@ -159,7 +159,7 @@ class Outcomes:
         self._suspects.clear(
             (in_flight.id, in_flight.tag)
             for in_flight in in_flight_jobs
-            if in_flight.job is not None and in_flight.job.alone
+            if in_flight.job is not None and in_flight.job.isolated
         )
         leases.release([in_flight.tag for in_flight in in_flight_jobs if in_flight.tag])
         for in_flight in in_flight_jobs:

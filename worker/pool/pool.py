@@ -26,7 +26,7 @@ from worker.contract.models import prompt_text
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 from worker.engine import Engine, Job
-from worker.pool.direct_calls import DirectCalls, Reception
+from worker.pool.direct_calls import DirectCalls
 from worker.pool.failures import Failures
 from worker.pool.heartbeat import Heartbeat
 from worker.pool.in_flight import InFlightJob, Limits
@@ -111,7 +111,7 @@ class TaskPool(BasePool):
             spans=self._spans,
         )
         self._engine = Engine(
-            encoders, Reception(self._outcomes), open_cache(settings, self._infos)
+            encoders, crashed=self._outcomes.crashed, cache=open_cache(settings, self._infos)
         )
         self._engine.counts.watch = self._spans
         self._callers = DirectCalls(self._engine, self._infos)
@@ -170,7 +170,7 @@ class TaskPool(BasePool):
 
     def room(self, lane: Lane) -> int:
         """Tokens of a lane that may still be fetched."""
-        return self._engine.room(lane) if self._outcomes.tracer.has_room(lane) else 0
+        return self._engine.capacity(lane) if self._outcomes.tracer.has_room(lane) else 0
 
     def holds_more(self) -> bool:
         """Whether a message that cannot be parked may be fetched: one of kombu's own transport."""
@@ -330,7 +330,8 @@ class TaskPool(BasePool):
             info,
             prompt=prompt,
             owner=in_flight,
-            alone=in_flight.redelivered,
+            callbacks=self._outcomes,
+            isolated=in_flight.redelivered,
             lane=in_flight.lane,
             tenant=in_flight.tenant,
         )

@@ -15,11 +15,11 @@ from tests.fakes import (
     vector_of,
 )
 from worker.encoder.tokens import TokenBlock
-from worker.engine.forward import Closing, DeviceLost, Forward
+from worker.engine.encode import BatchEncoder, Closing, DeviceLost
 
 
-def forward_of(encoder: FakeEncoder, budget: int = 1000) -> Forward:
-    return Forward(encoder, budget, encoder.tokenize(["probe"]))
+def batch_encoder_of(encoder: FakeEncoder, budget: int = 1000) -> BatchEncoder:
+    return BatchEncoder(encoder, budget, encoder.tokenize(["probe"]))
 
 
 def texts(count: int) -> list[str]:
@@ -36,43 +36,43 @@ def assert_vectors(found: np.ndarray, given: list[str], faults: dict[int, object
 
 def test_a_batch_without_faults_runs_once() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
-    vectors, faults = forward.run(encoder.tokenize(texts(5)))
+    batches = batch_encoder_of(encoder)
+    vectors, faults = batches.encode(encoder.tokenize(texts(5)))
     assert faults == {}
     assert len(encoder.batches) == 1
-    assert forward.splits == 0
+    assert batches.splits == 0
     assert_vectors(vectors, texts(5), faults)
 
 
 @pytest.mark.parametrize("poisoned", [[0], [6], [2, 3], [0, 1, 2, 3, 4, 5, 6]])
 def test_texts_that_the_model_raises_on_fail_alone(poisoned: list[int]) -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     given = texts(7)
     for row in poisoned:
         given[row] += f" {POISON}"
-    vectors, faults = forward.run(encoder.tokenize(given))
+    vectors, faults = batches.encode(encoder.tokenize(given))
     assert sorted(faults) == poisoned
     assert {fault.code for fault in faults.values()} == {"encode_failed"}
     assert all("ValueError" in fault.message for fault in faults.values())
     assert not any("text" in fault.message for fault in faults.values()), "a text is shown"
     assert_vectors(vectors, given, dict(faults))
-    assert forward.budget == 1000
+    assert batches.budget == 1000
 
 
 def test_a_culprit_is_found_in_few_passes() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
-    forward.run(encoder.tokenize([*texts(63), POISON]))
+    batches = batch_encoder_of(encoder)
+    batches.encode(encoder.tokenize([*texts(63), POISON]))
     assert len(encoder.batches) <= 2 * 6 + 2
-    assert forward.splits == 6
+    assert batches.splits == 6
 
 
 @pytest.mark.parametrize("word", [NAN, INFINITE, OPPOSITES])
 def test_a_vector_that_is_not_finite_is_a_fault_and_not_a_result(word: str) -> None:
     encoder = FakeEncoder()
     given = [*texts(3), word, "last"]
-    vectors, faults = forward_of(encoder).run(encoder.tokenize(given))
+    vectors, faults = batch_encoder_of(encoder).encode(encoder.tokenize(given))
     assert {row: fault.code for row, fault in faults.items()} == {3: "non_finite_vector"}
     assert len(encoder.batches) == 1
     assert_vectors(vectors, given, dict(faults))
@@ -80,7 +80,7 @@ def test_a_vector_that_is_not_finite_is_a_fault_and_not_a_result(word: str) -> N
 
 def test_infinities_that_cancel_out_are_seen() -> None:
     encoder = FakeEncoder()
-    _, faults = forward_of(encoder).run(encoder.tokenize([INFINITE, OPPOSITES, NAN]))
+    _, faults = batch_encoder_of(encoder).encode(encoder.tokenize([INFINITE, OPPOSITES, NAN]))
     assert sorted(faults) == [0, 1, 2]
 
 
@@ -89,7 +89,7 @@ def test_large_finite_vectors_whose_sum_overflows_are_results() -> None:
         def forward(self, batch: TokenBlock, *, cores: int = 1) -> np.ndarray:
             return np.full((len(batch), 6), 3e38, dtype=np.float32)
 
-    vectors, faults = forward_of(Large()).run(Large().tokenize(texts(3)))
+    vectors, faults = batch_encoder_of(Large()).encode(Large().tokenize(texts(3)))
     assert faults == {}
     assert np.isfinite(vectors).all()
 
@@ -102,7 +102,7 @@ def test_faults_are_blanked_in_arrays_that_cannot_be_written() -> None:
             return vectors
 
     encoder = Frozen()
-    vectors, faults = forward_of(encoder).run(encoder.tokenize(["fine", NAN]))
+    vectors, faults = batch_encoder_of(encoder).encode(encoder.tokenize(["fine", NAN]))
     assert list(faults) == [1]
     assert_vectors(vectors, ["fine", NAN], dict(faults))
 
@@ -110,25 +110,25 @@ def test_faults_are_blanked_in_arrays_that_cannot_be_written() -> None:
 def test_out_of_memory_halves_the_batch_and_the_budget() -> None:
     encoder = FakeEncoder()
     encoder.memory = 15
-    forward = forward_of(encoder, budget=40)
+    batches = batch_encoder_of(encoder, budget=40)
     given = texts(10)
     block = encoder.tokenize(given)
     assert block.tokens == 40
-    vectors, faults = forward.run(block)
+    vectors, faults = batches.encode(block)
     assert faults == {}
     assert_vectors(vectors, given, {})
-    assert forward.budget == 10
+    assert batches.budget == 10
     assert encoder.releases == 3, "memory is given back before each new try"
 
 
 def test_a_text_that_does_not_fit_alone_leaves_the_budget_as_it_was() -> None:
     encoder = FakeEncoder(model_info(max_tokens=500))
     encoder.memory = 30
-    forward = forward_of(encoder, budget=64)
+    batches = batch_encoder_of(encoder, budget=64)
     given = ["one two", "word " * 40, "three four"]
-    vectors, faults = forward.run(encoder.tokenize(given))
+    vectors, faults = batches.encode(encoder.tokenize(given))
     assert {row: fault.code for row, fault in faults.items()} == {1: "out_of_memory"}
-    assert forward.budget == 64
+    assert batches.budget == 64
     np.testing.assert_array_equal(vectors[2], vector_of("three four", normalize=False))
 
 
@@ -153,7 +153,7 @@ def test_memory_is_given_back_only_when_the_failed_pass_holds_none_any_more() ->
 
     encoder = Greedy()
     encoder.memory = 4
-    _, faults = forward_of(encoder).run(encoder.tokenize(texts(8)))
+    _, faults = batch_encoder_of(encoder).encode(encoder.tokenize(texts(8)))
     assert faults == {}
     assert encoder.releases == 7
 
@@ -161,24 +161,24 @@ def test_memory_is_given_back_only_when_the_failed_pass_holds_none_any_more() ->
 def test_full_batches_recover_a_budget_that_was_halved() -> None:
     encoder = FakeEncoder()
     encoder.memory = 512
-    forward = forward_of(encoder, budget=1024)
-    forward.run(encoder.tokenize(texts(256)))
-    assert forward.budget == 512
+    batches = batch_encoder_of(encoder, budget=1024)
+    batches.encode(encoder.tokenize(texts(256)))
+    assert batches.budget == 512
     encoder.memory = None
     full, small = encoder.tokenize(texts(256)), encoder.tokenize(texts(3))
-    forward.run(small)
-    assert forward.budget == 512, "a small batch shows nothing"
+    batches.encode(small)
+    assert batches.budget == 512, "a small batch shows nothing"
     budgets = []
     for _ in range(130):
-        forward.run(full)
-        budgets.append(forward.budget)
+        batches.encode(full)
+        budgets.append(batches.budget)
     assert budgets[0] == 516
     assert budgets[-1] == 1024
 
 
 def test_a_full_device_is_tried_again_until_it_has_memory() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     given = texts(8)
     block = encoder.tokenize(given)
     encoder.memory = 0
@@ -190,8 +190,8 @@ def test_a_full_device_is_tried_again_until_it_has_memory() -> None:
             encoder.memory = None
         return True
 
-    forward.pause = pause
-    vectors, faults = forward.run(block)
+    batches.pause = pause
+    vectors, faults = batches.encode(block)
     assert faults == {}
     assert_vectors(vectors, given, {})
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
@@ -199,7 +199,7 @@ def test_a_full_device_is_tried_again_until_it_has_memory() -> None:
 
 def test_a_text_that_does_not_fit_fails_after_a_full_device_has_memory_again() -> None:
     encoder = FakeEncoder(model_info(max_tokens=500))
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     block = encoder.tokenize(["word " * 40])
     encoder.memory = 0
 
@@ -207,32 +207,32 @@ def test_a_text_that_does_not_fit_fails_after_a_full_device_has_memory_again() -
         encoder.memory = 30
         return True
 
-    forward.pause = pause
-    _, faults = forward.run(block)
+    batches.pause = pause
+    _, faults = batches.encode(block)
     assert {row: fault.code for row, fault in faults.items()} == {0: "out_of_memory"}
 
 
 def test_a_full_device_does_not_keep_a_closing_engine() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     encoder.memory = 0
-    forward.pause = lambda _: False
+    batches.pause = lambda _: False
     with pytest.raises(Closing):
-        forward.run(encoder.tokenize(texts(4)))
+        batches.encode(encoder.tokenize(texts(4)))
 
 
 def test_a_lost_device_is_reported_at_once_and_no_text_is_blamed() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     encoder.lost = True
     with pytest.raises(DeviceLost, match="device-side assert"):
-        forward.run(encoder.tokenize(texts(512)))
+        batches.encode(encoder.tokenize(texts(512)))
     assert len(encoder.batches) == 1
 
 
 def test_a_device_that_fails_on_everything_is_lost_and_no_text_is_blamed() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
     block = encoder.tokenize(texts(512))
 
     def fail(_: list[str]) -> None:
@@ -240,17 +240,17 @@ def test_a_device_that_fails_on_everything_is_lost_and_no_text_is_blamed() -> No
 
     encoder.before = fail
     with pytest.raises(DeviceLost):
-        forward.run(block)
+        batches.encode(block)
     assert len(encoder.batches) <= 12, "it is found out early"
 
 
 def test_a_device_lost_to_one_text_blames_none_of_its_neighbours() -> None:
     encoder = FakeEncoder()
-    forward = forward_of(encoder)
+    batches = batch_encoder_of(encoder)
 
     def lose(batch: list[str]) -> None:
         encoder.lost = encoder.lost or any(POISON in text for text in batch)
 
     encoder.before = lose
     with pytest.raises(DeviceLost):
-        forward.run(encoder.tokenize([*texts(4), POISON, *texts(4)]))
+        batches.encode(encoder.tokenize([*texts(4), POISON, *texts(4)]))

@@ -14,7 +14,7 @@ from tests.fakes import (
     job_of,
 )
 from tests.processes import eventually
-from worker.engine.outbox import MOST_BATCHES
+from worker.engine.scheduler import BATCHES_TO_WRITE
 
 
 def test_the_sink_is_told_in_order_and_on_the_threads_it_was_promised(
@@ -24,26 +24,26 @@ def test_the_sink_is_told_in_order_and_on_the_threads_it_was_promised(
     sink.outcome("a")
     events = [event for event, _, _ in sink.heard]
     assert events[:2] == ["admit", "started"]
-    assert events[-1] == "finished"
+    assert events[-1] == "completed"
     assert set(events[2:-1]) == {"progressed"}
     assert sink.threads_of("admit") == sink.threads_of("started") == {"embedq-encode"}
-    assert sink.threads_of("progressed") == sink.threads_of("finished") == {"embedq-write"}
+    assert sink.threads_of("progressed") == sink.threads_of("completed") == {"embedq-write"}
 
 
 def test_a_sink_that_blocks_holds_the_device_back_and_loses_nothing(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    with blocked(sink, "finished") as entered:
+    with blocked(sink, "completed") as entered:
         engine.submit(job_of(["first"], "first"))
         entered()
         for number in range(30):
             job = job_of(["word " * 32], f"{number}")
             engine.submit(job)
-        eventually(lambda: len(encoder.batches) == 1 + MOST_BATCHES)
+        eventually(lambda: len(encoder.batches) == 1 + BATCHES_TO_WRITE)
         # It would be in its next batch at once, and not much later.
         assert not threading.Event().wait(0.05)
-        assert len(encoder.batches) == 1 + MOST_BATCHES
+        assert len(encoder.batches) == 1 + BATCHES_TO_WRITE
         assert engine.busy_since is None
     for number in range(30):
         sink.outcome(f"{number}")
@@ -54,7 +54,7 @@ def test_a_sink_that_blocks_does_not_hold_back_batches_before_the_bound(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    with blocked(sink, "finished") as entered:
+    with blocked(sink, "completed") as entered:
         engine.submit(job_of(["first"], "first"))
         entered()
         second = job_of(["second"], "second")
@@ -63,7 +63,7 @@ def test_a_sink_that_blocks_does_not_hold_back_batches_before_the_bound(
 
 
 @crashes
-@pytest.mark.parametrize("event", ["admit", "started", "progressed", "finished"])
+@pytest.mark.parametrize("event", ["admit", "started", "progressed", "completed"])
 def test_a_sink_that_raises_takes_the_engine_down_and_no_job_is_forgotten(
     start: Start, encoder: FakeEncoder, event: str
 ) -> None:
@@ -75,11 +75,11 @@ def test_a_sink_that_raises_takes_the_engine_down_and_no_job_is_forgotten(
     sink = Broken()
     engine = start(encoder, sink=sink)
     engine.submit(job_of(texts(1000), "large"))
-    if event == "finished":
+    if event == "completed":
         engine.submit(job_of(["small"], "small"))
     assert isinstance(sink.wait_for_crash(), LookupError)
     left = {job.id for job in engine.close(DEADLINE)}
-    assert left == ({"large", "small"} if event == "finished" else {"large"})
+    assert left == ({"large", "small"} if event == "completed" else {"large"})
 
 
 def test_a_job_cancelled_while_it_waits_is_never_encoded(
@@ -142,7 +142,7 @@ def test_a_job_that_ended_but_is_not_written_can_be_cancelled(
 ) -> None:
     engine = start(encoder)
     first, second = job_of(["first"], "first"), job_of(["second"], "second")
-    with blocked(sink, "finished") as entered:
+    with blocked(sink, "completed") as entered:
         engine.submit(first)
         entered()
         engine.submit(second)
@@ -163,7 +163,7 @@ def test_a_job_that_may_not_start_is_forgotten(
     with busy(engine, encoder):
         engine.submit(no)
         engine.submit(yes)
-        eventually(lambda: no.chunks and yes.chunks)
+        eventually(lambda: no.waiting and yes.waiting)
     sink.outcome("yes")
     eventually(lambda: engine.waiting_tokens == 0)
     assert sink.of("admit").count("no") == 1

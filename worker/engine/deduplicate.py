@@ -1,7 +1,7 @@
-"""Texts of a batch that are there already: encoded once, their vector copied. Pure.
+"""Deduplicate a batch: equal texts are encoded once and their vector is copied. Pure.
 
-What makes two texts the same is their tokens, a prompt's included, and how many of those pooling
-leaves out; their jobs may differ in anything that is done to a vector afterwards.
+Two texts are equal if their tokens are, including those of a prompt, and the number of tokens that
+pooling skips. Their jobs may differ in all that is done to a vector afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from worker.contract.outcomes import Matrix
 from worker.encoder.tokens import TokenBlock
-from worker.engine.forward import Fault
+from worker.engine.encode import Fault
 
 # Odd constants of the golden ratio and of xxHash, to spread ids and positions over 64 bits.
 _ID, _POSITION, _MIX = (
@@ -24,11 +24,11 @@ _ID, _POSITION, _MIX = (
 
 @dataclass(frozen=True, slots=True)
 class Distinct:
-    """The texts of a batch, each once."""
+    """The different texts of a batch."""
 
-    #: In the order in which they first occur.
+    #: In the order of their first occurrence.
     block: TokenBlock
-    #: int64 (texts of the batch,): the row of `block` that each of them is; None: all differ.
+    #: int64 (texts of the batch,): the row of each text in `block`; None if all differ.
     rows: NDArray[np.int64] | None = None
 
     @property
@@ -39,7 +39,7 @@ class Distinct:
     def spread(
         self, vectors: Matrix, faults: Mapping[int, Fault]
     ) -> tuple[Matrix, Mapping[int, Fault]]:
-        """Vectors and faults of `block` as those of the whole batch."""
+        """The vectors and faults of the whole batch, from those of `block`."""
         if self.rows is None:
             return vectors, faults
         rows: list[int] = self.rows.tolist() if faults else []
@@ -49,7 +49,7 @@ class Distinct:
 
 
 def distinct(block: TokenBlock) -> Distinct:
-    """The texts of `block` that differ."""
+    """The different texts of `block`."""
     if _all_differ(block):
         return Distinct(block)
     ids, offsets, skips = block.ids.tobytes(), block.offsets.tolist(), block.skip.tolist()
@@ -68,7 +68,7 @@ def distinct(block: TokenBlock) -> Distinct:
 
 
 def _all_differ(block: TokenBlock) -> bool:
-    """Whether no two texts are the same; a wrong no is possible and costs a closer look."""
+    """Whether no two texts are equal. May return False in error, which costs a comparison."""
     lengths = block.lengths
     if len(block) == 1:
         return True

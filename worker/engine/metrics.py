@@ -1,14 +1,16 @@
-"""What the engine counts of its batches and its calls of the tokenizer."""
+"""Metrics of the engine's batches and of its calls of the tokenizer."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.engine.job import Job, Piece
-from worker.engine.tokenising import Slice
 from worker.metrics.histogram import Histogram, tallied
+
+if TYPE_CHECKING:
+    from worker.engine.tokenize import Slice
 
 
 class Watch(Protocol):

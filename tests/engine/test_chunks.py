@@ -23,8 +23,8 @@ from worker.contract.models import MOST_WINDOWS, ModelSpec
 from worker.encoder import load
 from worker.encoder.tokenizer import Tokenizer, TokenRules
 from worker.encoder.tokens import TokenBlock
-from worker.engine import windows
-from worker.engine.windows import split
+from worker.engine import chunks
+from worker.engine.chunks import split
 
 LIMIT = 12
 SMALL = model_info(max_tokens=LIMIT, batch_tokens=24)
@@ -92,7 +92,7 @@ def test_a_word_without_end_is_cut_where_it_must(tmp_path: Path) -> None:
 def test_parts_that_have_more_tokens_together_make_more_windows(
     encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "_packed", lambda parts, *_: [windows._Window(list(parts))])
+    monkeypatch.setattr(chunks, "_packed", lambda parts, *_: [chunks._Chunk(list(parts))])
     found = split(encoder, LONG, None)
     assert found is not None
     assert " ".join(found.texts).split() == WORDS
@@ -160,7 +160,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def test_the_work_is_in_proportion_to_the_text(shape: str) -> None:
     def parts_of(characters: int) -> float:
         text = (shape[:3] + shape[3:] * characters)[:characters]
-        return seconds_of(lambda: deque(windows._parts(text, 1024), maxlen=0))
+        return seconds_of(lambda: deque(chunks._parts(text, 1024), maxlen=0))
 
     # Quadratic work would take 256 times as long.
     assert parts_of(2**22) < 100 * max(parts_of(2**18), 0.002)
@@ -269,7 +269,7 @@ def test_a_long_text_that_was_cancelled_leaves_nothing_behind(
     engine.submit(job_of(texts(2), "next", info=SMALL))
     sink.outcome("next")
     assert engine.waiting_tokens == 0
-    assert sink.of("finished") == ["busy", "next"]
+    assert sink.of("completed") == ["busy", "next"]
 
 
 # -- the library --------------------------------------------------------------------------------

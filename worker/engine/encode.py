@@ -1,4 +1,4 @@
-"""One batch through the model, with the errors of texts, of memory and of the device."""
+"""Encode one batch: bisect failing texts, and handle the errors of memory and device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Fault(NamedTuple):
-    """Why a text has no vector: a code and words for people."""
+    """The reason why a text has no vector: a code and a message."""
 
     code: str
     message: str
@@ -48,8 +48,8 @@ def _never(_: float) -> bool:
 
 
 @dataclass(slots=True)
-class Forward:
-    """The model behind one budget. Used by one thread.
+class BatchEncoder:
+    """A model with a token budget. Used by one thread.
 
     A batch that raises is halved until the culprit is alone. A batch that runs out of memory is
     halved, too, and the budget with it; full batches then recover the budget, each by the same
@@ -74,7 +74,7 @@ class Forward:
     def __post_init__(self) -> None:
         self.limit = self.budget
 
-    def run(self, block: TokenBlock, cores: int = 1) -> tuple[Matrix, dict[int, Fault]]:
+    def encode(self, block: TokenBlock, cores: int = 1) -> tuple[Matrix, dict[int, Fault]]:
         """Vectors float32 (n, d) and the faults by row; a faulty row holds zeros.
 
         `cores`: see `Encoder.forward`. Raises DeviceLost and Closing.
@@ -83,10 +83,10 @@ class Forward:
         vectors, faults = self._halving(block, cores)
         if self.memory_splits == splits and 2 * block.tokens >= self.budget:
             self.budget = min(self.budget + max(self.limit // _RECOVERY, 1), self.limit)
-        # A sum is finite only if every summand is, and far cheaper than looking at each.
+        # A sum is finite only if every summand is, and far cheaper than a test of each.
         with np.errstate(all="ignore"):
-            suspect = not np.isfinite(vectors.sum())
-        if suspect:
+            any_wrong = not np.isfinite(vectors.sum())
+        if any_wrong:
             wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
             # The encoder's own array may be read-only.
             vectors = vectors.copy()

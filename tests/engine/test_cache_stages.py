@@ -22,6 +22,7 @@ from tests.engine.stand import (
 )
 from tests.fakes import (
     DEADLINE,
+    DIMENSIONS,
     NAN,
     POISON,
     UNREADABLE,
@@ -35,6 +36,7 @@ from worker.cache.entries import Keys
 from worker.cache.store import Cache
 from worker.contract.outcomes import Outcome
 from worker.engine import Engine
+from worker.engine.queue import Capacity
 
 REVISIONS = {"fake": b"one", "other": b"two"}
 
@@ -98,8 +100,8 @@ def test_a_job_that_is_all_remembered_ends_like_any_other(
     kept(engine, 2)
     ran(engine, sink, texts(2), "second")
     assert sink.of("admit") == ["first", "second"]
-    assert sink.of("finished") == ["first", "second"]
-    assert sink.threads_of("finished") == {"embedq-write"}
+    assert sink.of("completed") == ["first", "second"]
+    assert sink.threads_of("completed") == {"embedq-write"}
     assert sink.of("started") == ["first"]
 
 
@@ -204,7 +206,7 @@ def test_what_may_have_killed_a_worker_is_encoded_alone(
 ) -> None:
     ran(engine, sink, ["a text"], "first")
     kept(engine, 1)
-    ran(engine, sink, ["a text"], "suspect", alone=True)
+    ran(engine, sink, ["a text"], "suspect", isolated=True)
     assert encoder.seen.count("a text") == 2
 
 
@@ -216,7 +218,7 @@ def test_a_job_that_may_not_start_is_dropped_though_it_is_remembered(
     sink.refused = {"revoked"}
     engine.submit(job_of(["a text"], "revoked"))
     ran(engine, sink, ["a text"], "next")
-    assert sink.of("finished") == ["first", "next"]
+    assert sink.of("completed") == ["first", "next"]
     assert engine.waiting_tokens == 0
 
 
@@ -231,7 +233,7 @@ def test_a_cancelled_job_is_not_told_of_though_it_is_remembered(
         entry()
         assert engine.cancel(job)
     ran(engine, sink, ["a text"], "next")
-    assert sink.of("finished") == ["first", "next"]
+    assert sink.of("completed") == ["first", "next"]
     assert engine.waiting_tokens == 0
 
 
@@ -279,13 +281,25 @@ def test_a_redis_that_is_slow_or_away_costs_nothing_but_the_cache(
 
 
 def test_more_than_may_wait_to_be_kept_is_dropped(
-    engine: Engine, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, sink: RecordingSink, cache: Cache
 ) -> None:
-    monkeypatch.setattr("worker.engine.recall._MOST_WAITING", 10)
-    ran(engine, sink, texts(11), "large")
-    ran(engine, sink, texts(10), "small")
-    eventually(lambda: events(engine).get("kept") == 10)
-    assert events(engine)["dropped"] == 11
+    queue = engine._scheduler.write_cache
+    queue._capacity = Capacity(size=20 * 4 * DIMENSIONS)
+    keep, entered, leave = cache.keep, threading.Event(), threading.Event()
+
+    def held(entries: dict[bytes, bytes], used: list[bytes]) -> bool:
+        entered.set()
+        assert leave.wait(DEADLINE)
+        return keep(entries, used)
+
+    cache.keep = held  # type: ignore[method-assign]
+    ran(engine, sink, texts(1), "first")
+    assert entered.wait(DEADLINE)
+    ran(engine, sink, texts(20, first=10), "waits")
+    ran(engine, sink, texts(5, first=50), "dropped")
+    leave.set()
+    kept(engine, 21)
+    assert events(engine)["dropped"] == 5
 
 
 @crashes
@@ -301,4 +315,4 @@ def test_what_waits_for_the_cache_is_given_back_when_the_engine_closes(
         left = engine.close(0.1)
     assert {job.id for job in left} == {"held up", "behind"}
     eventually(lambda: engine.stopped)
-    assert sink.of("finished") == ["first"]
+    assert sink.of("completed") == ["first"]

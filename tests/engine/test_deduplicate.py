@@ -8,8 +8,8 @@ import pytest
 from tests.engine.stand import Start, assert_vectors, busy, texts, wait_until_tokenised
 from tests.fakes import NAN, POISON, FakeEncoder, RecordingSink, job_of, vector_of
 from worker.encoder.tokens import TokenBlock
-from worker.engine import repeats
-from worker.engine.repeats import distinct
+from worker.engine import deduplicate
+from worker.engine.deduplicate import distinct
 
 
 def block_of(*rows: list[int], skip: tuple[int, ...] = ()) -> TokenBlock:
@@ -55,7 +55,7 @@ def test_texts_without_tokens_are_one_text() -> None:
 def test_texts_are_compared_themselves_not_their_checksums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repeats, "_MIX", np.uint64(0))
+    monkeypatch.setattr(deduplicate, "_MIX", np.uint64(0))
     block = block_of([1, 2], [3, 4], [1, 2])
     assert rows_of(distinct(block).block) == [[1, 2], [3, 4]]
 
@@ -74,8 +74,8 @@ def test_a_text_of_many_jobs_is_encoded_once_and_each_job_gets_its_vector(
         assert_vectors(outcome.vectors, job.texts, normalize=n % 2 == 0)
         assert outcome.prompt_tokens == 4
     assert encoder.seen.count("the same") == 1
-    assert engine.repeats == 4
-    assert engine.texts == 11
+    assert engine.totals.repeats == 4
+    assert engine.totals.texts == 11
 
 
 def test_room_that_repeats_leave_goes_to_texts_that_wait(
@@ -125,11 +125,11 @@ def test_a_repeat_does_not_join_the_batch_of_a_job_that_must_run_alone(
     start: Start, encoder: FakeEncoder, sink: RecordingSink
 ) -> None:
     engine = start(encoder)
-    suspect, other = job_of(["the same"] * 2, "s", alone=True), job_of(["the same"] * 2, "o")
+    suspect, other = job_of(["the same"] * 2, "s", isolated=True), job_of(["the same"] * 2, "o")
     with busy(engine, encoder):
-        engine.submit(suspect)
         engine.submit(other)
         wait_until_tokenised(other)
+        engine.submit(suspect)
     for job in (suspect, other):
         np.testing.assert_allclose(
             sink.outcome(job.id).vectors[1], vector_of("the same"), rtol=1e-6

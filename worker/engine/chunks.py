@@ -1,0 +1,215 @@
+"""Long texts in chunks: split a text beyond the model's limit, and average the chunks' vectors.
+
+A chunk ends between words. It is tokenized as a text of its own, with the prompt before it, so its
+vector is the one that the library gives for that part of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.models import MOST_WINDOWS
+from worker.contract.outcomes import Matrix
+from worker.encoder.protocol import Encoder
+from worker.encoder.tokens import TokenBlock
+
+#: Characters of the parts that chunks consist of, per token of the limit, and their minimum. Most
+#: words are shorter. A chunk lacks at most one part.
+_CHARACTERS_PER_PART = 0.125
+_SHORTEST_PART = 32
+#: Characters that are read per token of all chunks; words have fewer.
+_CHARACTERS_PER_TOKEN = 8
+#: The largest difference from 1 of the squared length of a normalized vector, in 16 bits too.
+_UNIT_TOLERANCE = 1e-2
+
+
+class Split(NamedTuple):
+    """The chunks of a text, in order."""
+
+    texts: list[str]
+    #: Their tokens, one text per chunk, with prompts and special tokens.
+    block: TokenBlock
+    #: Whether some of the text is in no chunk.
+    cut: bool
+
+
+def split(encoder: Encoder, text: str, prompt: str | None) -> Split | None:
+    """The chunks of a text; None if the prompt fills the limit, or if the text is blank.
+
+    A chunk is as long as the model's limit allows, except for a few words. There are at most
+    `MOST_WINDOWS`; the rest of the text is cut. Takes time in proportion to the text. Raises the
+    tokenizer's exceptions.
+    """
+    limit = encoder.info.max_tokens
+    shortest = encoder.tokenize(["a"], prompt)
+    room = limit - shortest.tokens + 1
+    reach = MOST_WINDOWS * limit * _CHARACTERS_PER_TOKEN
+    parts = list(_parts(text[:reach], max(int(limit * _CHARACTERS_PER_PART), _SHORTEST_PART)))
+    if shortest.truncated[0] or not parts:
+        return None
+    special = encoder.tokenize(["a"], "").tokens - 1
+    costs = encoder.tokenize(parts, "").lengths - special
+    chunks = _packed(parts, costs.tolist(), room)
+    cut = len(text) > reach
+    while True:
+        cut = cut or len(chunks) > MOST_WINDOWS
+        chunks = chunks[:MOST_WINDOWS]
+        _tokenize([chunk for chunk in chunks if chunk.block is None], encoder, prompt)
+        # Parts can have more tokens together than apart, or a single part one too many.
+        halved = list(chain.from_iterable(chunk.halves() for chunk in chunks))
+        if all(chunk.block is not None for chunk in halved):
+            break
+        chunks = halved
+    texts = [chunk.text for chunk in chunks]
+    block = TokenBlock.join([chunk.block for chunk in chunks if chunk.block is not None])
+    return Split(texts, block, cut or bool(block.truncated.any()))
+
+
+@dataclass(slots=True)
+class ChunkedTexts:
+    """The long texts of a job. Rows past the job's own texts are their chunks.
+
+    The thread that tokenizes adds chunks, before any batch holds them; the engine's lock guards
+    all other changes.
+    """
+
+    #: Number of texts of the job, and so the row of the first chunk.
+    first: int
+    _text_of: list[int] = field(default_factory=list)
+    _texts: dict[int, _LongText] = field(default_factory=dict)
+    #: Texts whose last chunk came since `pop_ended` was called.
+    _ended: int = 0
+
+    def add(self, text: int, count: int) -> int:
+        """Add a text of so many chunks; return the row of the first."""
+        row = self.first + len(self._text_of)
+        self._texts[text] = _LongText(count)
+        self._text_of += [text] * count
+        return row
+
+    def text_of(self, row: int) -> int:
+        """The text of a chunk."""
+        return self._text_of[row - self.first]
+
+    def put(self, row: int, vectors: Matrix, tokens: Sequence[int]) -> Iterator[tuple[int, Matrix]]:
+        """Add the vectors of chunks from `row` on, float32 (n, d), weighted by their `tokens`.
+
+        Yields the texts that are complete and did not fail, with their vectors, float32 (d,).
+        """
+        for place, (vector, weight) in enumerate(zip(vectors, tokens, strict=True)):
+            index = self.text_of(row + place)
+            text = self._texts[index]
+            text.add(vector, weight)
+            if not text.left:
+                self._ended += 1
+                if not text.failed:
+                    yield index, text.mean()
+
+    def fail(self, text: int) -> bool:
+        """Fail a text because a chunk has no vector; return False if it had failed before."""
+        known = self._texts[text].failed
+        self._texts[text].failed = True
+        return not known
+
+    def pop_ended(self) -> int:
+        """Texts whose last chunk came since the last call."""
+        ended, self._ended = self._ended, 0
+        return ended
+
+
+@dataclass(slots=True)
+class _LongText:
+    """One text: its chunks without a vector yet, and the sum of the others weighted by tokens."""
+
+    left: int
+    tokens: int = 0
+    sum: NDArray[np.float64] | float = 0.0
+    #: Whether every chunk's vector has length 1.
+    unit: bool = True
+    failed: bool = False
+
+    def add(self, vector: Matrix, weight: int) -> None:
+        """Add the vector of a chunk with so many tokens."""
+        wide = vector.astype(np.float64)
+        self.sum = self.sum + wide * weight
+        self.tokens += weight
+        self.unit = self.unit and abs(float(wide @ wide) - 1.0) < _UNIT_TOLERANCE
+        self.left -= 1
+
+    def mean(self) -> Matrix:
+        """The mean, float32 (d,), of length 1 if all chunks' vectors are."""
+        mean = np.asarray(self.sum) / self.tokens
+        if self.unit:
+            mean /= max(float(np.linalg.norm(mean)), 1e-12)
+        return mean.astype(np.float32)
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Consecutive parts of the text, and their tokens once they are tokenized."""
+
+    parts: list[str]
+    block: TokenBlock | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts).strip()
+
+    @property
+    def truncated(self) -> bool:
+        return self.block is not None and bool(self.block.truncated[0])
+
+    def halves(self) -> Iterator[_Chunk]:
+        """The chunk, or two if it is too long and has more than one character."""
+        if not self.truncated or len(self.text) < 2:
+            yield self
+            return
+        # The parts of a single part are its characters.
+        whole: str | list[str] = self.parts if len(self.parts) > 1 else self.parts[0]
+        middle = len(whole) // 2
+        for half in (whole[:middle], whole[middle:]):
+            chunk = _Chunk([half] if isinstance(half, str) else half)
+            # One half of a part may be blank.
+            if chunk.text:
+                yield chunk
+
+
+def _tokenize(chunks: Sequence[_Chunk], encoder: Encoder, prompt: str | None) -> None:
+    """Set the tokens of chunks."""
+    block = encoder.tokenize([chunk.text for chunk in chunks], prompt)
+    for row, chunk in enumerate(chunks):
+        chunk.block = block.slice(row, row + 1)
+
+
+def _parts(text: str, characters: int) -> Iterator[str]:
+    """The text in order, blanks before words: words together up to so many characters.
+
+    A longer word is cut there. Each character is read a few times at most.
+    """
+    blanks = re.compile(r"\s*")
+    words = re.compile(rf"\S[\s\S]{{0,{characters - 1}}}(?=\s|\Z)|\S{{1,{characters}}}")
+    start = 0
+    # Blanks apart: a search for blanks and a word together would restart at each blank.
+    while match := words.match(text, blanks.match(text, start).end()):  # type: ignore[union-attr]
+        yield text[start : match.end()]
+        start = match.end()
+
+
+def _packed(parts: Sequence[str], costs: Sequence[int], room: int) -> list[_Chunk]:
+    """Consecutive parts, as many together as fit into `room` tokens."""
+    chunks: list[_Chunk] = []
+    left = 0
+    for part, cost in zip(parts, costs, strict=True):
+        if not chunks or cost > left:
+            chunks.append(_Chunk([]))
+            left = room
+        chunks[-1].parts.append(part)
+        left -= cost
+    return chunks
