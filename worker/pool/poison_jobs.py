@@ -12,22 +12,12 @@ import redis
 
 from worker.contract import keys
 from worker.store.jobs import JobStore
+from worker.store.scripts import ATTEMPT
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that the attempts of a job are kept.
 _TTL = 24 * 3600
-#: KEYS crashes, attempts counted by an old version. ARGV tag or '', seconds. Answers the attempts
-#: so far, this one included unless its tag is ''. A full server refuses a script only before its
-#: first write.
-_BEGIN = """
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-if ARGV[1] ~= '' then redis.call('SADD', KEYS[1], ARGV[1]) end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-return redis.call('SCARD', KEYS[1]) + math.max(tonumber(redis.call('GET', KEYS[2]) or 0), 0)
-"""
-
-
 #: Set while a task other than `embed` runs isolated in this process: a crash is put down to it.
 isolated = threading.Event()
 
@@ -47,7 +37,7 @@ class PoisonJobs:
         """`isolates`: for the tasks that `isolated` is about."""
         self._isolates = isolates
         self._client = store.client
-        self._begin = self._client.register_script(_BEGIN)
+        self._begin = self._client.register_script(ATTEMPT)
         self._max_attempts = max_attempts
         self._process = f"process-{uuid4().hex}"
 

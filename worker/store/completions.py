@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
+import orjson
 import redis
 
 from worker.contract import keys
@@ -114,25 +115,25 @@ class Completions:
         May be repeated after an error. Raises redis.RedisError, of which OutOfMemoryError says that
         the reserve is used up, too.
         """
-        fixed = [*self._keys, *(lease_keys or ("", "")), outbox]
-        fields: list[Any] = [int(waiting), len(follow)]
-        for message in follow:
-            fields += message
+        given = [*self._keys, *(lease_keys or ("", "")), outbox]
+        shared = {"queue": self._queue, "ttl": self._result_ttl, "waiting": waiting}
+        shared["lists"] = [name for name, _ in follow]
+        messages = [message for _, message in follow]
         try:
-            return self._call(fixed, completions, "", fields)
+            return self._call(given, completions, messages, shared | {"reserve": 0})
         except redis.OutOfMemoryError:
             if follow:
                 raise
-            return self._from_reserve(fixed, completions, fields)
+            return self._from_reserve(given, completions, shared | {"reserve": RESERVE})
 
     def _from_reserve(
-        self, fixed: Sequence[str], completions: Sequence[Completion], fields: Sequence[Any]
+        self, given: Sequence[str], completions: Sequence[Completion], shared: dict[str, Any]
     ) -> set[int]:
         known, places, error = set[int](), set[int](), ""
         for at in range(0, len(completions), _ENDED_FROM_RESERVE):
             some = completions[at : at + _ENDED_FROM_RESERVE]
             try:
-                found = self._call(fixed, some, RESERVE, fields)
+                found = self._call(given, some, (), shared)
             except Refused as refused:
                 found, error = refused.known, str(refused)
                 places |= {at + place for place in refused.places}
@@ -143,22 +144,32 @@ class Completions:
 
     def _call(
         self,
-        fixed: Sequence[str],
+        given: Sequence[str],
         completions: Sequence[Completion],
-        reserve: int | str,
-        fields: Sequence[Any],
+        messages: Sequence[bytes],
+        shared: dict[str, Any],
     ) -> set[int]:
-        arguments: list[Any] = [self._queue, self._result_ttl, reserve, *fields]
-        now = time.time()
-        for (status, started, *how), alike in groupby(completions, _HOW):
-            some = list(alike)
-            age = max(now - started, 0.0) if started else ""
-            arguments += (len(some), status, age, *how)
-            for one in some:
-                arguments += (one.id, one.tag, one.meta, one.prompt_tokens, one.texts)
-        answer = self._complete(keys=list(fixed), args=arguments)
+        packed = orjson.dumps(shared | {"groups": _groups(completions)})
+        outcomes = [one.meta for one in completions]
+        answer = self._complete(keys=list(given), args=[packed, *messages, *outcomes])
         known, refused = cast("tuple[list[int], list[tuple[int, bytes]]]", answer)
         if refused:
             error = refused[0][1].decode(errors="replace")
             raise Refused(error, {place for place, _ in refused}, set(known))
         return set(known)
+
+
+def _groups(completions: Sequence[Completion]) -> list[dict[str, Any]]:
+    """Neighbours that end alike, as the script takes them."""
+    now = time.time()
+    return [
+        {
+            "status": status,
+            "age": max(now - started, 0.0) if started else 0,
+            "code": code,
+            "message": message,
+            "model": model,
+            "jobs": [(one.id, one.tag, one.prompt_tokens, one.texts) for one in alike],
+        }
+        for (status, started, code, message, model), alike in groupby(completions, _HOW)
+    ]

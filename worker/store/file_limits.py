@@ -1,4 +1,4 @@
-"""FileBounds of stored files: how many, and how many bytes, a tenant and a deployment may hold.
+"""Bounds of stored files: how many, and how many bytes, a tenant and a deployment may hold.
 
 Room is held before bytes are written, by an upper estimate, and corrected when they are there. It
 is released when they are removed. Output of batches counts too, but is never refused, so that a
@@ -13,6 +13,7 @@ import redis
 
 from worker.contract import keys
 from worker.contract.errors import EmbedqError
+from worker.store import scripts
 
 #: Bytes of one uploaded file, as OpenAI bounds them for batches.
 MAX_BYTES: Final = 200 * 10**6
@@ -24,40 +25,6 @@ MAX_FILES: Final = 50_000
 TENANT_SHARE: Final = 5
 #: Files that one repair looks at.
 _REPAIRED = 50
-
-#: KEYS expiry, held, used. ARGV id, owner, bytes, time of removal, then bounds of the owner's files
-#: and bytes and of all files and bytes (0: none). Answers 0, or 1 to 4 for the bound that is
-#: reached. A repeat changes nothing. Cost: a fixed number of commands.
-_HOLD = """
-local id, owner, bytes = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local held = redis.call('HGET', KEYS[2], id)
-local more = {held and 0 or 1, bytes - tonumber(held and string.match(held, '^%d+') or 0)}
-local names = {'files:' .. owner, 'bytes:' .. owner, 'files', 'bytes'}
-local used = redis.call('HMGET', KEYS[3], unpack(names))
-for at = 1, 4 do
-  local bound, plus = tonumber(ARGV[4 + at]), more[(at - 1) % 2 + 1]
-  if bound > 0 and plus > 0 and tonumber(used[at] or 0) + plus > bound then return at end
-end
-redis.call('HSET', KEYS[2], id, string.format('%.0f:%s', bytes, owner))
-for at = 1, 4 do redis.call('HINCRBY', KEYS[3], names[at], more[(at - 1) % 2 + 1]) end
-redis.call('ZADD', KEYS[1], ARGV[4], id)
-return 0
-"""
-
-#: KEYS expiry, held, used. ARGV id. A repeat changes nothing. Cost: a fixed number of commands.
-_RELEASE = """
-redis.call('ZREM', KEYS[1], ARGV[1])
-local held = redis.call('HGET', KEYS[2], ARGV[1])
-if not held then return end
-redis.call('HDEL', KEYS[2], ARGV[1])
-local bytes, owner = string.match(held, '^(%d+):(.*)$')
-local less = {'files:' .. owner, 1, 'bytes:' .. owner, bytes, 'files', 1, 'bytes', bytes}
-for at = 1, 8, 2 do
-  if redis.call('HINCRBY', KEYS[3], less[at], '-' .. less[at + 1]) <= 0 then
-    redis.call('HDEL', KEYS[3], less[at])
-  end
-end
-"""
 
 
 class FilesFull(EmbedqError):
@@ -84,8 +51,8 @@ class FileLimits:
         self._client = client
         self._held, self._used = keys.files_held(queue), keys.files_used(queue)
         self._keys = [keys.files_expiry(queue), self._held, self._used]
-        self._hold = client.register_script(_HOLD)
-        self._release = client.register_script(_RELEASE)
+        self._hold = client.register_script(scripts.FILE_HOLD)
+        self._release = client.register_script(scripts.FILE_RELEASE)
         #: Where the next repair goes on.
         self._cursor = 0
 

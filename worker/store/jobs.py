@@ -200,11 +200,13 @@ class JobStore(JobRecords):
         Of each: id, time of its first batch by the host's clock, texts done and total, and its
         tokens as far as they are known, else 0.
         """
-        arguments: list[Any] = [self._queue, RECORD_TTL]
         now = time.time()
-        for job_id, started, *rest in jobs:
-            arguments += (job_id, max(now - started, 0.0), *rest)
-        self._progress(keys=[self._ledger], args=arguments)
+        given = {
+            "queue": self._queue,
+            "record_ttl": RECORD_TTL,
+            "jobs": [(job_id, max(now - began, 0.0), *rest) for job_id, began, *rest in jobs],
+        }
+        self._progress(keys=[self._ledger], args=[orjson.dumps(given)])
 
     def note(self, job_id: str, meta: bytes) -> None:
         """Store a state that is no outcome, in Celery's format, unless the job has ended."""

@@ -14,7 +14,7 @@ import orjson
 import redis
 
 from worker.contract import keys, messages
-from worker.store import listing
+from worker.store import listing, scripts
 from worker.store.clock import Clock
 from worker.store.openai_batch import (
     CANCELLABLE,
@@ -43,25 +43,6 @@ class Superseded(Exception):
     """Another run has claimed the batch, or the batch is gone: this one has to end."""
 
 
-#: KEYS batch. Answers the number of the claim, 0 where there is no batch.
-_CLAIM = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-"""
-
-#: KEYS batch. ARGV number of the claim or '', statuses from which or '', then fields and values.
-#: Answers the status afterwards, or '' where the claim is not the last one any more.
-_UPDATE = """
-local held = redis.call('HMGET', KEYS[1], 'status', 'epoch')
-if not held[1] or (ARGV[1] ~= '' and held[2] ~= ARGV[1]) then return '' end
-if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. held[1] .. '|', 1, true) then
-  return held[1]
-end
-for at = 3, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
-return redis.call('HGET', KEYS[1], 'status')
-"""
-
-
 class OpenAIBatchStore:
     """Batches on one Redis database. Safe to share between threads; raises redis.RedisError."""
 
@@ -73,8 +54,8 @@ class OpenAIBatchStore:
         self._queue = queue
         self._messages = keys.batch_queue(queue)
         self._clock = Clock(client)
-        self._claim = client.register_script(_CLAIM)
-        self._update = client.register_script(_UPDATE)
+        self._claim = client.register_script(scripts.BATCH_CLAIM)
+        self._update = client.register_script(scripts.BATCH_UPDATE)
 
     def now(self) -> float:
         """The time by which batches expire: Redis' clock, in seconds since the epoch."""

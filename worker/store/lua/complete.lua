@@ -2,19 +2,20 @@
 -- counters, ends their leases, and gives one notice. The first outcome of a job stands; a later one
 -- only ends its own lease.
 -- KEYS    ledger, open jobs, cancelled jobs, leased messages or '', their index or '', outbox or ''
--- ARGV    queue, seconds that results are kept, reserve or '', 1 if messages may still wait; how many
---         messages are to follow, and for each its list and itself, which are sent, or kept in the
---         outbox if there is one, if a job ends by this call; then for jobs that end alike: how many,
---         status, seconds since they started or '', code, message, model; and for each of them: id,
---         tag, outcome or '', prompt tokens, texts
+-- ARGV    JSON: queue, ttl (seconds that results are kept), reserve (bytes, 0: none), waiting (whether
+--         messages may still wait), lists (of the messages that follow: these are sent, or kept in
+--         the outbox if there is one, if a job ends by this call), groups of jobs that end alike:
+--         status, age (seconds since they started, 0: never), code, message, model, and jobs, each an
+--         array of id, tag, prompt tokens, texts; then the messages that follow, one for each of the
+--         lists; then the outcomes, or '', one for each of the jobs
 -- Answer  places, from 0, of jobs that had ended before; places of jobs whose record or outcome is a
 --         key of another type, each with the error: nothing of these is changed
 -- Repeat  the same answer, and nothing is written twice: a record names the tag that ended it.
 -- Cost    the jobs given.
 
 local ledger, open, cancelled, leased, index, outbox = unpack(KEYS)
-local queue, ttl, reserve, waiting = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
-local follow = tonumber(ARGV[5])
+local given = cjson.decode(ARGV[1])
+local queue, ttl, lists = given.queue, given.ttl, given.lists
 local time = clock()
 local finished, minute, stored = seconds(time), math.floor((time + ttl) / 60), 0
 local changes, closed, known, refused, tags, unmarked = {}, {}, {}, {}, {}, {}
@@ -28,16 +29,19 @@ if leased ~= '' then
   redis.call('ZCARD', index)
 end
 
+local function message_of(number) return ARGV[1 + number] end
+local function outcome_of(place) return ARGV[2 + #lists + place] end
+
 -- Lets this script write on a full server, while that uses no more than its `maxmemory` and `reserve`
 -- bytes or a twentieth beyond. Redis refuses a script only before its first write, and the one here
 -- takes nothing.
 local function use_reserve()
-  local memory = reserve ~= '' and redis.pcall('INFO', 'memory')
+  local memory = given.reserve > 0 and redis.pcall('INFO', 'memory')
   -- A managed server may keep INFO to itself.
   if type(memory) ~= 'string' then return end
   local used = tonumber(string.match(memory, 'used_memory:(%d+)') or '0')
   local bound = tonumber(string.match(memory, 'maxmemory:(%d+)') or '0')
-  if used < bound + math.max(tonumber(reserve), bound / 20) then redis.call('HDEL', ledger, '') end
+  if used < bound + math.max(given.reserve, bound / 20) then redis.call('HDEL', ledger, '') end
 end
 
 -- Stores an outcome, in place of a state that is none. Returns the error of a key of another type.
@@ -66,54 +70,55 @@ local function charge(owner, estimate, tokens)
   end
 end
 
--- Fields of all records that end alike.
-local function shared_fields(at)
-  local fields = {'status', ARGV[at + 1], 'finished', finished, 'tokens', '', 'size', ''}
-  if ARGV[at + 2] ~= '' then
-    fields[9], fields[10] = 'started', seconds(time - tonumber(ARGV[at + 2]))
+-- Fields of all records of a group.
+local function shared_fields(group)
+  local fields = {'status', group.status, 'finished', finished, 'tokens', '', 'size', ''}
+  if group.age > 0 then
+    fields[9], fields[10] = 'started', seconds(time - group.age)
   end
-  if ARGV[at + 3] ~= '' then
+  if group.code ~= '' then
     local last = #fields
-    fields[last + 1], fields[last + 2] = 'code', ARGV[at + 3]
-    fields[last + 3], fields[last + 4] = 'message', ARGV[at + 4]
+    fields[last + 1], fields[last + 2] = 'code', group.code
+    fields[last + 3], fields[last + 4] = 'message', group.message
   end
   return fields
 end
 
 -- Closes a record; one that is not there yet is made, of a job of a stock producer.
-local function close(job, at, how, fields, is_new)
-  local last, outcome = #fields, ARGV[at + 2]
+local function close(ended, outcome, group, fields, is_new)
+  local id, tag, prompt_tokens, texts = unpack(ended)
+  local last = #fields
   local function note(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
   end
-  if ARGV[at + 1] ~= '' then note('by', ARGV[at + 1]) end
-  if ARGV[how + 1] == 'succeeded' then
-    note('prompt_tokens', ARGV[at + 3])
-    note('done', ARGV[at + 4])
-    if is_new then note('total', ARGV[at + 4]) end
+  if tag ~= '' then note('by', tag) end
+  if group.status == 'succeeded' then
+    note('prompt_tokens', prompt_tokens)
+    note('done', texts)
+    if is_new then note('total', texts) end
   end
   if is_new then
     note('queue', queue)
-    note('model', ARGV[how + 5])
+    note('model', group.model)
   end
   if outcome ~= '' then
     note('stored', #outcome)
     note('kept_until', minute)
     stored = stored + #outcome
   end
-  redis.call('HSET', job, unpack(fields))
+  redis.call('HSET', JOB .. id, unpack(fields))
   for field = #fields, last + 1, -1 do fields[field] = nil end
-  closed[#closed + 1] = ARGV[at]
-  if waiting then
-    redis.call('ZADD', cancelled, time, ARGV[at])
+  closed[#closed + 1] = id
+  if given.waiting then
+    redis.call('ZADD', cancelled, time, id)
     redis.call('EXPIRE', cancelled, 604800)
   end
 end
 
--- Completes the job at a place of ARGV. Returns whether this is its first outcome, and an error.
-local function complete(at, how, fields)
-  local id, outcome = ARGV[at], ARGV[at + 2]
+-- Completes a job of a group. Returns whether this is its first outcome, and an error.
+local function complete(ended, outcome, group, fields)
+  local id, tag, prompt_tokens = unpack(ended)
   local job = JOB .. id
   local held = redis.pcall('HMGET', job, unpack(PARTS))
   if held.err then return false, held.err end
@@ -124,8 +129,8 @@ local function complete(at, how, fields)
       settle(changes, tokens, bytes, share, size, owner)
       redis.call('HSET', job, 'tokens', '', 'size', '')
     end
-    if status == 'cancelled' and by ~= ARGV[at + 1] then unmarked[#unmarked + 1] = id end
-    return by and by == ARGV[at + 1]
+    if status == 'cancelled' and by ~= tag then unmarked[#unmarked + 1] = id end
+    return by and by == tag
   end
   -- The outcome of an earlier run, unless it has expired.
   stands = stands and redis.call('EXISTS', RESULT .. id) == 1
@@ -135,21 +140,21 @@ local function complete(at, how, fields)
   if stands then
     redis.call('HSET', job, 'status', 'succeeded', 'finished', finished, 'tokens', '', 'size', '')
     closed[#closed + 1] = id
-  elseif status or outcome ~= '' or follow > 0 then
-    close(job, at, how, fields, not status)
-    if owner and owner ~= '' then charge(owner, charged, tonumber(ARGV[at + 3])) end
+  elseif status or outcome ~= '' or #lists > 0 then
+    close(ended, outcome, group, fields, not status)
+    if owner and owner ~= '' then charge(owner, charged, prompt_tokens) end
   end
   redis.call('EXPIRE', job, ttl)
   return not stands
 end
 
 local function send()
-  for at = 1, follow do
-    local list, message = ARGV[4 + 2 * at], ARGV[5 + 2 * at]
+  for number, list in ipairs(lists) do
+    local message = message_of(number)
     if outbox == '' then
       redis.call('LPUSH', list, message)
     else
-      local name = closed[1] .. ':' .. at
+      local name = closed[1] .. ':' .. number
       redis.call('HSET', outbox, name, finished .. '\n' .. list .. '\n' .. message)
     end
   end
@@ -163,21 +168,21 @@ local function remove(command, key, members)
 end
 
 use_reserve()
-local how, place, ids = 6 + 2 * follow, 0, {}
-while how < #ARGV do
-  local past, fields = how + 6 + 5 * ARGV[how], shared_fields(how)
-  for at = how + 6, past - 1, 5 do
-    local first, failure = complete(at, how, fields)
+local place, ids = 0, {}
+for _, group in ipairs(given.groups) do
+  local fields = shared_fields(group)
+  for _, ended in ipairs(group.jobs) do
+    local id, tag = unpack(ended)
+    local first, failure = complete(ended, outcome_of(place), group, fields)
     if failure then
       refused[#refused + 1] = {place, failure}
     else
       if not first then known[#known + 1] = place end
-      ids[#ids + 1] = ARGV[at]
-      if leased ~= '' and ARGV[at + 1] ~= '' then tags[#tags + 1] = ARGV[at + 1] end
+      ids[#ids + 1] = id
+      if leased ~= '' and tag ~= '' then tags[#tags + 1] = tag end
     end
     place = place + 1
   end
-  how = past
 end
 write(ledger, changes)
 keep(ledger, stored, minute, time)

@@ -5,8 +5,11 @@
 -- Repeat  the same field is written, with a later time.
 -- Cost    one worker.
 
+local workers = KEYS[1]
+local node, age, members = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+
 -- A full server refuses a script only before its first write, and a worker that could not write
 -- would be taken for dead.
-redis.call('HDEL', KEYS[1], '')
-local at = string.format('%.3f', clock() - tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], ARGV[1], '{"at":' .. at .. ',' .. ARGV[3])
+redis.call('HDEL', workers, '')
+local at = string.format('%.3f', clock() - age)
+redis.call('HSET', workers, node, '{"at":' .. at .. ',' .. members)

@@ -5,9 +5,12 @@
 -- Repeat  the same answer: nothing is written.
 -- Cost    about the messages of a page.
 
+local leased = KEYS[1]
+local cursor, page_size = ARGV[1], ARGV[2]
+
 -- Properties are at the end of an envelope, behind the body. Inside a body quotes are escaped.
 local TAIL = 2000
-local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local page = redis.call('HSCAN', leased, cursor, 'COUNT', page_size)
 local ids = {}
 for at = 2, #page[2], 2 do
   local entry = page[2][at]

@@ -7,26 +7,25 @@
 -- Repeat  the same answer, for the seconds given: a caller leaves once.
 -- Cost    one job.
 
-local job, result = KEYS[1], KEYS[2]
-local collect = ARGV[4] == '1'
+local job, result, ledger, listing = unpack(KEYS)
+local id, caller, kept, collect = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local record = collect and redis.call('HGETALL', job)
 local outcome = collect and redis.call('GET', result)
 
 local function leave()
-  local held = redis.call('HMGET', job, 'status', 'shared')
-  local once = held[2]
-  local waits = is_open(held[1])
+  local status, shared = unpack(redis.call('HMGET', job, 'status', 'shared'))
+  local waits = is_open(status)
   if collect and waits then return 0 end
-  if once and redis.call('HDEL', job, 'caller:' .. ARGV[2]) == 1 then
+  if shared and redis.call('HDEL', job, 'caller:' .. caller) == 1 then
     redis.call('HINCRBY', job, 'callers', -1)
   end
-  if once and tonumber(redis.call('HGET', job, 'callers') or '0') > 0 then return 0 end
-  if once and redis.call('HGET', once, 'id') == ARGV[1] then redis.call('DEL', once) end
+  if shared and tonumber(redis.call('HGET', job, 'callers') or '0') > 0 then return 0 end
+  if shared and redis.call('HGET', shared, 'id') == id then redis.call('DEL', shared) end
   if waits then return 1 end
-  unkeep(job, KEYS[3])
-  redis.call('EXPIRE', job, ARGV[3])
-  redis.call('EXPIRE', result, ARGV[3])
-  redis.call('ZREM', KEYS[4], ARGV[1])
+  unkeep(job, ledger)
+  redis.call('EXPIRE', job, kept)
+  redis.call('EXPIRE', result, kept)
+  redis.call('ZREM', listing, id)
   return 0
 end
 

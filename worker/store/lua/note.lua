@@ -5,8 +5,11 @@
 -- Repeat  the same value is stored and published again.
 -- Cost    one job.
 
-local status = redis.call('HGET', KEYS[1], 'status')
+local job, result = KEYS[1], KEYS[2]
+local stored, ttl = ARGV[1], ARGV[2]
+
+local status = redis.call('HGET', job, 'status')
 if status and not is_open(status) then return end
-if status then redis.call('HSET', KEYS[1], 'status', 'running') end
-redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
-redis.call('PUBLISH', KEYS[2], ARGV[1])
+if status then redis.call('HSET', job, 'status', 'running') end
+redis.call('SET', result, stored, 'EX', ttl)
+redis.call('PUBLISH', result, stored)

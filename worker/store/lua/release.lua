@@ -5,11 +5,12 @@
 -- Repeat  nothing more happens.
 -- Cost    one job.
 
-local status = redis.call('HGET', KEYS[1], 'status')
-if is_open(status) or (ARGV[2] == '1' and status ~= 'succeeded') then return end
-unkeep(KEYS[1], KEYS[3])
-for at = 1, 2 do
-  if redis.call('TTL', KEYS[at]) > tonumber(ARGV[1]) then
-    redis.call('EXPIRE', KEYS[at], ARGV[1])
-  end
+local job, result, ledger = unpack(KEYS)
+local kept, successes = tonumber(ARGV[1]), ARGV[2] == '1'
+
+local status = redis.call('HGET', job, 'status')
+if is_open(status) or (successes and status ~= 'succeeded') then return end
+unkeep(job, ledger)
+for _, key in ipairs({job, result}) do
+  if redis.call('TTL', key) > kept then redis.call('EXPIRE', key, kept) end
 end

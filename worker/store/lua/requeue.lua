@@ -5,15 +5,18 @@
 -- Repeat  the same answer while the call is remembered.
 -- Cost    the letters that are newer than this one.
 
-if redis.call('EXISTS', KEYS[7]) == 1 then return 1 end
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-redis.call('SET', KEYS[7], 1, 'EX', ARGV[4])
-redis.call('DEL', KEYS[4], KEYS[5], KEYS[6])
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  redis.call('HSET', KEYS[3], 'status', 'queued', 'done', 0)
-  redis.call('HDEL', KEYS[3], 'finished', 'started', 'code', 'message', 'by', 'stored', 'kept_until')
-  redis.call('EXPIRE', KEYS[3], ARGV[3])
-  redis.call('ZADD', KEYS[8], clock(), ARGV[5])
+local letters, queue, job, result, attempts, crashes, call, open = unpack(KEYS)
+local entry, message, record_ttl, remembered, id = unpack(ARGV)
+
+if redis.call('EXISTS', call) == 1 then return 1 end
+if redis.call('LREM', letters, 1, entry) == 0 then return 0 end
+redis.call('SET', call, 1, 'EX', remembered)
+redis.call('DEL', result, attempts, crashes)
+if redis.call('EXISTS', job) == 1 then
+  redis.call('HSET', job, 'status', 'queued', 'done', 0)
+  redis.call('HDEL', job, 'finished', 'started', 'code', 'message', 'by', 'stored', 'kept_until')
+  redis.call('EXPIRE', job, record_ttl)
+  redis.call('ZADD', open, clock(), id)
 end
-redis.call('LPUSH', KEYS[2], ARGV[2])
+redis.call('LPUSH', queue, message)
 return 1

@@ -11,7 +11,8 @@
 -- Repeat  the same verdict: the record names the call, and a shared job its callers.
 -- Cost    the fields of one job; up to MINUTES_A_CALL of results that have expired.
 
-local job, listing, ledger, open, outbox, known_as = unpack(KEYS, 1, 6)
+local job, listing, ledger, open, outbox, known_as, leased = unpack(KEYS, 1, 7)
+local lane_lists, lists = {KEYS[8], KEYS[9], KEYS[10]}, {unpack(KEYS, 8)}
 local given, message = cjson.decode(ARGV[1]), ARGV[2]
 local capacity, id, time, lane = given.capacity, given.id, clock(), given.lane
 local tokens, size = given.tokens, #message
@@ -20,7 +21,7 @@ local tokens, size = given.tokens, #message
 local function is_lost(earlier)
   local since = redis.call('ZSCORE', open, earlier)
   return outbox == '' and since and tonumber(since) < time - 5
-    and redis.call('HLEN', KEYS[7]) == 0 and redis.call('EXISTS', unpack(KEYS, 8)) == 0
+    and redis.call('HLEN', leased) == 0 and redis.call('EXISTS', unpack(lists)) == 0
 end
 
 local function accepted(name, where, created)
@@ -128,7 +129,7 @@ end
 if given.shared then
   redis.call('HSET', job, 'callers', 1, 'caller:' .. given.call, 1, 'shared', known_as)
 end
-local list = KEYS[8 + lane]
+local list = lane_lists[1 + lane]
 if message ~= '' and outbox == '' then
   redis.call('LPUSH', list, message)
 elseif message ~= '' then

@@ -10,14 +10,15 @@
 local FIELDS = 100
 -- Jobs looked at while messages wait: none of these can be lost, some may have ended.
 local FEW = 20
-local ledger, open = KEYS[1], KEYS[2]
+local ledger, open, leased = KEYS[1], KEYS[2], KEYS[3]
+local seen_within, leased_within, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local empty, free = ARGV[4] == '1', ARGV[5] == '1'
-if KEYS[3] ~= '' then
+if leased ~= '' then
   empty = redis.call('EXISTS', unpack(KEYS, 4)) == 0
-  free = redis.call('HLEN', KEYS[3]) == 0
+  free = redis.call('HLEN', leased) == 0
 end
 local time, changes, lost, missing = clock(), {}, {}, {}
-local looked = empty and tonumber(ARGV[3]) or FEW
+local looked = empty and most or FEW
 local rows = redis.call('ZRANGE', open, 0, looked - 1, 'WITHSCORES')
 for at = 1, #rows, 2 do
   local id, age = rows[at], time - tonumber(rows[at + 1])
@@ -27,9 +28,9 @@ for at = 1, #rows, 2 do
     settle(changes, tokens, bytes, share, size, owner)
     redis.call('HDEL', JOB .. id, 'tokens', 'bytes', 'share', 'size')
     redis.call('ZREM', open, id)
-  elseif empty and free and age > tonumber(ARGV[1]) then
+  elseif empty and free and age > seen_within then
     lost[#lost + 1] = id
-  elseif empty and not free and age > tonumber(ARGV[2]) then
+  elseif empty and not free and age > leased_within then
     missing[#missing + 1] = id
   end
 end

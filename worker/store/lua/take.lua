@@ -8,11 +8,14 @@
 --
 -- What costs more than a whole bucket needs a full one, and leaves a debt: none is had for nothing.
 
-local earlier = redis.call('GET', KEYS[2])
-if earlier then return cjson.decode(earlier) end
-local now, window = math.floor(clock() * 1000), tonumber(ARGV[4])
+local bucket, call = KEYS[1], KEYS[2]
 local limits, costs = {tonumber(ARGV[1]), tonumber(ARGV[2])}, {1, tonumber(ARGV[3])}
-local held = redis.call('HMGET', KEYS[1], '1', '2', 'at')
+local window = tonumber(ARGV[4])
+
+local earlier = redis.call('GET', call)
+if earlier then return cjson.decode(earlier) end
+local now = math.floor(clock() * 1000)
+local held = redis.call('HMGET', bucket, '1', '2', 'at')
 local left, wait = {}, 0
 for at = 1, 2 do
   local limit, rate = limits[at], limits[at] / window
@@ -32,9 +35,9 @@ for at = 1, 2 do
   answer[#answer + 1] = math.max(0, math.floor(left[at]))
   answer[#answer + 1] = reset
 end
-redis.call('HSET', KEYS[1], '1', tostring(left[1]), '2', tostring(left[2]), 'at', now,
-  'limit2', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], longest + window)
+redis.call('HSET', bucket, '1', tostring(left[1]), '2', tostring(left[2]), 'at', now,
+  'limit2', limits[2])
+redis.call('PEXPIRE', bucket, longest + window)
 answer[#answer + 1] = wait
-redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 10)
+redis.call('SET', call, cjson.encode(answer), 'EX', 10)
 return answer

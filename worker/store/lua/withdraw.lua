@@ -5,10 +5,13 @@
 -- Repeat  nothing more happens: the record is gone.
 -- Cost    one job.
 
+local job, listing, ledger, open, outbox = unpack(KEYS)
+local id = ARGV[1]
+
 local changes = {}
-settle(changes, select(2, parts(KEYS[1])))
-redis.call('DEL', KEYS[1])
-write(KEYS[3], changes)
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[4], ARGV[1])
-if KEYS[5] ~= '' then redis.call('HDEL', KEYS[5], ARGV[1]) end
+settle(changes, select(2, parts(job)))
+redis.call('DEL', job)
+write(ledger, changes)
+redis.call('ZREM', listing, id)
+redis.call('ZREM', open, id)
+if outbox ~= '' then redis.call('HDEL', outbox, id) end
