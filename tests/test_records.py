@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
+from base64 import b64decode
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import redis
 from celery import Celery, states
@@ -17,7 +20,7 @@ from kombu.exceptions import OperationalError
 from tests.processes import free_port
 from worker.contract import keys
 from worker.contract.app import make_app
-from worker.contract.errors import JobFailed
+from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, Status
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain
@@ -85,6 +88,67 @@ def test_a_job_is_recorded_before_it_is_queued(
     assert (record.status, record.total) == (Status.QUEUED, total)
     assert redis_client.llen(QUEUE) == 1
     assert jobs.queued_tokens() > 0 or args == (7,)
+
+
+def test_many_jobs_are_submitted_in_one_round_trip_as_each_alone(
+    app: Celery, jobs: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, inputs = task_of(app), [["a", "b"], ["c"], ["d", 7]]
+    trips: list[int] = []
+    call = jobs._trips.call
+
+    def counted(*commands: Any) -> list[Any]:
+        trips.append(len(commands))
+        return call(*commands)
+
+    alone = [task.delay(one, long="mean").id for one in inputs]
+    monkeypatch.setattr(jobs._trips, "call", counted)
+    together = [result.id for result in task.delay_many(inputs, long="mean")]
+    assert trips == [3]
+    queued = [orjson.loads(one) for one in redis_client.lrange(QUEUE, 0, -1)][::-1]
+    assert [one["headers"]["id"] for one in queued] == alone + together
+    bodies = [b64decode(one["body"]) if one["properties"]["body_encoding"] == "base64"
+              else one["body"].encode() for one in queued]  # fmt: skip
+    assert [orjson.loads(one) for one in bodies[:3]] == [orjson.loads(one) for one in bodies[3:]]
+    for one, other in zip(jobs.read_many(alone), jobs.read_many(together), strict=True):
+        assert one is not None
+        assert other is not None
+        assert replace(one, id="", created_at=0.0) == replace(other, id="", created_at=0.0)
+    assert task.delay_many([]) == []
+
+
+def test_many_jobs_of_which_one_is_invalid_are_not_submitted(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    task = task_of(app)
+    with pytest.raises(InvalidJob):
+        task.delay_many(["a", 7])
+    with pytest.raises(InvalidJob):
+        task.delay_many(["a"], dimensions="many")
+    assert not redis_client.exists(QUEUE)
+
+
+def test_many_jobs_go_to_a_broker_of_its_own(redis_url: str, redis_client: redis.Redis) -> None:
+    results = redis_url.removesuffix("/0") + "/1"
+    with make_app(Settings(broker_url=redis_url, result_backend=results)) as app:
+        ids = [result.id for result in task_of(app).delay_many(["a", "b"])]
+        store = celery_jobs.store_of(app)
+        assert store is not None
+        assert [record is not None for record in store.read_many(ids)] == [True, True]
+        assert not store.client.exists(QUEUE, keys.outbox(QUEUE))
+    assert redis_client.llen(QUEUE) == 2
+
+
+def test_many_jobs_without_a_redis_of_messages_are_sent_by_celery(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    with make_app(Settings(broker_url=redis_url, result_backend=redis_url)) as app:
+        app.conf.broker_url = "memory://"
+        task = task_of(app)
+        monkeypatch.setattr(task, "delay", lambda *args, **options: sent.append((args, options)))
+        task.delay_many(["a", ["b"]], normalize=False)
+    assert sent == [((["a"],), {"normalize": False}), ((["b"],), {"normalize": False})]
 
 
 def test_a_job_that_cannot_be_queued_is_not_recorded(

@@ -6,18 +6,21 @@ call, `apply()`, another pool) the body encodes on the spot with the same engine
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from celery import Task
+from celery.result import AsyncResult
 
 from worker import app
 from worker.contract.errors import InvalidJob, JobFailed
+from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions, parse_call, parse_options
 from worker.contract.messages import new_headers, new_id, shown_args
 from worker.contract.outcomes import Outcome
 from worker.contract.results import payload, plain
 from worker.store import celery_jobs
+from worker.store.submissions import JobRequest
 
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
 #: The pool puts one in right before it runs the body, on the same thread.
@@ -59,6 +62,23 @@ class EmbedTask(Task):
             if recorded:
                 celery_jobs.withdraw(self.app, task_id)
             raise
+
+    def delay_many(self, inputs: Iterable[Any], **options: Any) -> list[AsyncResult]:
+        """Submit `delay(input, **options)` for each of `inputs` in one round trip to Redis.
+
+        Celery's producer has no part in it: none of its signals are sent, and the jobs wait in the
+        default queue. Without Redis for both messages and results, each is a call of `delay`.
+        Raises InvalidJob, and then submits none, or OperationalError if Redis cannot be reached.
+        """
+        calls = [parse_call([value], options) for value in inputs]
+        store = None if self.app.conf.task_always_eager else celery_jobs.queue_of(self.app)
+        if store is None:
+            return [self.delay(texts, **options) for texts, _ in calls]
+        queue = self.app.conf.task_default_queue
+        jobs = [JobRequest.of(*call, USUAL_MODEL, queue=queue) for call in calls]
+        with celery_jobs.as_sending():
+            store.submit_many(jobs)
+        return [self.AsyncResult(job.id) for job in jobs]
 
 
 @app.task(bind=True, base=EmbedTask, name=TASK_NAME, throws=(JobFailed,))

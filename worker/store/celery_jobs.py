@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,6 +52,20 @@ def _broker_of(conf: Any) -> redis.Redis | None:
     return server.connect(url, sentinel_master=options.get("master_name", "mymaster"))
 
 
+def queue_of(app: Celery) -> JobStore | None:
+    """The store of an application, or None if it cannot send messages either."""
+    return store_of(app) if is_redis(app.conf.broker_url or "") else None
+
+
+@contextmanager
+def as_sending() -> Iterator[None]:
+    """Raise kombu's OperationalError if Redis cannot be reached, as sending a message would."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise OperationalError(str(error)) from error
+
+
 def submit(
     app: Celery, job_id: str, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS
 ) -> bool:
@@ -59,13 +74,10 @@ def submit(
     Raises kombu's OperationalError if Redis cannot be reached, as sending would.
     """
     store = store_of(app)
-    if store is None:
-        return False
-    try:
-        store.submit(JobRequest.of(texts, options, USUAL_MODEL, job_id=job_id))
-    except redis.RedisError as error:
-        raise OperationalError(str(error)) from error
-    return True
+    if store is not None:
+        with as_sending():
+            store.submit(JobRequest.of(texts, options, USUAL_MODEL, job_id=job_id))
+    return store is not None
 
 
 def at(app: Celery, seconds: float) -> datetime:
@@ -74,10 +86,8 @@ def at(app: Celery, seconds: float) -> datetime:
     Raises OperationalError if Redis cannot be reached.
     """
     store = store_of(app)
-    try:
+    with as_sending():
         now = time.time() if store is None else store.clock.now()
-    except redis.RedisError as error:
-        raise OperationalError(str(error)) from error
     return datetime.fromtimestamp(now + seconds, UTC)
 
 
