@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from worker.contract.jobs import EncodingFormat
-from worker.contract.outcomes import Matrix
+from worker.contract.results import Matrix
 from worker.openai import answers
 
 

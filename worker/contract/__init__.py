@@ -6,7 +6,7 @@ In reading order:
 - `errors`: errors with the code that users see
 - `models`: the properties of a loaded model
 - `jobs`, `lanes`, `estimates`: a validated job, its lane and its expected cost
-- `outcomes`, `results`: the outcome of a job, and the formats in which it is stored
+- `results`: the outcome of a job, and the formats in which it is stored
 - `keys`: every Redis key
 - `messages`: a job as a Celery message
 - `app`: the Celery application and its configuration

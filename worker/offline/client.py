@@ -15,8 +15,7 @@ import orjson
 import urllib3
 
 from worker.contract.errors import EmbedqError, JobFailed
-from worker.contract.outcomes import Outcome, TextError
-from worker.contract.results import matrix
+from worker.contract.results import Outcome, TextError, matrix
 from worker.metrics.redaction import redact
 
 #: Seconds that one request waits for a job's end.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions
-from worker.contract.outcomes import Outcome
+from worker.contract.results import Outcome
 from worker.offline.client import Remote
 from worker.service import EmbeddingService
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from worker.contract.errors import JobFailed
-from worker.contract.outcomes import Matrix, Outcome, TextError
+from worker.contract.results import Matrix, Outcome, TextError
 from worker.offline.rows import Row
 
 #: Texts of one job: full batches for any device, and little to do again after an interruption.

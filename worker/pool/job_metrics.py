@@ -11,7 +11,7 @@ from typing import Any, Literal
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.contract.errors import JobFailed
-from worker.contract.outcomes import Outcome
+from worker.contract.results import Outcome
 from worker.metrics.histogram import Histogram, tallied
 from worker.pool.in_flight import InFlightJob
 
