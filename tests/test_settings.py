@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,35 @@ def test_an_empty_variable_counts_as_unset_and_blanks_around_a_value_do_not_coun
     assert Settings.from_env({name: f" {value} "}) == Settings.from_env({name: value})
 
 
-def test_every_field_has_a_variable_and_every_variable_is_read() -> None:
+def test_every_field_and_its_variable_are_covered_here() -> None:
     assert {field for _, _, field, _ in VARIABLES} == {
         field.name for field in dataclasses.fields(Settings)
     }
-    source = (ROOT / "worker" / "contract" / "settings.py").read_text()
-    assert set(re.findall(r'"((?:EMBEDQ|CELERY)_\w+)"', source)) == {name for name, *_ in VARIABLES}
+    assert {field.metadata["variable"].name for field in dataclasses.fields(Settings)} == {
+        name for name, *_ in VARIABLES
+    }
+
+
+def documented() -> list[str]:
+    """The lines of docs/settings.md: of each setting its variable, default and meaning."""
+    comments = dict[str, str]()
+    for lines, name in re.findall(
+        r"((?:^    #: .*\n)+)    (\w+): ", inspect.getsource(Settings), re.MULTILINE
+    ):
+        comments[name] = " ".join(line.strip().removeprefix("#: ") for line in lines.splitlines())
+    return [_line(field, comments[field.name]) for field in dataclasses.fields(Settings)]
+
+
+def _line(field: dataclasses.Field[Any], comment: str) -> str:
+    found = re.fullmatch(r"(?P<meaning>.*?)(?: \(default: (?P<default>.*)\))?", comment)
+    assert found
+    default = found["default"] or f"`{field.default}`"
+    return f"| `{field.metadata['variable'].name}` | {default} | {found['meaning']} |"
+
+
+def test_the_page_has_every_setting_with_its_default_and_meaning() -> None:
+    table = "\n".join(documented())
+    assert table in (ROOT / "docs" / "settings.md").read_text(), f"put these lines there:\n{table}"
 
 
 def test_results_go_where_the_broker_is_unless_told_otherwise() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Service
-from tests.processes import ROOT, clean_environment
+from tests.processes import clean_environment
 from tests.readme import ADDRESS, EXAMPLES, blocks, rest_examples, section
 
 
@@ -72,10 +72,3 @@ def test_the_python_examples_work_as_pasted(service: Service, tmp_path: Path, nu
     )
     assert done.returncode == 0, done.stderr
     assert "384" in done.stdout
-
-
-def test_docs_list_every_setting_and_no_other() -> None:
-    source = (ROOT / "worker" / "contract" / "settings.py").read_text()
-    known = set(re.findall(r'"(EMBEDQ_[A-Z_]+)"', source))
-    told = set(re.findall(r"`(EMBEDQ_[A-Z_]+)`", (ROOT / "docs" / "settings.md").read_text()))
-    assert told == known

@@ -2,7 +2,7 @@
 
 In reading order:
 
-- `settings`, `hosts`: the environment as one frozen object; trusted hosts
+- `settings`, `setting_values`, `hosts`: the environment as one frozen object; trusted hosts
 - `errors`: errors with the code that users see
 - `models`: the properties of a loaded model
 - `jobs`, `lanes`, `estimates`: a validated job, its lane and its expected cost

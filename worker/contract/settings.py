@@ -1,15 +1,14 @@
-"""Every setting, read once from the environment into one frozen object."""
+"""Every setting: its variable, default, allowed values and meaning, in one declaration each."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
+from worker.contract import setting_values as values
 from worker.contract.errors import SettingsError
 from worker.contract.hosts import parse_hosts
 from worker.contract.models import ModelSpec
@@ -17,135 +16,134 @@ from worker.metrics import redaction
 
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
 DEFAULT_MODEL_NAME = "all-MiniLM-L6-v2"
-
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-#: Seconds, tokens and threads past which a number is a slip; Redis takes no longer times either.
-_MOST = 2**31 - 1
-T = TypeVar("T")
-
-BACKENDS = ("auto", "torch", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-LOG_FORMATS = ("text", "json")
+
 _REDIS_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """The environment variable of a setting, and the parser of its value."""
+
+    name: str
+    parse: Callable[[str], Any]
+
+    def read(self, value: str) -> Any:
+        """Parse a value. Raises SettingsError naming variable, value and what is allowed."""
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{self.name}={redaction.redact(value)!r} {error}") from None
+
+
+def _setting(name: str, default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
+    """A field with its variable.
+
+    The comment above a field is its line in docs/settings.md; a test compares both.
+    """
+    return field(default=default, repr=not secret, metadata={"variable": Variable(name, parse)})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator may decide. Units stand beside each field."""
+    """Decisions of the operator, from the environment."""
 
-    models: tuple[ModelSpec, ...] = (ModelSpec(DEFAULT_MODEL_NAME),)
-    device: str = "auto"
-    backend: str = "auto"
-    dtype: str = "auto"
-    #: Tokens of one forward pass; None: what the model's device likes.
-    batch_tokens: int | None = None
-    #: Threads of one forward pass on a CPU; None: one a core.
-    threads: int | None = None
-    #: Mean cosine to float32 below which a smaller number format is refused.
-    min_cosine: float = 0.99
-    #: The part of a GPU's memory that a worker may use.
-    gpu_memory_share: float = 1.0
-    #: What `embedq tune` wrote; None: `tuned.json` in the cache.
-    tuned: Path | None = None
-    #: Where converted models are kept; None: the user's cache, see `user_cache`.
-    cache_dir: Path | None = None
-
-    #: Bytes that vectors of earlier texts may take in Redis; 0: none are kept.
-    cache_bytes: int = 0
-
-    broker_url: str = field(default=DEFAULT_BROKER, repr=False)
-    result_backend: str = field(default=DEFAULT_BROKER, repr=False)
-    #: Name of the master where the URLs are `sentinel://`.
-    sentinel_master: str = "mymaster"
-    queue: str = "embedq"
-
-    #: Tokens waiting in the queue past which the API answers 503.
-    max_queued_tokens: int = 10_000_000
-    #: Bytes of waiting messages past which the API answers 503; None: from the server's memory.
-    max_queued_bytes: int | None = None
-    #: Whether the API accepts jobs while no worker is live.
-    accept_without_workers: bool = False
-    #: Bytes of one request body, after inflation.
-    max_job_bytes: int = 8 * 2**20
-    #: Bytes that stored results may hold; None: from the server's `maxmemory`.
-    max_result_bytes: int | None = None
-    #: Seconds that an ended job can be read.
-    result_ttl: int = 3600
-    api_keys_file: Path | None = None
-    #: Accepted hosts; empty: any with API keys, else loopback names and IP literals.
-    trusted_hosts: tuple[str, ...] = ()
-    #: A `.tiktoken` file with which the API decodes token ids; None: such requests are refused.
-    token_table: Path | None = None
-    #: Folder or fsspec URL of uploaded and made files; empty: beside the data of `embedq up`.
-    files: str = field(default="", repr=False)
-    #: Bytes of all stored files, a fifth of it for one tenant; None: 50 GB.
-    max_files_bytes: int | None = None
-
-    #: `json`: one object a line, for programs that collect logs.
-    log_format: str = "text"
-
-    #: Seconds after which the jobs of a worker that fell silent run elsewhere.
-    lease_seconds: int = 12
-    #: Crashes of a worker that one job may cause before it is failed as poisoned.
-    max_attempts: int = 3
-    #: Seconds after which a forward pass counts as hung and takes the worker down.
-    forward_seconds: int = 300
-    #: Seconds that a warm shutdown may take.
-    shutdown_seconds: int = 20
-    #: Threads for tasks other than `embedq.embed`.
-    task_threads: int = 4
+    #: Redis ≥ 6.2 or Valkey; also `rediss://`, `redis+socket://PATH?virtual_host=0`, `sentinel://`
+    broker_url: str = _setting("CELERY_BROKER_URL", DEFAULT_BROKER, values.server, secret=True)
+    #: the server of results, in the same forms (default: the broker)
+    result_backend: str = _setting(
+        "CELERY_RESULT_BACKEND", DEFAULT_BROKER, values.server, secret=True
+    )
+    #: a path or a Hub id of a [dense model](models.md); several as `name=path,name=path`
+    #: (default: the packaged all-MiniLM-L6-v2)
+    models: tuple[ModelSpec, ...] = _setting(
+        "EMBEDQ_MODEL", (ModelSpec(DEFAULT_MODEL_NAME),), values.models
+    )
+    #: `cpu`, `cuda`, `cuda:1`, `mps`
+    device: str = _setting("EMBEDQ_DEVICE", "auto", values.device)
+    #: `torch`, or on a CPU `openvino` (`pip install 'embedq[openvino]'`); `auto`: torch, the
+    #: faster in float32
+    backend: str = _setting("EMBEDQ_BACKEND", "auto", values.one_of("auto", "torch", "openvino"))
+    #: `float32` on a CPU; `float32`, `bfloat16`, `float16`, and with OpenVINO `int8`
+    dtype: str = _setting("EMBEDQ_DTYPE", "auto", values.one_of(*DTYPES))
+    #: mean cosine to float32 that a smaller format must reach at start
+    min_cosine: float = _setting("EMBEDQ_MIN_COSINE", 0.99, values.cosine)
+    #: part of a GPU's memory that one worker may use (default: `1`)
+    gpu_memory_share: float = _setting("EMBEDQ_GPU_MEMORY_SHARE", 1.0, values.share)
+    #: what `embedq tune` wrote: fills backend, format, threads and batch tokens where they are not
+    #: set (default: `tuned.json` in the cache)
+    tuned: Path | None = _setting("EMBEDQ_TUNED", None, values.path)
+    #: where models converted for OpenVINO are kept; old ones go past 16 GiB (default:
+    #: `~/.cache/embedq`)
+    cache_dir: Path | None = _setting("EMBEDQ_CACHE_DIR", None, values.path)
+    #: MiB of Redis' memory that vectors of earlier texts may take (default: `0`: off)
+    cache_bytes: int = _setting("EMBEDQ_CACHE_MB", 0, values.whole(least=0, unit=2**20))
+    #: tokens of one forward pass (default: by device)
+    batch_tokens: int | None = _setting("EMBEDQ_BATCH_TOKENS", None, values.positive)
+    #: threads of one forward pass on a CPU (default: one a core)
+    threads: int | None = _setting("EMBEDQ_THREADS", None, values.positive)
+    #: the master's name where the URLs are `sentinel://`
+    sentinel_master: str = _setting("EMBEDQ_SENTINEL_MASTER", "mymaster", str)
+    #: hashed keys with their quotas, made by `embedq keys add` (default: none: no keys are asked
+    #: for)
+    api_keys_file: Path | None = _setting("EMBEDQ_API_KEYS_FILE", None, Path)
+    #: `Host` values that the API accepts, comma-separated; others are 400 (default: without keys:
+    #: loopback names, any IP address, `--host`; with keys: any)
+    trusted_hosts: tuple[str, ...] = _setting("EMBEDQ_TRUSTED_HOSTS", (), parse_hosts)
+    #: a `.tiktoken` file: the API decodes token ids that OpenAI clients send (default: none)
+    token_table: Path | None = _setting("EMBEDQ_TOKEN_TABLE", None, Path)
+    #: folder or [fsspec](https://filesystem-spec.readthedocs.io) URL of uploaded files and
+    #: batches' output; API and workers need the same (default: beside the data of `embedq up`)
+    files: str = _setting("EMBEDQ_FILES", "", values.place, secret=True)
+    #: the Celery queue
+    queue: str = _setting("EMBEDQ_QUEUE", "embedq", values.queue)
+    #: seconds that an ended job can be read
+    result_ttl: int = _setting("EMBEDQ_RESULT_TTL", 3600, values.positive)
+    #: `true`: the API accepts jobs while no worker is live, in place of 503 `no_worker` (default:
+    #: `false`)
+    accept_without_workers: bool = _setting("EMBEDQ_ACCEPT_WITHOUT_WORKERS", False, values.flag)
+    #: bytes of a request, after inflation; past it 413 (default: `8 MiB`)
+    max_job_bytes: int = _setting("EMBEDQ_MAX_JOB_BYTES", 8 * 2**20, values.size)
+    #: tokens that wait; past it 503
+    max_queued_tokens: int = _setting("EMBEDQ_MAX_QUEUED_TOKENS", 10_000_000, values.positive)
+    #: MiB of waiting messages; past it 503 (default: a quarter of the server's `maxmemory`, else
+    #: 1 GiB)
+    max_queued_bytes: int | None = _setting("EMBEDQ_MAX_QUEUED_MB", None, values.mebibytes)
+    #: MiB of stored results; past it 503 (default: from the server's `maxmemory`)
+    max_result_bytes: int | None = _setting("EMBEDQ_MAX_RESULT_MB", None, values.mebibytes)
+    #: MiB of all stored files, a fifth of it for one tenant; past it 413 (default: 50 GB)
+    max_files_bytes: int | None = _setting("EMBEDQ_MAX_FILES_MB", None, values.mebibytes)
+    #: seconds after which a silent worker's jobs run elsewhere
+    lease_seconds: int = _setting("EMBEDQ_LEASE_SECONDS", 12, values.whole(least=3))
+    #: times a job may kill a worker before it is failed as `poisoned`
+    max_attempts: int = _setting("EMBEDQ_MAX_ATTEMPTS", 3, values.positive)
+    #: seconds after which a forward pass, or the work of another thread, counts as hung
+    forward_seconds: int = _setting("EMBEDQ_FORWARD_SECONDS", 300, values.positive)
+    #: seconds that a warm shutdown may take
+    shutdown_seconds: int = _setting("EMBEDQ_SHUTDOWN_SECONDS", 20, values.positive)
+    #: `json`: one object a line, from worker and API
+    log_format: str = _setting("EMBEDQ_LOG_FORMAT", "text", values.one_of("text", "json"))
+    #: threads for tasks other than `embed`
+    task_threads: int = _setting("EMBEDQ_TASK_THREADS", 4, values.positive)
 
     def __post_init__(self) -> None:
         for url in (self.broker_url, self.result_backend, self.files):
             redaction.protect(url)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the environment. Raises SettingsError naming variable, value and what is allowed."""
-        env = _Reader(os.environ if environ is None else environ)
-        broker = env.parse("CELERY_BROKER_URL", DEFAULT_BROKER, _server)
-        keys_file = env.text("EMBEDQ_API_KEYS_FILE", "")
-        token_table = env.text("EMBEDQ_TOKEN_TABLE", "")
-        cache_dir = env.text("EMBEDQ_CACHE_DIR", "")
-        tuned = env.text("EMBEDQ_TUNED", "")
-        max_files_mb = env.whole_or_none("EMBEDQ_MAX_FILES_MB", least=1)
-        max_result_mb = env.whole_or_none("EMBEDQ_MAX_RESULT_MB", least=1)
-        max_queued_mb = env.whole_or_none("EMBEDQ_MAX_QUEUED_MB", least=1)
-        return cls(
-            models=env.parse("EMBEDQ_MODEL", "", _models),
-            device=env.parse("EMBEDQ_DEVICE", "auto", _device),
-            backend=env.choice("EMBEDQ_BACKEND", BACKENDS),
-            dtype=env.choice("EMBEDQ_DTYPE", DTYPES),
-            batch_tokens=env.whole_or_none("EMBEDQ_BATCH_TOKENS", least=1),
-            threads=env.whole_or_none("EMBEDQ_THREADS", least=1),
-            min_cosine=env.parse("EMBEDQ_MIN_COSINE", str(cls.min_cosine), _cosine),
-            gpu_memory_share=env.parse("EMBEDQ_GPU_MEMORY_SHARE", "1", _share),
-            tuned=Path(tuned).expanduser() if tuned else None,
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
-            cache_bytes=env.whole("EMBEDQ_CACHE_MB", 0, least=0) * 2**20,
-            broker_url=broker,
-            result_backend=env.parse("CELERY_RESULT_BACKEND", broker, _server),
-            sentinel_master=env.text("EMBEDQ_SENTINEL_MASTER", cls.sentinel_master),
-            queue=env.parse("EMBEDQ_QUEUE", cls.queue, _queue),
-            max_queued_tokens=env.whole("EMBEDQ_MAX_QUEUED_TOKENS", cls.max_queued_tokens, least=1),
-            max_queued_bytes=None if max_queued_mb is None else max_queued_mb * 2**20,
-            accept_without_workers=env.flag("EMBEDQ_ACCEPT_WITHOUT_WORKERS"),
-            max_job_bytes=env.parse("EMBEDQ_MAX_JOB_BYTES", str(cls.max_job_bytes), _size),
-            max_result_bytes=None if max_result_mb is None else max_result_mb * 2**20,
-            result_ttl=env.whole("EMBEDQ_RESULT_TTL", cls.result_ttl, least=1),
-            api_keys_file=Path(keys_file) if keys_file else None,
-            trusted_hosts=env.parse("EMBEDQ_TRUSTED_HOSTS", "", parse_hosts),
-            token_table=Path(token_table) if token_table else None,
-            files=env.parse("EMBEDQ_FILES", "", _place),
-            max_files_bytes=None if max_files_mb is None else max_files_mb * 2**20,
-            log_format=env.choice("EMBEDQ_LOG_FORMAT", LOG_FORMATS),
-            lease_seconds=env.whole("EMBEDQ_LEASE_SECONDS", cls.lease_seconds, least=3),
-            max_attempts=env.whole("EMBEDQ_MAX_ATTEMPTS", cls.max_attempts, least=1),
-            forward_seconds=env.whole("EMBEDQ_FORWARD_SECONDS", cls.forward_seconds, least=1),
-            shutdown_seconds=env.whole("EMBEDQ_SHUTDOWN_SECONDS", cls.shutdown_seconds, least=1),
-            task_threads=env.whole("EMBEDQ_TASK_THREADS", cls.task_threads, least=1),
-        )
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the environment; an empty variable counts as unset.
+
+        Raises SettingsError naming variable, value and what is allowed.
+        """
+        found: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable: Variable = setting.metadata["variable"]
+            if value := environ.get(variable.name, "").strip():
+                found[setting.name] = variable.read(value)
+        if "broker_url" in found:
+            found.setdefault("result_backend", found["broker_url"])
+        return cls(**found)
 
 
 def is_redis(url: str) -> bool:
@@ -165,136 +163,3 @@ def user_cache() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
     # A relative one is to be ignored, by the XDG Base Directory Specification.
     return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "embedq"
-
-
-class _Reader:
-    """Reads single variables; an empty one counts as unset."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def text(self, name: str, default: str) -> str:
-        return self._environ.get(name, "").strip() or default
-
-    def parse(self, name: str, default: str, parse: Callable[[str], T]) -> T:
-        value = self.text(name, default)
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise SettingsError(f"{name}={redaction.redact(value)!r} {error}") from None
-
-    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        """One of `allowed`, the first being the default."""
-
-        def check(value: str) -> str:
-            if value not in allowed:
-                raise ValueError(f"is not one of {', '.join(allowed)}")
-            return value
-
-        return self.parse(name, allowed[0], check)
-
-    def flag(self, name: str) -> bool:
-        """`true`, `1`, `false` or `0`; false by default."""
-
-        def check(value: str) -> bool:
-            if value.lower() not in ("true", "1", "false", "0"):
-                raise ValueError("is not one of true, 1, false, 0")
-            return value.lower() in ("true", "1")
-
-        return self.parse(name, "false", check)
-
-    def whole(self, name: str, default: int, *, least: int) -> int:
-        def check(value: str) -> int:
-            number = int(value) if re.fullmatch(r"[+-]?[0-9]{1,15}", value) else None
-            if number is None or not least <= number <= _MOST:
-                raise ValueError(f"is not a whole number from {least:,} to {_MOST:,}")
-            return number
-
-        return self.parse(name, str(default), check)
-
-    def whole_or_none(self, name: str, *, least: int) -> int | None:
-        return self.whole(name, 0, least=least) if self.text(name, "") else None
-
-
-def _models(value: str) -> tuple[ModelSpec, ...]:
-    """`path`, `hub/id` or `name=path`, several separated by commas."""
-    if not value:
-        return (ModelSpec(DEFAULT_MODEL_NAME),)
-    specs = []
-    for part in (part.strip() for part in value.split(",")):
-        name, separator, source = part.rpartition("=")
-        if not source or (separator and not name):
-            raise ValueError("is not a path, a Hub id or a list of name=path")
-        specs.append(ModelSpec(name or _served_name(source), source))
-    names = [spec.name for spec in specs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"serves a name twice: {', '.join(names)}")
-    return tuple(specs)
-
-
-def _served_name(source: str) -> str:
-    """A path is served under its last part, a Hub id as it is."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.is_absolute() or path.exists() else source
-
-
-def _device(value: str) -> str:
-    if not _DEVICE.fullmatch(value):
-        raise ValueError("is not one of auto, cpu, cuda, cuda:N, mps")
-    return value
-
-
-def _cosine(value: str) -> float:
-    number = float(value) if re.fullmatch(r"-?[01](\.[0-9]{1,9})?", value) else 2.0
-    if not -1.0 <= number <= 1.0:
-        raise ValueError("is not a cosine from -1 to 1 such as 0.99")
-    return number
-
-
-def _share(value: str) -> float:
-    number = float(value) if re.fullmatch(r"[01](\.[0-9]{1,9})?", value) else 0.0
-    if not 0.0 < number <= 1.0:
-        raise ValueError("is not a share above 0 and up to 1 such as 0.5")
-    return number
-
-
-def _queue(value: str) -> str:
-    if not re.fullmatch(r"[\w.-]{1,128}", value):
-        raise ValueError("is not a queue name of letters, digits, '.', '_' and '-'")
-    return value
-
-
-def _server(value: str) -> str:
-    """A URL, or a list of them, whose password cannot be taken for a host or port."""
-    for part in value.split(";"):
-        try:
-            parts = urlsplit(part)
-            # A port that is none raises ValueError, quoting what may be a secret.
-            misread = parts.port is not None and "@" in parts.path
-        except ValueError:
-            misread = True
-        if misread or "@" in parts.fragment:
-            raise ValueError(
-                "is not a URL such as redis://:password@host:6379/0; in a password, "
-                "'/', '?', '#', '@', ';' and '[' are written as %2F, %3F, %23, %40, %3B and %5B"
-            )
-    return value
-
-
-def _place(value: str) -> str:
-    """A folder that means the same in every process, or a URL."""
-    if not value or "://" in value:
-        return value
-    path = Path(value).expanduser()
-    if not path.is_absolute():
-        raise ValueError("is neither an absolute path nor a URL such as s3://bucket/embedq")
-    return str(path)
-
-
-def _size(value: str) -> int:
-    """Bytes, with an optional unit: `8388608`, `8 MiB`."""
-    match = re.fullmatch(r"(\d+)\s*([a-z]*)", value.lower())
-    unit = _SIZE_UNITS.get(match[2]) if match else None
-    if match is None or unit is None or int(match[1]) == 0:
-        raise ValueError("is not a number of bytes such as 8388608 or 8 MiB")
-    return int(match[1]) * unit
