@@ -1,4 +1,4 @@
-"""Figures for Prometheus, prefix `embedq_`."""
+"""Metrics for Prometheus, prefix `embedq_`."""
 
 from __future__ import annotations
 

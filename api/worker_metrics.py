@@ -1,4 +1,4 @@
-"""What workers count of themselves, for Prometheus: labelled `worker`, by their node names."""
+"""Metrics of workers for Prometheus, from their heartbeats; the label `worker` is the node name."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _FAMILIES: dict[str, Callable[..., Family]] = {
 }
 
 
-def families(presences: Mapping[bytes, bytes]) -> Iterator[Family]:
-    """Every figure of every worker, from their presences: JSON by node name. Pure.
+def families(heartbeats: Mapping[bytes, bytes]) -> Iterator[Family]:
+    """Every metric of every worker, from their heartbeats: JSON by node name. Pure.
 
-    A worker that fell silent keeps its last figures until its record is removed; when it was heard
-    of last is a figure, too. What a worker of another version says otherwise is left out.
+    A worker that fell silent keeps its last values until its record is removed; the time of its
+    last progress is a metric, too. Unknown metrics and forms of other versions are left out.
     """
-    read = (_Worker.read(node, raw) for node, raw in sorted(presences.items()))
+    read = (_Worker.read(node, raw) for node, raw in sorted(heartbeats.items()))
     found = [worker for worker in read if worker is not None]
     yield _info(found)
     progress = GaugeMetricFamily(
@@ -48,18 +48,18 @@ def families(presences: Mapping[bytes, bytes]) -> Iterator[Family]:
     for worker in found:
         progress.add_metric([worker.node], worker.at)
     yield progress
-    for figure in METRICS.values():
-        yield _family(figure, found)
+    for metric in METRICS.values():
+        yield _family(metric, found)
 
 
 class _Worker:
-    """One worker's own words, as far as they are understood."""
+    """One worker's heartbeat, as far as it is understood."""
 
-    def __init__(self, node: str, said: Mapping[str, Any]) -> None:
+    def __init__(self, node: str, heartbeat: Mapping[str, Any]) -> None:
         self.node = node
-        self.at = float(said["at"])
-        self.models: list[Mapping[str, Any]] = [dict(model) for model in said["models"]]
-        self.figures: MetricValues = dict(said.get("figures") or {})
+        self.at = float(heartbeat["at"])
+        self.models: list[Mapping[str, Any]] = [dict(model) for model in heartbeat["models"]]
+        self.metrics: MetricValues = dict(heartbeat.get("figures") or {})
 
     @classmethod
     def read(cls, node: bytes, raw: bytes) -> _Worker | None:
@@ -84,29 +84,29 @@ def _info(workers: Iterable[_Worker]) -> Family:
     return info
 
 
-def _family(figure: Metric, workers: Iterable[_Worker]) -> Family:
-    labels = ["worker", *figure.labels]
-    family = _FAMILIES[figure.kind](f"embedq_{figure.name}", _plain(figure.meaning), labels=labels)
+def _family(metric: Metric, workers: Iterable[_Worker]) -> Family:
+    labels = ["worker", *metric.labels]
+    family = _FAMILIES[metric.kind](f"embedq_{metric.name}", _plain(metric.meaning), labels=labels)
     for worker in workers:
-        value = worker.figures.get(figure.name)
+        value = worker.metrics.get(metric.name)
         if value is None:
             continue
         try:
-            for values, sample in _samples(figure, value):
+            for values, sample in _samples(metric, value):
                 _add(family, [worker.node, *values], sample)
         except (TypeError, ValueError, KeyError) as error:
             reason = type(error).__name__
-            logger.warning("%s of %r is not understood: %s", figure.name, worker.node, reason)
+            logger.warning("%s of %r is not understood: %s", metric.name, worker.node, reason)
     return family
 
 
-def _samples(figure: Metric, value: Any) -> Iterator[tuple[list[str], Any]]:
+def _samples(metric: Metric, value: Any) -> Iterator[tuple[list[str], Any]]:
     """Label values and what is to be shown under them."""
-    if not figure.labels:
+    if not metric.labels:
         yield [], value
         return
     for *labels, number in value:
-        if len(labels) != len(figure.labels):
+        if len(labels) != len(metric.labels):
             raise ValueError(labels)
         yield [str(label)[:_LONGEST_LABEL] for label in labels], number
 

@@ -177,7 +177,7 @@ def test_a_job_that_would_fail_to_end_in_every_worker_fails(
     assert heard(in_flight, loop) == "closed"
     failure = eventually(lambda: outcome_of(store, "job"))
     assert "what follows the job cannot be sent (TypeError)" in str(failure["result"])
-    assert counts.figures()["jobs_ended"] == [["failed", "invalid_request", 1]]
+    assert counts.values()["jobs_ended"] == [["failed", "invalid_request", 1]]
 
 
 def test_a_job_whose_links_cannot_be_sent_is_put_back_and_others_fail(
@@ -266,7 +266,7 @@ def test_an_outcome_is_counted_for_a_job_that_was_open(
     ):
         tracer.end(in_flight, what)
         heard(in_flight, loop)
-    assert counts.figures()["jobs_ended"] == [
+    assert counts.values()["jobs_ended"] == [
         ["succeeded", "", 1],
         ["failed", "poisoned", 1],
         ["failed", "other", 1],

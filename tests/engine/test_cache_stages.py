@@ -64,7 +64,7 @@ def engine(start: Start, encoder: FakeEncoder, cache: Cache) -> Engine:
 
 
 def events(engine: Engine) -> dict[str, int]:
-    return {event: count for event, count in engine.counts.figures()["cache_texts"] if count}
+    return {event: count for event, count in engine.counts.values()["cache_texts"] if count}
 
 
 def kept(engine: Engine, texts: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,13 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.api_stand import ApiStand, api_stand
 from tests.engine.stand import Start, texts
 from tests.fakes import POISON, FakeEncoder, RecordingSink, job_of, model_info
+from tests.processes import ROOT
 from worker.contract import keys
 from worker.contract.lanes import Lane, list_of
 from worker.engine import Engine
-from worker.metrics.histogram import Histogram, tallied
-from worker.metrics.registry import METRICS
+from worker.metrics.recorder import Recorder
+from worker.metrics.registry import METRICS, Metric
 from worker.pool.job_metrics import CANCELLED, SUCCEEDED, JobMetrics, ended_by
-from worker.pool.metrics import figures
+from worker.pool.metrics import worker_metrics
 
 #: (name, labels but the worker's) → value.
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -56,24 +56,80 @@ def say(api: ApiStand, node: str, **presence: Any) -> None:
 
 
 def test_a_histogram_counts_a_value_up_to_its_bound() -> None:
-    histogram = Histogram("batch_texts")
-    for value in (1, 2, 3, 4, 5000):
-        histogram.observe(value)
-    figure = histogram.figure()
-    counts = dict(zip([*figure["bounds"], "more"], figure["counts"], strict=True))
+    recorder = Recorder()
+    recorder.observe("batch_texts", 1, 2, 3, 4)
+    recorder.observe("batch_texts", 5000)
+    value = recorder.values()["batch_texts"]
+    counts = dict(zip([*value["bounds"], "more"], value["counts"], strict=True))
     assert {bound: count for bound, count in counts.items() if count} == {
         1: 1,
         2: 1,
         4: 2,
         "more": 1,
     }
-    assert figure["sum"] == 5010
+    assert value["sum"] == 5010
 
 
-def test_a_worker_counts_every_figure_of_the_table_and_no_other(
-    start: Start, encoder: FakeEncoder, sink: RecordingSink
+def test_counters_travel_with_their_labels() -> None:
+    recorder = Recorder()
+    recorder.count("jobs_ended", 2, "failed", "poisoned")
+    recorder.count("texts_truncated", 3)
+    recorder.count("texts_truncated", 0)
+    assert recorder.values() == {"jobs_ended": [["failed", "poisoned", 2]], "texts_truncated": 3}
+
+
+def test_only_metrics_of_the_registry_are_counted() -> None:
+    for count in (Recorder().count, Recorder().observe):
+        with pytest.raises(KeyError):
+            count("unheard_of", 1)
+
+
+def test_any_thread_may_count_and_read() -> None:
+    recorder = Recorder()
+
+    def count() -> None:
+        for number in range(5_000):
+            recorder.count("texts_failed", 1, str(number))
+            recorder.observe("batch_texts", 1)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    sizes = []
+    while any(thread.is_alive() for thread in threads):
+        sizes.append(len(recorder.values().get("texts_failed", ())))
+    for thread in threads:
+        thread.join()
+    assert sizes == sorted(sizes)
+    assert recorder.values()["texts_failed"] == [[str(number), 3] for number in range(5_000)]
+    assert recorder.values()["batch_texts"]["counts"][0] == 15_000
+
+
+def test_an_entry_and_a_line_that_counts_make_a_metric(
+    api: ApiStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert figures(start(encoder), JobMetrics()).keys() == METRICS.keys()
+    toy = Metric("toys", "counter", "Toys by `colour`.", ("colour",))
+    monkeypatch.setitem(METRICS, "toys", toy)  # type: ignore[arg-type]
+    recorder = Recorder()
+    recorder.count("toys", 2, "red")
+    say(api, "w", figures=recorder.values())
+    assert samples_of(api, "w")["embedq_toys_total", (("colour", "red"),)] == 2
+
+
+def test_every_metric_has_a_line_that_counts_it() -> None:
+    files = [*(ROOT / "worker" / "engine").glob("*.py"), *(ROOT / "worker" / "pool").glob("*.py")]
+    source = "".join(file.read_text() for file in files)
+    assert [name for name in METRICS if f'"{name}"' not in source] == []
+
+
+def test_a_worker_shows_every_metric_from_its_start(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink, api: ApiStand
+) -> None:
+    values = worker_metrics(start(encoder), JobMetrics())
+    assert values.keys() == METRICS.keys()
+    say(api, "w", figures=values)
+    found = samples_of(api, "w")
+    assert found["embedq_job_seconds_count", ()] == found["embedq_texts_truncated_total", ()] == 0
 
 
 def test_the_engine_counts_what_went_through_it(
@@ -87,7 +143,7 @@ def test_the_engine_counts_what_went_through_it(
     for job_id in ("mixed", "long", "strict"):
         sink.outcome(job_id)
     engine.close(5)
-    say(api, "w", figures=figures(engine, JobMetrics()))
+    say(api, "w", figures=worker_metrics(engine, JobMetrics()))
     found = samples_of(api, "w")
     assert found["embedq_texts_total", ()] == engine.totals.texts == 9
     assert found["embedq_batch_texts_sum", ()] == engine.totals.texts
@@ -121,7 +177,7 @@ def test_jobs_are_counted_by_how_they_end(api: ApiStand) -> None:
     counts.ended(SUCCEEDED, timed)
     counts.ended(ended_by(KeyError("whatever")), timed[1:2])
     counts.dropped(CANCELLED)
-    say(api, "w", figures=counts.figures())
+    say(api, "w", figures=counts.values())
     found = samples_of(api, "w")
 
     def ended(outcome: str, code: str = "") -> float:
@@ -160,24 +216,3 @@ def test_metrics_show_what_lies_in_the_queue(api: ApiStand, redis_client: redis.
     assert '\nembedq_queued_jobs{lane="interactive"} 0.0\n' in text
     assert "\nembedq_taken_jobs 1.0\n" in text
     assert "\nembedq_dead_letters 1.0\n" in text
-
-
-def test_tallies_travel_with_their_labels() -> None:
-    assert tallied({("failed", "poisoned"): 2}) == [["failed", "poisoned", 2]]
-
-
-def test_labels_may_be_added_while_somebody_reads() -> None:
-    counts: Counter[tuple[str, ...]] = Counter()
-
-    def count() -> None:
-        for number in range(20_000):
-            counts[str(number),] += 1
-
-    writer = threading.Thread(target=count)
-    writer.start()
-    sizes = []
-    while writer.is_alive():
-        sizes.append(len(tallied(counts)))
-    writer.join()
-    assert sizes == sorted(sizes)
-    assert len(tallied(counts)) == 20_000

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from worker.engine.job import Job, Piece
-from worker.metrics.histogram import Histogram, tallied
+from worker.metrics.recorder import Recorder
 
 if TYPE_CHECKING:
     from worker.engine.tokenize import Slice
@@ -23,37 +22,21 @@ class Watch(Protocol):
         """One batch has ended. Whoever holds the engine's lock."""
 
 
-class Counts:
-    """Each method belongs to the thread it names and takes no lock; any thread may read.
-
-    A batch costs about a microsecond here, whatever it holds.
-    """
+class Counts(Recorder):
+    """Counts batches, calls of the tokenizer and look-ups. Any thread; microseconds a batch."""
 
     def __init__(self) -> None:
+        super().__init__()
         #: Set before the engine starts.
         self.watch: Watch | None = None
-        self._tokenise_seconds = Histogram("tokenise_seconds")
-        self._forward_seconds = Histogram("forward_seconds")
-        self._batch_texts = Histogram("batch_texts")
-        self._batch_tokens = Histogram("batch_tokens")
-        self._batch_fill = Histogram("batch_fill")
-        self._cache_seconds = Histogram("cache_seconds")
-        #: Texts by what the look-up came to, and by what came of keeping them.
-        self._looked_up: Counter[tuple[str, ...]] = Counter()
-        self._kept: Counter[tuple[str, ...]] = Counter()
-        self._truncated = 0
-        #: Texts by the code of their error: those refused by the tokeniser, those by the device.
-        self._refused: Counter[tuple[str, ...]] = Counter()
-        self._faulty: Counter[tuple[str, ...]] = Counter()
 
     def tokenised(
         self, slices: Sequence[Slice], seconds: float, refused: Iterable[str], truncated: int
     ) -> None:
-        """One call of the tokenizer; `refused` are codes. Tokeniser thread."""
-        self._tokenise_seconds.observe(seconds)
-        self._truncated += truncated
-        for code in refused:
-            self._refused[code,] += 1
+        """One call of the tokenizer; `refused` are codes."""
+        self.observe("tokenise_seconds", seconds)
+        self.count("texts_truncated", truncated)
+        self._failed(refused)
         if self.watch is not None:
             texts = sum(part.stop - part.start for part in slices)
             self.watch.tokenised([part.job for part in slices], seconds, texts)
@@ -68,43 +51,32 @@ class Counts:
         budget: int,
         faults: Iterable[str],
     ) -> None:
-        """One batch of at most `budget` tokens; `faults` are codes. Whoever holds the lock."""
-        self._forward_seconds.observe(seconds)
-        self._batch_texts.observe(texts)
-        self._batch_tokens.observe(tokens)
-        self._batch_fill.observe(tokens / budget)
-        for code in faults:
-            self._faulty[code,] += 1
+        """One batch of at most `budget` tokens; `faults` are codes."""
+        self.observe("forward_seconds", seconds)
+        self.observe("batch_texts", texts)
+        self.observe("batch_tokens", tokens)
+        self.observe("batch_fill", tokens / budget)
+        self._failed(faults)
         if self.watch is not None:
             # A job can have pieces of several blocks in a batch.
             jobs = dict.fromkeys(piece.job for piece in pieces)
             self.watch.encoded(jobs, seconds, texts, tokens)
 
     def looked_up(self, seconds: float, *, hits: int, misses: int) -> None:
-        """One look-up in the cache, of so many texts found and not found. Lookup thread."""
-        self._cache_seconds.observe(seconds)
-        self._looked_up["hit",] += hits
-        self._looked_up["miss",] += misses
+        """One look-up in the cache, of so many texts found and not found."""
+        self.observe("cache_seconds", seconds)
+        self.count("cache_texts", hits, "hit")
+        self.count("cache_texts", misses, "miss")
 
     def unasked(self, texts: int) -> None:
-        """Texts that were not looked up, Redis being slow or away. Lookup thread."""
-        self._looked_up["unasked",] += texts
+        """Texts that were not looked up, Redis being slow or away."""
+        self.count("cache_texts", texts, "unasked")
 
     def kept(self, texts: int, *, dropped: int) -> None:
-        """Texts whose vectors were kept, or were not. Whoever holds the engine's lock."""
-        self._kept["kept",] += texts
-        self._kept["dropped",] += dropped
+        """Texts whose vectors were kept, or were not."""
+        self.count("cache_texts", texts, "kept")
+        self.count("cache_texts", dropped, "dropped")
 
-    def figures(self) -> dict[str, Any]:
-        """All of it as it travels, see `metrics.registry`."""
-        return {
-            "tokenise_seconds": self._tokenise_seconds.figure(),
-            "forward_seconds": self._forward_seconds.figure(),
-            "batch_texts": self._batch_texts.figure(),
-            "batch_tokens": self._batch_tokens.figure(),
-            "batch_fill": self._batch_fill.figure(),
-            "cache_seconds": self._cache_seconds.figure(),
-            "cache_texts": tallied(self._looked_up) + tallied(self._kept),
-            "texts_truncated": self._truncated,
-            "texts_failed": tallied(self._refused) + tallied(self._faulty),
-        }
+    def _failed(self, codes: Iterable[str]) -> None:
+        for code in codes:
+            self.count("texts_failed", 1, code)

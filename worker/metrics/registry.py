@@ -1,6 +1,8 @@
-"""The figures that a worker keeps of itself: what each means, and how they travel to the API.
+"""The metrics of a worker: name, type, labels and meaning of each, and how they travel to the API.
 
-A worker puts them into its presence, under `figures`, by the names below. A counter or gauge is a
+A metric is one entry here and the line that counts it, with its name: `Recorder.count("texts", …)`.
+
+A worker puts them into its heartbeat, under `figures`, by the names below. A counter or gauge is a
 number, or `[[label, …, number], …]` where it has labels; a histogram is `{"bounds": [upper bound,
 …], "counts": [values up to each bound and above the last, …], "sum": their sum}`. The API renders
 them for Prometheus, labelled with the worker's node name. An API that is older than a worker leaves
@@ -33,13 +35,19 @@ FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure; `labels` come after the worker's name, `bounds` are those of a histogram."""
+    """One metric; `labels` come after the worker's name, `bounds` are those of a histogram."""
 
     name: str
     kind: Kind
     meaning: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+
+    def zero(self) -> Any:
+        """The value, as it travels, if nothing was counted."""
+        if self.kind == "histogram":
+            return {"bounds": self.bounds, "counts": [0] * (len(self.bounds) + 1), "sum": 0.0}
+        return [] if self.labels else 0
 
 
 _ALL = (
@@ -138,8 +146,8 @@ _ALL = (
     ),
 )
 
-#: Every figure by its name, without the prefix `embedq_`.
-METRICS: Final[Mapping[str, Metric]] = {figure.name: figure for figure in _ALL}
+#: Every metric by its name, without the prefix `embedq_`.
+METRICS: Final[Mapping[str, Metric]] = {metric.name: metric for metric in _ALL}
 
-#: The values of figures by name, as they travel.
+#: The values of metrics by name, as they travel.
 MetricValues = Mapping[str, Any]

@@ -44,7 +44,7 @@ class Heartbeat:
     (seconds since the epoch of the last progress, by Redis' clock), `pid`, `hostname`, `models`
     (each a `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
     `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and
-    `figures`, what the callable given returns on this thread: see `metrics.registry`.
+    `figures`, the metrics, as the callable `metrics` returns them on this thread.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Heartbeat:
         *,
         node: str,
         watchdog: Watchdog,
-        figures: Callable[[], MetricValues] = dict,
+        metrics: Callable[[], MetricValues] = dict,
         cancelled: Callable[[str], object] = lambda _: None,
         blocked: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -73,7 +73,7 @@ class Heartbeat:
         self._node = node or f"embedq@{socket.gethostname()}"
         self._pulse = HistoryWriter(self._client, queue, self._node)
         self._watchdog = watchdog
-        self._figures = figures
+        self._metrics = metrics
         self._clock = store.clock
         self._cancelled = cancelled
         self._cancelled_until = 0.0
@@ -113,10 +113,10 @@ class Heartbeat:
 
         A step that Redis refuses, by a key of another type for example, keeps none of the others.
         """
-        figures = self._figures()
+        metrics = self._metrics()
         steps: dict[str, Callable[[], object]] = {
-            "heartbeat": partial(self._beat, figures),
-            "pulse": partial(self._write_pulse, figures),
+            "heartbeat": partial(self._beat, metrics),
+            "pulse": partial(self._write_pulse, metrics),
             "clock": self._clock.measure,
             "cancelled jobs": self._drop_cancelled,
             "sweep": self._store.sweep,
@@ -130,7 +130,7 @@ class Heartbeat:
                 if not isinstance(error, redis.ResponseError):
                     return
 
-    def _beat(self, figures: MetricValues) -> None:
+    def _beat(self, metrics: MetricValues) -> None:
         if self._blocked():
             self._watchdog.excuse()
             return
@@ -150,17 +150,17 @@ class Heartbeat:
             "splits": engine.splits,
             "capacity": engine.totals.capacity,
             "busy_seconds": engine.totals.busy_seconds,
-            "figures": figures,
+            "figures": metrics,
         }
         members = orjson.dumps(heartbeat)[1:]
         self._heartbeat(keys=[self._key], args=[self._node, silent, members])
 
-    def _write_pulse(self, figures: MetricValues) -> None:
+    def _write_pulse(self, metrics: MetricValues) -> None:
         self._pulse.write(
             self._engine.totals,
             now=time.monotonic(),
             queued_tokens=self._store.queued_tokens(),
-            job_counts=figures.get("job_seconds", {}).get("counts", ()),
+            job_counts=metrics.get("job_seconds", {}).get("counts", ()),
         )
 
     def _drop_cancelled(self) -> None:

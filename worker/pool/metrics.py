@@ -1,4 +1,4 @@
-"""Everything that this worker counts, put together."""
+"""All metrics of this worker, put together."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from worker.contract.models import ModelInfo
 from worker.engine import Engine
-from worker.metrics.registry import MetricValues
+from worker.metrics.registry import METRICS, MetricValues
 from worker.pool.job_metrics import JobMetrics
 from worker.transport import leases
 
 
-def figures(engine: Engine, jobs: JobMetrics) -> MetricValues:
-    """By the names of `metrics.registry`. Any thread; what is counted meanwhile may be missing."""
+def worker_metrics(engine: Engine, jobs: JobMetrics) -> MetricValues:
+    """Values of all metrics, by the names of `metrics.registry`. Any thread."""
     stats = leases.stats()
     held = stats.pop("live")
     out_of_memory = engine.memory_splits
     return {
-        **jobs.figures(),
-        **engine.counts.figures(),
+        **{name: metric.zero() for name, metric in METRICS.items()},
+        **jobs.values(),
+        **engine.counts.values(),
         "texts": engine.totals.texts,
         "tokens": engine.totals.tokens,
         "padding_tokens": engine.padding,
@@ -36,8 +37,8 @@ def figures(engine: Engine, jobs: JobMetrics) -> MetricValues:
     }
 
 
-def told(engine: Engine, infos: Mapping[str, ModelInfo]) -> dict[str, Any]:
-    """What `celery inspect stats` shows of the engine and its models, by name. Any thread."""
+def stats_of(engine: Engine, infos: Mapping[str, ModelInfo]) -> dict[str, Any]:
+    """The engine and its models, as `celery inspect stats` shows them. Any thread."""
     return {
         "models": {
             name: f"{model.backend} {model.dtype} on {model.device}, path {model.path}"

@@ -33,7 +33,7 @@ from worker.pool.in_flight import InFlightJob, Limits
 from worker.pool.job_metrics import CANCELLED, EXPIRED
 from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
-from worker.pool.metrics import figures, told
+from worker.pool.metrics import stats_of, worker_metrics
 from worker.pool.other_tasks import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
 from worker.pool.parking import Parking
@@ -151,7 +151,7 @@ class TaskPool(BasePool):
             watchdog=Watchdog(
                 [*self._engine.threads, outcomes.tracer.busy], settings.forward_seconds
             ),
-            figures=partial(figures, self._engine, outcomes.counts),
+            metrics=partial(worker_metrics, self._engine, outcomes.counts),
             cancelled=partial(self._loop.call, state.revoked.add),
             blocked=lambda: outcomes.writer.blocked,
         )
@@ -340,7 +340,10 @@ class TaskPool(BasePool):
         info: dict[str, Any] = super()._get_info()
         if not hasattr(self, "_engine"):
             return info
-        return info | {"processes": [os.getpid()], "embedq": told(self._engine, self._infos)}
+        return info | {
+            "processes": [os.getpid()],
+            "embedq": stats_of(self._engine, self._infos),
+        }
 
 
 def _in_signal_handler() -> bool:
