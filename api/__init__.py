@@ -2,31 +2,30 @@
 
 In reading order:
 
-- `app`: assemble the routes
+- `app`: assemble the routes; checks and headers of every request
+- `operations`: the registry of routes, for the document and the checks
 - `jobs`: routes of native jobs
 - `submission`: check a request, submit the job, wait for its end
-- `wait_options`: parse the wait time of a request
+- `wait_options`: parse the wait time of a request, and wait
 - `job_watcher`: wake waiting requests, with one subscription per process
 - `results`: serialize vectors in the requested format
 - `events`: progress as server-sent events
 - `dialects`: routes and formats of other services: OpenAI
-- `operations`: health, readiness, metrics
-- `page`, `assets`: the status page, the rendered documents, and their files
-- `status`, `history`: the data of the page
-- `mounting`: run at a server's root or inside another application
-- `requests`: read request bodies within bounds
-- `arrival`: cut off slow request bodies
-- `schemas`: the answers, as models
-- `openapi`, `openapi_parts`, `openapi_examples`: the OpenAPI document
+- `status`, `history`: health, readiness, metrics, and the data of the page
+- `page`: the page, the rendered document, and their files
+- `openapi`: the OpenAPI document
+- `requests`: the current request; read its body within bounds
+- `body_deadlines`: cut off slow request bodies
+- `responses`, `schemas`: JSON responses, and their models
 - `errors`: error codes and their status
 - `trust`: trusted hosts and cross-site requests
 - `auth`: API keys and the jobs that they see
 - `quotas`: charge requests and tokens to a key
 - `backend`: the state that the routes share
-- `current`: the objects behind Flask's proxies
 - `serving`: gunicorn's configuration
 - `request_ids`, `logs`: common fields of log lines
-- `limits`, `revocations`, `metrics`, `worker_metrics`, `responses`: helpers of the routes
+- `revocations`: tell workers of cancelled jobs
+- `metrics`, `worker_metrics`: metrics of this process and of the workers
 """
 
 from __future__ import annotations

@@ -1,30 +1,19 @@
-"""The Flask application: its routes, and what every answer has."""
+"""The Flask application: its routes, and the checks and headers of every request."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Flask, Request, Response
+from flask import Blueprint, Flask, Request, Response, current_app
 from flask.blueprints import BlueprintSetupState
 
-from api import (
-    auth,
-    errors,
-    jobs,
-    mounting,
-    openapi,
-    operations,
-    page,
-    quotas,
-    request_ids,
-    status,
-    trust,
-)
+from api import auth, errors, jobs, openapi, page, quotas, request_ids, status, trust
 from api.backend import EXTENSION, Backend
-from api.current import current_g, current_request
-from api.dialects.openai import errors as openai_errors
-from api.dialects.openai import routes
+from api.dialects import Dialect, dialects
+from api.operations import operation_of
+from api.requests import current_g, current_request
 from worker.contract.settings import Settings
 from worker.metrics.traces import TRACE_HEADERS, traces_of
 from worker.store.api_keys import KeyFile
@@ -32,51 +21,79 @@ from worker.store.api_keys import KeyFile
 if TYPE_CHECKING:
     from worker.metrics.spans import Request as Span
 
-#: Of every answer that has not its own: answers are data for their caller, never a page.
+#: Headers of every response that does not set them: responses are data, never a page.
 _HEADERS = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 )
+#: The blueprint that contains all others in another application.
+_NAME = "embedq"
+
+#: The routes for those who run the service.
+_RUNNING = (status.blueprint, page.blueprint, openapi.blueprint)
+
+
+class _Application(Flask):
+    """Flask without its search for coroutines: every function here is a plain one."""
+
+    def ensure_sync(self, func: Any) -> Any:
+        return func
 
 
 def make_app(settings: Settings | None) -> Flask:
     """See `api.create_app`."""
-    app = Flask("api", static_folder=None)
+    app = _Application("api", static_folder=None)
     app.extensions[EXTENSION] = _assemble(app, settings)
     return app
 
 
 def make_blueprint(settings: Settings | None) -> Blueprint:
     """See `api.blueprint`."""
-    blueprint = Blueprint(mounting.NAME, "api")
+    blueprint = Blueprint(_NAME, "api")
     backend = _assemble(blueprint, settings)
 
     @blueprint.record
     def mount(state: BlueprintSetupState) -> None:
         state.app.extensions[EXTENSION] = backend
-        mounting.keep_prefix(state)
+        backend.prefix = (state.url_prefix or "").rstrip("/")
 
     return blueprint
 
 
 def _assemble(place: Flask | Blueprint, settings: Settings | None) -> Backend:
-    """Add all routes to a place, and what every answer there has."""
+    """Add all routes to a place, with the checks and headers of every request there."""
     settings = settings or Settings.from_env()
-    guard = auth.Guard(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
-    backend = Backend.of(settings)
-    errors.install(place, {f"{routes.PREFIX}/": openai_errors.response})
-    for part in (jobs, operations, openapi, status, page, routes):
-        place.register_blueprint(part.blueprint)
-    _add_hooks(place, backend, trust.Trust(settings), guard)
+    keys = auth.ApiKeys(KeyFile(settings.api_keys_file)) if settings.api_keys_file else None
+    backend, others = Backend.of(settings), dialects()
+
+    def error_response(problem: errors.Problem) -> Response:
+        dialect = _dialect_of(backend.path(current_request()), others)
+        shape = errors.problem_response if dialect is None else dialect.error_response
+        return shape(problem)
+
+    errors.install(place, error_response)
+    place.register_blueprint(jobs.blueprint)
+    for part in (*(one.blueprint for one in others), *_RUNNING):
+        place.register_blueprint(part)
+    _add_hooks(place, backend, trust.Trust(settings), keys, others)
     return backend
 
 
+def _dialect_of(path: str, others: Sequence[Dialect]) -> Dialect | None:
+    """Return the dialect of a path, also if the path has no route."""
+    return next((one for one in others if path.startswith(f"{one.prefix}/")), None)
+
+
 def _add_hooks(
-    place: Flask | Blueprint, backend: Backend, trusted: trust.Trust, guard: auth.Guard | None
+    place: Flask | Blueprint,
+    backend: Backend,
+    trusted: trust.Trust,
+    keys: auth.ApiKeys | None,
+    others: Sequence[Dialect],
 ) -> None:
-    """Count, time and check every request, and set the headers that every answer has."""
+    """Count, time and check every request, and set the headers of every response."""
 
     @place.before_request
     def begin() -> None:
@@ -87,9 +104,14 @@ def _add_hooks(
         g.span = _begin_span(request)
         g.request_id = request_ids.request_id(request.headers.get(request_ids.HEADER))
         # After the values above: a rejected request is counted, too.
-        endpoint = mounting.endpoint(request)
-        trusted.check(request, endpoint)
-        g.key = auth.authenticate(guard, request, endpoint)
+        operation = operation_of(current_app, request.endpoint)
+        if operation is None or not operation.any_host:
+            trusted.check(request)
+        g.key = None
+        # A path without a route is 404 without a key, too.
+        is_open = request.endpoint is None or (operation is not None and operation.public)
+        if keys is not None and not is_open:
+            g.key = auth.authenticate(keys, request)
 
     @place.after_request
     def end(response: Response) -> Response:
@@ -97,9 +119,10 @@ def _add_hooks(
         if "began" not in g:
             # Another application has answered before us.
             return response
-        headers, route = response.headers, mounting.route(request)
-        if mounting.path(request).startswith(f"{routes.PREFIX}/"):
-            routes.add_headers(headers, g.began)
+        headers, route = response.headers, backend.route(request)
+        dialect = _dialect_of(backend.path(request), others)
+        if dialect is not None:
+            dialect.add_headers(headers, g.began)
         if "taken" in g:
             quotas.add_headers(headers, g.taken)
         given = {name.lower() for name, _ in headers}
@@ -117,7 +140,7 @@ def _add_hooks(
 
 
 def _begin_span(request: Request) -> Span | None:
-    """The request as a span, where somebody collects traces."""
+    """The request as a span, or None without a trace collector."""
     traces = traces_of("api")
     if traces is None:
         return None

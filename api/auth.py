@@ -1,4 +1,4 @@
-"""Who asks: the one place that decides who may, and whose jobs a request may see."""
+"""API keys: the key of a request, and the owner of the jobs that it submits and lists."""
 
 from __future__ import annotations
 
@@ -6,28 +6,14 @@ import logging
 import threading
 import time
 
-from flask import Request, g
+from flask import Request
 
 from api.errors import Problem
+from api.requests import current_g
 from worker.store.api_keys import ApiKey, KeyFile, KeyFileError
-from worker.store.jobs import JobRecord
 
 logger = logging.getLogger(__name__)
 
-#: Jobs submitted without an API key, or through Celery, belong to everybody.
-EVERYBODY = ""
-
-#: Endpoints that need no key: whether it lives, and what is the same for everybody.
-_OPEN = frozenset(
-    {
-        "operations.health",
-        "operations.readiness",
-        "openapi.read_document",
-        "page.show_page",
-        "page.show_docs",
-        "page.send_asset",
-    }
-)
 #: Seconds between two looks at the file of keys.
 _FRESH = 1.0
 
@@ -36,7 +22,7 @@ _FRESH = 1.0
 Stamp = tuple[int, ...]
 
 
-class Guard:
+class ApiKeys:
     """The keys of a file, read again when it changes; one an application.
 
     Safe to share between threads: one at a time looks at the file, the others go by what was read
@@ -85,12 +71,10 @@ class Guard:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def authenticate(guard: Guard | None, request: Request, endpoint: str | None) -> ApiKey | None:
-    """Return the key of a request, or None if it needs none. Raises Problem with `unauthorized`."""
-    if guard is None or endpoint is None or endpoint in _OPEN:
-        return None
+def authenticate(keys: ApiKeys, request: Request) -> ApiKey:
+    """Return the key of a request. Raises Problem with `unauthorized`."""
     sent = _sent(request)
-    found = guard.find(sent)
+    found = keys.find(sent)
     if found is None:
         raise Problem(
             "unauthorized",
@@ -104,19 +88,17 @@ def authenticate(guard: Guard | None, request: Request, endpoint: str | None) ->
 
 def key() -> ApiKey | None:
     """The key of the current request; None where none is asked for."""
-    found: ApiKey | None = g.get("key")
+    found: ApiKey | None = current_g().get("key")
     return found
 
 
 def owner() -> str:
-    """The owner of what the current request submits and lists."""
+    """The owner of what the current request submits and lists: its key's id, "" without a key.
+
+    Jobs submitted through Celery have the owner "", too.
+    """
     found = key()
-    return EVERYBODY if found is None else found.id
-
-
-def may_see(record: JobRecord, caller: str | None = None) -> bool:
-    """Whether a job exists, as far as an owner is concerned: the current request's unless given."""
-    return record.owner == (owner() if caller is None else caller)
+    return "" if found is None else found.id
 
 
 def _sent(request: Request) -> str:

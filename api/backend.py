@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import redis
-from flask import current_app
+from flask import Flask, Request, current_app
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -34,7 +34,7 @@ _PROBE_TIMEOUT = 1.0
 _CONNECTIONS = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Backend:
     """Connects on first use, so that an application can be made before Redis is there."""
 
@@ -53,6 +53,9 @@ class Backend:
     files: FileStore
     batches: OpenAIBatchStore
     eviction: EvictionCheck
+    #: The path under which the routes are registered in another application, '' at its root; set
+    #: once, when they are.
+    prefix: str = ""
 
     @classmethod
     def of(cls, settings: Settings) -> Backend:
@@ -83,6 +86,19 @@ class Backend:
             eviction=EvictionCheck((client, store.broker)),
         )
 
+    def root(self, request: Request) -> str:
+        """The beginning of all paths, as callers see them; '' at the server's root."""
+        return request.script_root + self.prefix
+
+    def path(self, request: Request) -> str:
+        """The path of a request, as in the OpenAPI document."""
+        return request.path.removeprefix(self.prefix)
+
+    def route(self, request: Request) -> str:
+        """The rule that a request matches, `unknown` if none does."""
+        rule = request.url_rule
+        return "unknown" if rule is None else rule.rule.removeprefix(self.prefix)
+
     def close(self) -> None:
         """End the threads and the connections.
 
@@ -97,7 +113,11 @@ class Backend:
 
 def backend() -> Backend:
     """The backend of the current application."""
-    found: Backend = current_app.extensions[EXTENSION]
+    return backend_of(current_app)
+
+
+def backend_of(app: Flask) -> Backend:
+    found: Backend = app.extensions[EXTENSION]
     return found
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import Final
 
 import redis
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response
+from pydantic import BaseModel, Field
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from api import mounting
-from api.responses import json_body
+from api.responses import CompleteResponse, json_body
 from worker.contract.errors import EmbedqError, InvalidJob
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,12 @@ _CODE_OF_STATUS: Final = {
     413: "too_large",
     415: "unsupported_media_type",
 }
-#: Seconds after which a server that was away is worth another try.
+#: Seconds for `Retry-After`: until Redis, a full store, and a stopped or killed worker are back.
 _REDIS_RETRY_AFTER = 2
+STORE_RETRY = 60
+WORKER_RETRY = 10
+#: Longest `Retry-After`. Clients of OpenAI's API do not retry at all after a longer one.
+LONGEST_RETRY = 120
 #: Characters of a message: it may quote a name that the caller made up.
 LONGEST_DETAIL = 500
 
@@ -92,24 +96,19 @@ class Problem(EmbedqError):
             self.headers["Retry-After"] = str(retry_after)
 
 
-#: Makes the answer to a problem.
-Shape = Callable[[Problem], Response]
-_NO_SHAPES: Final[Mapping[str, Shape]] = MappingProxyType({})
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable, for programs.")
+    field: str | None = Field(default=None, description="The part of the request at fault.")
 
 
-def install(place: Flask | Blueprint, shapes: Mapping[str, Shape] = _NO_SHAPES) -> None:
-    """Answer every error of `place` with a problem document.
-
-    `shapes` are the other forms of an error, by the beginning of the paths that have them.
-    """
-
-    def answer(problem: Problem) -> Response:
-        path = mounting.path(request)
-        shape = next(
-            (shape for start, shape in shapes.items() if path.startswith(start)),
-            problem_response,
-        )
-        return shape(problem)
+def install(place: Flask | Blueprint, answer: Callable[[Problem], Response]) -> None:
+    """Answer every error of `place` by `answer`."""
 
     def http_error(error: HTTPException) -> Response | HTTPException:
         is_error = (error.code or 500) >= HTTPStatus.BAD_REQUEST
@@ -120,6 +119,13 @@ def install(place: Flask | Blueprint, shapes: Mapping[str, Shape] = _NO_SHAPES) 
     place.register_error_handler(redis.RedisError, lambda error: answer(_of_redis_error(error)))
     place.register_error_handler(HTTPException, http_error)
     place.register_error_handler(Exception, lambda error: answer(_of_bug(error)))
+
+
+def seconds_to_encode(tokens: int, tokens_per_second: float) -> int:
+    """Whole seconds, 1 to 120, in which the workers encode `tokens`; 1 if the rate is unknown."""
+    if tokens <= 0 or tokens_per_second <= 0:
+        return 1
+    return max(1, min(math.ceil(tokens / tokens_per_second), LONGEST_RETRY))
 
 
 def problem_response(problem: Problem) -> Response:
@@ -134,7 +140,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if problem.field is not None:
         body["field"] = problem.field[:LONGEST_DETAIL]
-    response = Response(json_body(body), problem.status, content_type=MEDIA_TYPE)
+    response = CompleteResponse(json_body(body), problem.status, content_type=MEDIA_TYPE)
     response.headers.update(problem.headers)
     return response
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import redis
 from flask import Request, Response
 
-from api import auth, mounting
+from api import auth
 from api.backend import Backend
 from api.errors import Problem
 from api.responses import json_body
@@ -27,7 +27,7 @@ _RECONNECT = 1000
 def response(backend: Backend, job_id: str, request: Request) -> Response:
     """`progress` at once and with every batch, `done` with the job, comments in between."""
     longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
-    stream = _events(backend, job_id, mounting.root(request), longest, auth.owner())
+    stream = _events(backend, job_id, backend.root(request), longest, auth.owner())
     answer = Response(stream, content_type="text/event-stream")
     # Or a proxy would collect the events.
     answer.headers["X-Accel-Buffering"] = "no"

@@ -25,29 +25,28 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 class JobWatch:
     """One waiter for one job; made by `JobWatcher.watch`, used by the thread that made it.
 
-    The listener sets, the waiter clears: a wake-up says "look again", so one too many is harmless
-    and one that comes between two waits is not lost.
+    A wake-up means "read the job again": one too many is harmless, and one between two waits is
+    not lost. The lock is a binary semaphore, free after a wake-up; an Event costs several locks.
+    `wake` and `advance` are called under the watcher's lock, by one thread at a time.
     """
 
     def __init__(self, *, progress: bool) -> None:
-        self._woken = threading.Event()
-        self._wants_progress = progress
+        self._woken = threading.Lock()
+        self._woken.acquire()
+        self._progress = progress
 
     def wait(self, seconds: float) -> bool:
         """Block until there is a reason to look at the job again; False where none came."""
-        if not self._woken.wait(seconds):
-            # What has come since is for the next wait.
-            return False
-        self._woken.clear()
-        return True
+        return self._woken.acquire(timeout=seconds)
 
     def wake(self) -> None:
-        self._woken.set()
+        if self._woken.locked():
+            self._woken.release()
 
     def advance(self) -> None:
         """Wake those who watch every step; the others wait for the end."""
-        if self._wants_progress:
-            self._woken.set()
+        if self._progress:
+            self.wake()
 
 
 class JobWatcher:

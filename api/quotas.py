@@ -1,24 +1,24 @@
-"""What a key may still submit: asked before a job is accepted, told in every such answer."""
+"""Rates of an API key: charged before a job is accepted, and stated in every such response."""
 
 from __future__ import annotations
 
 import math
 
-from flask import g
 from werkzeug.datastructures import Headers
 
 from api import auth
 from api.backend import Backend
 from api.errors import Problem
+from api.requests import current_g
+from worker.store.api_keys import ApiKey
 from worker.store.quotas import WINDOW, Bucket, Taken
 
 
-def spend(backend: Backend, tokens: int) -> None:
-    """Take one request and so many tokens of the caller's minute.
+def spend(backend: Backend, key: ApiKey | None, tokens: int) -> None:
+    """Take one request and so many tokens of a key's minute.
 
     Raises Problem with `rate_limit_exceeded`, and redis.RedisError.
     """
-    key = auth.key()
     if key is not None:
         _take(backend, key.id, tokens, key.requests_per_minute, key.tokens_per_minute)
 
@@ -41,7 +41,7 @@ def _take(
     taken = backend.quotas.take(
         owner, tokens, requests_limit=requests_limit, tokens_limit=tokens_limit
     )
-    g.taken = taken
+    current_g().taken = taken
     if not taken.granted:
         backend.metrics.refused("rate_limit_exceeded")
         limits = [f"{bucket.limit:,} {name} a minute" for name, bucket in _buckets(taken) if bucket]
@@ -50,12 +50,6 @@ def _take(
             f"this API key has {' and '.join(limits)}",
             retry_after=max(1, math.ceil(taken.retry_after)),
         )
-
-
-def queued_tokens_bound() -> int:
-    """The tokens that the caller may have queued, 0 where there is no bound."""
-    key = auth.key()
-    return key.max_queued_tokens or 0 if key is not None else 0
 
 
 def add_headers(headers: Headers, taken: Taken) -> None:

@@ -1,4 +1,4 @@
-"""Request bodies: read within bounds, inflated within bounds, parsed."""
+"""The current request, and its body: read within bounds, inflated within bounds, parsed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import orjson
-from flask import Request
+from flask import Request, g, request
 
-from api.arrival import Arrival
+from api.body_deadlines import TimedBody
 from api.errors import Problem
 
 _CHUNK = 64 * 1024
@@ -20,6 +20,21 @@ _CHUNK = 64 * 1024
 _GZIP = zlib.MAX_WBITS | 16
 #: gzip members of one body: empty ones are 20 bytes each, and cost time without end.
 _MOST_MEMBERS = 1024
+
+# The methods of Flask's proxies have no types.
+_request: Any = request
+_g: Any = g
+
+
+def current_request() -> Request:
+    """Return the current request; Flask's proxy costs more at each use than most uses."""
+    found: Request = _request._get_current_object()  # noqa: SLF001 - documented
+    return found
+
+
+def current_g() -> Any:
+    """Return the values that the hooks and the routes keep for the current request."""
+    return _g._get_current_object()  # noqa: SLF001 - documented
 
 
 def read_json(request: Request, limit: int) -> Any:
@@ -43,8 +58,8 @@ def read_body(request: Request, limit: int) -> bytes:
         )
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
-    with Arrival(request) as body:
-        chunks = _chunks(body)
+    with TimedBody(request) as body:
+        chunks = _chunks(body, request.content_length)
         if encoding != "identity":
             chunks = _inflate(_bounded(chunks, limit))
         return b"".join(_bounded(chunks, limit))
@@ -80,9 +95,11 @@ def _check_media_type(request: Request) -> None:
         raise Problem("unsupported_media_type", f"charset is {charset!r}; JSON is UTF-8")
 
 
-def _chunks(body: Arrival) -> Iterator[bytes]:
-    while chunk := body.read(_CHUNK):
+def _chunks(body: TimedBody, length: int | None) -> Iterator[bytes]:
+    """The bytes of a body, without a last read for its end if it states its length."""
+    while length != 0 and (chunk := body.read(_CHUNK)):
         yield chunk
+        length = None if length is None else length - len(chunk)
 
 
 def _bounded(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:

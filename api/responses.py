@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 from flask import Response
+from werkzeug.datastructures import Headers
 
 
 def json_body(value: Any) -> bytes:
@@ -21,6 +22,14 @@ def json_body(value: Any) -> bytes:
         return json.dumps(value).encode("ascii")
 
 
+class CompleteResponse(Response):
+    """A response with a body in memory, an absolute `Location` at most, and a status above 204."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        # Werkzeug's copies the headers to correct them, at the cost of all other steps together.
+        return self.headers
+
+
 def json_response(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """An `application/json` answer."""
-    return Response(json_body(value), status, content_type="application/json")
+    """Return an `application/json` response."""
+    return CompleteResponse(json_body(value), status, content_type="application/json")

@@ -45,7 +45,7 @@ class Links(BaseModel):
     cancel: str
 
 
-class Job(BaseModel):
+class JobDocument(BaseModel, title="Job"):
     """A job; its id is its Celery task id."""
 
     id: str
@@ -63,7 +63,7 @@ class Job(BaseModel):
 class JobList(BaseModel):
     """One page of jobs, newest first."""
 
-    data: list[Job]
+    data: list[JobDocument]
     has_more: bool
     next: str | None = Field(
         description="Path of the next page; a page of one status may be short and still have one."
@@ -102,7 +102,7 @@ class Result(BaseModel):
     )
 
 
-class FinishedJob(Job):
+class FinishedJob(JobDocument, title="FinishedJob"):
     """A job that its caller waited for."""
 
     result: Result | None = Field(
@@ -110,19 +110,8 @@ class FinishedJob(Job):
     )
 
 
-class ProblemDocument(BaseModel):
-    """An error (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str = Field(description="Stable, for programs.")
-    field: str | None = Field(default=None, description="The part of the request at fault.")
-
-
 def job_of(record: JobRecord, root: str) -> dict[str, Any]:
-    """Return a `Job`. `root` is the path under which this application is mounted."""
+    """Return a `JobDocument`. `root` is the path under which this application is mounted."""
     path = f"{root}/jobs/{quote(record.id, safe='')}"
     tokens = record.prompt_tokens
     return {

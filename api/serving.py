@@ -30,7 +30,18 @@ access_log_format = (
 
 
 def post_worker_init(worker: Any) -> None:
-    """In a worker with its application: SIGTERM also ends all waits, with the jobs as they stand.
+    """Prepare a worker process that has loaded the application."""
+    _freeze(worker.cfg)
+    _release_on_sigterm(worker)
+
+
+def _freeze(cfg: Any) -> None:
+    """Make settings attributes: gunicorn looks up two dozen by `__getattr__` in each request."""
+    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
+
+
+def _release_on_sigterm(worker: Any) -> None:
+    """Let SIGTERM also end all waits, with the jobs as they stand.
 
     Otherwise a stop would take as long as the longest wait, and then cut it off.
     """

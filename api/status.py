@@ -1,18 +1,22 @@
-"""What the page shows, as one document: the queue, the workers, the last minutes."""
+"""Routes for those who run the service: health, readiness, metrics, and the status document."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import orjson
+import redis
 from flask import Blueprint, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from api.backend import Backend, backend
+from api.errors import WORKER_RETRY, Problem
 from api.history import History, history
+from api.operations import RUNNING, Answer, Operation
 from api.responses import json_response
 from worker.contract import keys
 from worker.contract.lanes import lists_of
@@ -24,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 blueprint = Blueprint("status", __name__)
 
+_DONE: Final = Answer("It does.", content={"application/json": {"schema": {"type": "object"}}})
+_TEXT: Final = {"text/plain": {"schema": {"type": "string"}}}
 #: Seconds over which a worker's share of busy time is taken.
 _LATELY = 10.0
 
@@ -79,10 +85,47 @@ class ServiceStatus(BaseModel):
     history: History
 
 
+@blueprint.get("/healthz")
+@Operation(RUNNING, {200: _DONE}, public=True, any_host=True)
+def health() -> Response:
+    """Whether this process answers."""
+    return json_response({"status": "ok"})
+
+
+@blueprint.get("/readyz")
+@Operation(RUNNING, {200: _DONE}, errors=[503], public=True, any_host=True)
+def readiness() -> Response:
+    """Whether Redis answers and a worker makes progress.
+
+    A worker is not required if jobs are accepted without one.
+    """
+    services = backend()
+    for client in (services.probe, services.store.broker):
+        _ping(client)
+    workers = services.liveness.read(services.probe)
+    if not workers.models and not services.settings.accept_without_workers:
+        raise Problem("no_worker", "no worker is there to take jobs", retry_after=WORKER_RETRY)
+    return json_response(
+        {"status": "ready", "workers": workers.count, "models": list(workers.models)}
+    )
+
+
+@blueprint.get("/metrics")
+@Operation(RUNNING, {200: Answer("It does.", content=_TEXT)}, any_host=True)
+def metrics() -> Response:
+    """Figures for Prometheus."""
+    return Response(backend().metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+
 @blueprint.get("/status")
+@Operation(RUNNING, {200: Answer("It does.", ServiceStatus)}, errors=[503])
 def read_status() -> Response:
-    """All of it, as of now."""
+    """The queue, the workers and the last five minutes."""
     return json_response(_status(backend()).model_dump())
+
+
+def _ping(client: redis.Redis) -> None:
+    client.ping()
 
 
 def _status(backend: Backend) -> ServiceStatus:

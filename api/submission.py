@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 from api import auth, quotas
 from api.backend import Backend
-from api.errors import Problem
-from api.limits import STORE_RETRY, WORKER_RETRY, seconds_to_encode
+from api.errors import STORE_RETRY, WORKER_RETRY, Problem, seconds_to_encode
 from api.responses import json_body
-from api.wait_options import NONE, Patience, Read, await_accepted, await_end
+from api.wait_options import NO_WAIT, Read, Timeout, await_accepted, await_end
 from worker.contract import jobs
 from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
+from worker.store.api_keys import ApiKey
 from worker.store.jobs import Acceptance, Capacity, Deduplication, JobRecord, JobRequest
 from worker.store.worker_registry import Workers
 
@@ -31,12 +31,12 @@ LANE_SHARE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
+class Submission:
     """An accepted job as it stands.
 
-    `meta` is its stored outcome where the caller waited for it, `retry_after` when it may have
-    ended, in whole seconds, as far as can be told. `replayed`: an earlier submission made it.
-    `caller` names who shares a shared job; `left`: it has ended, and this caller has left it.
+    `meta` is its stored outcome if the caller waited for it, `retry_after` the estimated whole
+    seconds until its end. `replayed`: an earlier submission made it. `caller` names this caller of
+    a shared job; `left`: the job has ended, and this caller has left it.
     """
 
     record: JobRecord
@@ -57,16 +57,15 @@ def submit(
     shared: bool = False,
     deadline: float | None = None,
     lane: Lane | None = None,
-    patience: Patience = NONE,
-) -> Submitted:
-    """Check a job against the live workers, queue it, and wait for its end as `patience` says.
+    timeout: Timeout = NO_WAIT,
+) -> Submission:
+    """Check a job against the live workers, queue it, and wait for its end until `timeout`.
 
-    With `shared` it joins an equal job of the same owner that has not ended; whoever submits so
-    calls `JobStore.leave` in the end, unless it was `left`. Another's success need not be kept
-    long once it was waited for. Past `deadline`, seconds since the epoch by Redis' clock, it does
-    not start.
-    `lane` None stands for interactive where the caller waits, else normal; an owner's jobs beyond
-    its share of a lane wait in the next one.
+    With `shared` it joins an equal job of the same owner that has not ended; its caller calls
+    `JobStore.leave` in the end, unless it was `left`. The success of a job that is not shared is
+    kept briefly after the wait. Past `deadline`, seconds since the epoch by Redis' clock, the job
+    does not start. `lane` None is interactive if the caller waits, else normal; an owner's jobs
+    beyond its share of a lane wait in the next one.
     Raises InvalidJob, Problem with `no_worker`, `queue_full`, `results_full`,
     `rate_limit_exceeded`, `quota_exceeded` or `idempotency_conflict`, and redis.RedisError.
     """
@@ -79,34 +78,43 @@ def submit(
         model,
         queue=backend.settings.queue,
         owner=owner,
-        lane=_lane(patience) if lane is None else lane,
+        lane=_lane(timeout) if lane is None else lane,
         deadline=deadline,
     )
-    quotas.spend(backend, job.tokens)
+    key = auth.key()
+    quotas.spend(backend, key, job.tokens)
     deduplicate = Deduplication(
         key=idempotency_key,
         fingerprint=_fingerprint(texts, options) if idempotency_key or shared else "",
         shared=shared,
     )
+    capacity = _capacity(backend, key, LANE_SHARE * model.batch_tokens)
     with backend.waiting.watch(job.id) as watch:
-        capacity = _capacity(backend, LANE_SHARE * model.batch_tokens)
         acceptance = backend.store.submit(job, capacity, deduplicate=deduplicate)
-        _check(backend, acceptance, job, capacity, workers.tokens_per_second)
-        replayed = acceptance.verdict == "replayed"
-        if replayed:
-            backend.metrics.joined()
-            record, meta = _replay(backend, acceptance.job_id, patience)
-            left = False
-        else:
-            backend.metrics.accepted(len(texts))
-            logger.info("Job %s accepted", job.id, extra={"job_id": job.id})
-            record, meta = await_accepted(
-                *(backend, _record(job, acceptance), watch, patience),
-                _reader(backend, job, shared=shared),
-            )
-            left = shared and record.status.ended
-    retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
-    return Submitted(record, meta, replayed, job.call, left, retry_after)
+        if acceptance.verdict not in ("accepted", "replayed"):
+            raise _rejection(backend, acceptance, job, capacity, workers.tokens_per_second)
+        retry_after = seconds_to_encode(acceptance.level, workers.tokens_per_second)
+        if acceptance.verdict == "replayed":
+            return _replayed(backend, acceptance, job.call, timeout, retry_after)
+        backend.metrics.accepted(len(texts))
+        logger.info("Job %s accepted", job.id, extra={"job_id": job.id})
+        record, meta = await_accepted(
+            *(backend, _record(job, acceptance), watch, timeout),
+            _reader(backend, job, shared=shared),
+        )
+    left = shared and record.status.ended
+    return Submission(record, meta, False, job.call, left, retry_after)
+
+
+def _replayed(
+    backend: Backend, acceptance: Acceptance, call: str, timeout: Timeout, retry_after: int
+) -> Submission:
+    """The earlier, equal job, when it has ended or the wait is over."""
+    backend.metrics.joined()
+    record = await_end(backend, acceptance.job_id, timeout)
+    is_read = timeout.seconds and record.status.ended
+    meta = backend.store.raw_outcome(acceptance.job_id) if is_read else None
+    return Submission(record, meta, True, call, False, retry_after)
 
 
 def _model(backend: Backend, options: JobOptions, workers: Workers) -> ModelInfo:
@@ -124,33 +132,26 @@ def _model(backend: Backend, options: JobOptions, workers: Workers) -> ModelInfo
 
 
 def _reader(backend: Backend, job: JobRequest, *, shared: bool) -> Read:
-    """Reads a job for the one who waits for it, and does in the same step what follows its end."""
+    """How to read a job for its waiting caller; the same step releases or leaves an ended one."""
     if shared:
         return lambda job_id: backend.store.read_and_leave(job_id, job.owner, job.call)
     return lambda job_id: backend.store.read_and_release(job_id, KEPT_AFTER_ANSWER)
 
 
-def _lane(patience: Patience) -> Lane:
-    return Lane.INTERACTIVE if patience.seconds else Lane.NORMAL
+def _lane(timeout: Timeout) -> Lane:
+    return Lane.INTERACTIVE if timeout.seconds else Lane.NORMAL
 
 
-def _capacity(backend: Backend, lane_share: int) -> Capacity:
-    key = auth.key()
+def _capacity(backend: Backend, key: ApiKey | None, lane_share: int) -> Capacity:
     room = backend.room
     return Capacity(
         tokens=backend.settings.max_queued_tokens,
         bytes=room.messages(),
-        owner_tokens=quotas.queued_tokens_bound(),
+        owner_tokens=(key.max_queued_tokens or 0) if key is not None else 0,
         owner_bytes=room.messages_of((key.max_queued_mb or 0) * 2**20) if key is not None else 0,
         result_bytes=room.results(),
         lane_share=lane_share,
     )
-
-
-def _replay(backend: Backend, job_id: str, patience: Patience) -> tuple[JobRecord, bytes | None]:
-    record = await_end(backend, job_id, patience)
-    wanted = patience.seconds and record.status.ended
-    return record, backend.store.raw_outcome(job_id) if wanted else None
 
 
 def _record(job: JobRequest, acceptance: Acceptance) -> JobRecord:
@@ -165,19 +166,17 @@ def _record(job: JobRequest, acceptance: Acceptance) -> JobRecord:
     )
 
 
-def _check(
+def _rejection(
     backend: Backend,
     acceptance: Acceptance,
     job: JobRequest,
     capacity: Capacity,
     tokens_per_second: float,
-) -> None:
-    """Raise the Problem that a verdict stands for."""
+) -> Problem:
+    """The Problem of a rejected job."""
     verdict, level = acceptance.verdict, acceptance.level
-    if verdict in ("accepted", "replayed"):
-        return
     if verdict == "conflict":
-        raise Problem(
+        return Problem(
             "idempotency_conflict",
             "this Idempotency-Key came with another body before",
             field="Idempotency-Key",
@@ -212,7 +211,7 @@ def _check(
     }[verdict]
     backend.metrics.refused(code)
     retry = STORE_RETRY if surplus is None else seconds_to_encode(surplus, tokens_per_second)
-    raise Problem(code, reason, retry_after=retry)
+    return Problem(code, reason, retry_after=retry)
 
 
 def _check_key(key: str | None) -> None:

@@ -15,8 +15,6 @@ from api.errors import Problem
 from worker.contract.hosts import ANY_HOST, LOCAL_HOSTS, TrustedHosts, split_host
 from worker.contract.settings import Settings
 
-#: Endpoints of probes and scrapers, which call by any name and learn nothing of a tenant.
-EXEMPT = frozenset({"operations.health", "operations.readiness", "operations.metrics"})
 #: Methods that change nothing (RFC 9110, 9.2.1).
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 #: `Sec-Fetch-Site` of the API's own page, and of an address that the user entered.
@@ -39,10 +37,8 @@ class Trust:
         #: Whether a `Host` header is trusted. Most callers send the same one in every request.
         self._trusts = lru_cache(_HOSTS_KEPT)(lambda header: split_host(header)[0] in hosts)
 
-    def check(self, request: Request, endpoint: str | None) -> None:
+    def check(self, request: Request) -> None:
         """Raise Problem with `untrusted_host` or `cross_site`. Call this before reading a body."""
-        if endpoint in EXEMPT:
-            return
         self._check_host(request)
         if self._without_keys and request.method not in SAFE_METHODS and not _is_same_site(request):
             raise Problem(

@@ -1,4 +1,4 @@
-"""How long a caller wants to wait (RFC 7240), and the wait itself."""
+"""How long a caller waits for a job (RFC 7240), and the wait itself."""
 
 from __future__ import annotations
 
@@ -14,23 +14,35 @@ from api import auth
 from api.backend import Backend
 from api.errors import Problem
 from api.job_watcher import JobWatch
+from api.operations import parameter
 from worker.contract.jobs import Status
 from worker.store.jobs import JobRecord
 
 LONGEST_WAIT = 60
 #: Seconds under a server that runs one request at a time: gunicorn kills its sync workers after 30.
 LONGEST_BLOCKING_WAIT = 25
-#: Seconds between two looks whether somebody who waits is still there.
-_LOOK = 0.5
+#: Seconds between two checks of a caller's connection.
+_CHECK_CALLER = 0.5
 #: Characters of a job id; Celery takes any string.
 _LONGEST_ID = 255
 
 
+#: Reads a job by its id: its record and its stored outcome.
 Read = Callable[[str], tuple[JobRecord | None, bytes | None]]
 
+#: Of operations that can wait, for the OpenAPI document.
+PARAMETERS: Final = (
+    parameter(
+        "wait",
+        "Seconds to wait for the job's end.",
+        {"type": "integer", "minimum": 0, "maximum": LONGEST_WAIT},
+    ),
+    parameter("Prefer", "`wait=N` (RFC 7240), the same as a header.", {"type": "string"}, "header"),
+)
 
-class Wait:
-    """What a request says about waiting: `?wait=N`, else `Prefer: wait=N`, else not at all.
+
+class WaitOption:
+    """The wait that a request asks for: `?wait=N`, else `Prefer: wait=N`, else none.
 
     Raises Problem naming the one that is not 0 to 60 whole seconds.
     """
@@ -51,10 +63,11 @@ class Wait:
             response.headers["Preference-Applied"] = f"wait={self.seconds}"
 
 
-class Patience:
-    """How long somebody waits: `seconds` from now, or until `gone` says that nobody does any more.
+class Timeout:
+    """The end of a wait: `seconds` from now, or when `gone` returns True, if that is earlier.
 
-    `gone` must not block; it is asked twice a second.
+    `gone` returns whether the caller has closed the connection. It must not block; it is called
+    twice a second.
     """
 
     def __init__(self, seconds: float, gone: Callable[[], bool] | None = None) -> None:
@@ -75,54 +88,54 @@ class Patience:
             if self._gone is None:
                 watch.wait(left)
                 break
-            if watch.wait(min(left, _LOOK)):
+            if watch.wait(min(left, _CHECK_CALLER)):
                 break
             if self._gone():
                 return False
         return True
 
 
-NONE: Final = Patience(0)
+NO_WAIT: Final = Timeout(0)
 
 
 def find(backend: Backend, job_id: str, owner: str | None = None) -> JobRecord:
-    """A job that an owner may see, the caller's unless one is given: a stream outlives its request.
+    """Return a job of an owner, the caller by default: a stream outlives its request.
 
     Raises Problem with `not_found`.
     """
+    owner = auth.owner() if owner is None else owner
     return _visible(backend.store.read(job_id) if len(job_id) <= _LONGEST_ID else None, owner)
 
 
-def await_end(backend: Backend, job_id: str, patience: Patience) -> JobRecord:
-    """A job as it stands when it ends, or when nobody waits any more. Raises Problem."""
-    if not patience.seconds:
+def await_end(backend: Backend, job_id: str, timeout: Timeout) -> JobRecord:
+    """Return a job when it has ended, or as it is at the end of the wait. Raises Problem."""
+    if not timeout.seconds:
         return find(backend, job_id)
     with backend.waiting.watch(job_id) as watch:
         record = find(backend, job_id)
-        while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
+        while not (record.status.ended or backend.waiting.released) and timeout.wait(watch):
             record = find(backend, job_id)
     return record
 
 
 def await_accepted(
-    backend: Backend, record: JobRecord, watch: JobWatch, patience: Patience, read: Read
+    backend: Backend, record: JobRecord, watch: JobWatch, timeout: Timeout, read: Read
 ) -> tuple[JobRecord, bytes | None]:
-    """A job just accepted, as it stands when it ends or the wait is over, and its stored outcome.
+    """Return an accepted job and its stored outcome when it has ended or the wait is over.
 
-    `read` finds both by the job's id. `watch` is older than the job, so there is nothing to read
-    before it wakes. Where Redis falls away meanwhile the job is answered as it was last seen: its
-    caller must get the id.
+    `watch` is older than the job, so there is nothing to read before it wakes. If Redis fails
+    meanwhile, the job is returned as it was last read: its caller must get the id.
     """
     meta = None
-    while not (record.status.ended or backend.waiting.released) and patience.wait(watch):
+    while not (record.status.ended or backend.waiting.released) and timeout.wait(watch):
         with suppress(redis.RedisError):
             found, meta = read(record.id)
-            record = _visible(found)
+            record = _visible(found, record.owner)
     return record, meta
 
 
-def _visible(record: JobRecord | None, owner: str | None = None) -> JobRecord:
-    if record is None or not auth.may_see(record, owner) or _of_other_task(record):
+def _visible(record: JobRecord | None, owner: str) -> JobRecord:
+    if record is None or record.owner != owner or _of_other_task(record):
         raise Problem("not_found", "there is no such job, or its time has passed")
     return record
 

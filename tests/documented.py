@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import orjson
 from flask import Flask, Response, request
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from api import create_app
 from api.openapi import document
+from worker.contract.settings import Settings
 
+DOCUMENT = document(create_app(Settings()))
 #: Bytes of a body past which checking would take longer than the test.
 _LARGE = 200_000
 
@@ -33,12 +37,23 @@ def watch(app: Flask) -> list[str]:
     return surprises
 
 
+def examples() -> list[tuple[str, str, Any]]:
+    """Path, name and body of every example of a JSON body in the document."""
+    found = []
+    for path, methods in DOCUMENT["paths"].items():
+        content = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        examples = content.get("application/json", {}).get("examples", {})
+        found += [(path, name, example["value"]) for name, example in examples.items()]
+    assert found
+    return found
+
+
 def surprise(method: str, path: str, status: int, mimetype: str, body: bytes) -> str | None:
     """What is undocumented of an answer, in words; `path` with `{id}` for its parameters."""
     name = f"{method} {path}: {status}"
     if method in ("HEAD", "OPTIONS") or status in (304, 405):
         return None
-    operation = document()["paths"].get(path, {}).get(method.lower())
+    operation = DOCUMENT["paths"].get(path, {}).get(method.lower())
     if operation is None or str(status) not in operation["responses"]:
         return f"{name} is in no operation"
     content = operation["responses"][str(status)].get("content", {})
@@ -46,6 +61,6 @@ def surprise(method: str, path: str, status: int, mimetype: str, body: bytes) ->
         return f"{name} is {mimetype}, documented are {', '.join(content)}"
     if not mimetype.endswith("json") or not 0 < len(body) < _LARGE:
         return None
-    schema = content[mimetype]["schema"] | {"components": document()["components"]}
+    schema = content[mimetype]["schema"] | {"components": DOCUMENT["components"]}
     error = best_match(Draft202012Validator(schema).iter_errors(orjson.loads(body)))
     return None if error is None else f"{name}: {error.json_path}: {error.message[:200]}"

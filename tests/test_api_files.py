@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from api.dialects.openai_batches import uploads
+from api.dialects.openai import uploads
 from tests.api_stand import ApiStand, api_stand
 from tests.processes import ROOT
 from worker.contract import keys

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from werkzeug.test import TestResponse
 
-from api.limits import seconds_to_encode
+from api.errors import seconds_to_encode
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys

@@ -6,15 +6,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api import create_app, dialects
+from api.backend import EXTENSION
 from api.errors import STATUS_OF
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import clean_environment
 from worker.contract import keys
 from worker.contract.jobs import JobRequest
+from worker.contract.settings import Settings
+from worker.store.api_keys import KeyFile, new_key
 from worker.store.worker_registry import SILENCE
 
 
@@ -160,3 +165,96 @@ def test_an_answer_has_the_fields_of_its_schema(api: ApiStand, document: dict[st
     assert job["links"].keys() == schemas["Links"]["properties"].keys()
     found = problem(api.client.get("/nothing"))
     assert found.keys() <= schemas["ProblemDocument"]["properties"].keys()
+
+
+TOY = '''
+from typing import Any
+
+from flask import Blueprint, Response
+from pydantic import BaseModel
+
+from api.dialects import Dialect
+from api.errors import problem_response
+from api.operations import Answer, Group, Operation, path_parameter, problem_answer
+from api.requests import current_request, read_json
+from api.responses import json_response
+
+blueprint = Blueprint("toy", __name__, url_prefix="/toy")
+TOY = Group("Toy", problem_answer)
+
+
+class ToyRequest(BaseModel):
+    """A name."""
+
+    name: str
+
+
+class ToyDocument(BaseModel, title="Toy"):
+    """A toy."""
+
+    id: str
+    name: str
+
+
+@blueprint.put("/toys/<toy_id>")
+@Operation(
+    TOY,
+    {200: Answer("The toy.", ToyDocument)},
+    errors=[422],
+    parameters=[path_parameter("The toy's id.")],
+    body=ToyRequest,
+)
+def put_toy(toy_id: str) -> Response:
+    """Name a toy."""
+    body: Any = read_json(current_request(), 100)
+    return json_response({"id": toy_id, "name": body["name"]})
+
+
+def mark(headers: Any, began: float) -> None:
+    headers["X-Toy"] = "yes"
+
+
+DIALECT = Dialect(blueprint, problem_response, mark)
+'''
+
+
+def test_a_dialect_is_one_file(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(dialects, "__path__", [*dialects.__path__, str(tmp_path)])
+    app = create_app(Settings(broker_url=redis_url, result_backend=redis_url))
+    monkeypatch.delitem(sys.modules, "api.dialects.toy")
+    client = app.test_client()
+    response = client.put("/toy/toys/1", json={"name": "bear"})
+    assert response.get_json() == {"id": "1", "name": "bear"}
+    assert client.get("/toy/none").headers["X-Toy"] == "yes"
+    assert "X-Toy" not in client.get("/healthz").headers
+    found = client.get("/openapi.json").get_json()
+    app.extensions[EXTENSION].close()
+    operation = found["paths"]["/toy/toys/{id}"]["put"]
+    assert operation["summary"] == "Name a toy"
+    assert operation["tags"] == ["Toy"]
+    assert operation["responses"].keys() == {"200", "400", "401", "403", "408", "422", "500"}
+    assert found["components"]["schemas"]["Toy"]["required"] == ["id", "name"]
+    assert "ToyRequest" in found["components"]["schemas"]
+    assert {"name": "Toy"} in found["tags"]
+
+
+def test_a_route_that_declares_no_operation_needs_a_key_and_is_in_no_document(
+    redis_url: str, tmp_path: Path
+) -> None:
+    keys_file = tmp_path / "keys.json"
+    KeyFile(keys_file).add(new_key().key)
+    app = create_app(
+        Settings(broker_url=redis_url, result_backend=redis_url, api_keys_file=keys_file)
+    )
+
+    @app.get("/undeclared")
+    def undeclared() -> str:
+        return "hello"
+
+    client = app.test_client()
+    assert client.get("/undeclared").status_code == 401
+    assert "/undeclared" not in client.get("/openapi.json").get_json()["paths"]
+    app.extensions[EXTENSION].close()

@@ -223,6 +223,14 @@ def test_a_connection_is_read_reply_by_reply(redis_url: str) -> None:
     assert connection._sock is None
 
 
+def test_gunicorns_settings_become_attributes() -> None:
+    stock, frozen = gunicorn_config.Config(), gunicorn_config.Config()
+    serving._freeze(frozen)
+    for name in stock.settings:
+        assert getattr(frozen, name) == getattr(stock, name), name
+    assert vars(frozen)["keepalive"] == stock.keepalive
+
+
 def test_gunicorn_takes_every_setting() -> None:
     known = {setting.name for setting in gunicorn_config.KNOWN_SETTINGS}
     ours = {

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from api.openapi import document
 from tests.conftest import Service
+from tests.documented import DOCUMENT
 from tests.processes import eventually
 
 #: That what fits the schema may still be refused is known: ids, prompts and sizes are not in it.
@@ -32,12 +32,12 @@ CHECKS = [
 EXAMPLES = 30
 #: Characters. gunicorn refuses a longer request line before the application sees it.
 LONGEST_ADDRESS = 4000
-OPERATIONS = [(path, method) for path, methods in document()["paths"].items() for method in methods]
+OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
 def refusable(path: str, method: str) -> bool:
     """Whether anything of a request can break its schema; a part of the path cannot."""
-    operation = document()["paths"][path][method]
+    operation = DOCUMENT["paths"][path][method]
     places = {parameter["in"] for parameter in operation.get("parameters", [])}
     return "requestBody" in operation or bool(places - {"path"})
 

@@ -16,9 +16,8 @@ from celery.result import AsyncResult
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.openapi_examples import BODIES
 from tests.conftest import Service
-from tests.documented import surprise
+from tests.documented import examples, surprise
 from tests.processes import eventually
 from worker.contract.app import make_app
 from worker.contract.models import ModelSpec
@@ -257,15 +256,10 @@ def assert_close(vectors: Sequence[Any] | Matrix, expected: Matrix) -> None:
     np.testing.assert_allclose(np.asarray(vectors, np.float32), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path in BODIES for name in BODIES[path]]
-)
+@pytest.mark.parametrize(("path", "name", "body"), examples())
 def test_the_examples_of_the_document_work_as_they_stand(
-    service: Service, path: str, name: str
+    service: Service, path: str, name: str, body: Any
 ) -> None:
-    document = get(service, "/openapi.json").json()
-    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    body = content["examples"][name]["value"]
     response = requests.post(
         service.url + path, json=body, headers={"Prefer": "wait=60"}, timeout=70
     )

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import requests
 
-from api.openapi import document
 from tests.api_stand import ApiStand, api_stand
+from tests.documented import DOCUMENT
 from tests.processes import Api
 from worker.contract import estimates, messages
 from worker.store.api_keys import ApiKey, KeyFile, new_key
@@ -28,7 +28,7 @@ LINE = (
 #: Routes with a part of the path that is one's own.
 OWNED = [
     (method, path)
-    for path, operations in document()["paths"].items()
+    for path, operations in DOCUMENT["paths"].items()
     for method in operations
     if "{" in path and not path.startswith("/v1/models")
 ]

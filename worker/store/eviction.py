@@ -17,12 +17,17 @@ class EvictionCheck:
 
     def __init__(self, clients: Iterable[redis.Redis]) -> None:
         self._clients = set(clients)
-        self._once = threading.Lock()
+        self._begun = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="embedq-eviction", daemon=True)
 
     def start(self) -> None:
         """Look, unless another call has begun to."""
-        if self._once.acquire(blocking=False):
+        if self._begun:
+            return
+        with self._lock:
+            begun, self._begun = self._begun, True
+        if not begun:
             self._thread.start()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from flask import Request
 
+from api.body_deadlines import connection_of
 from api.wait_options import LONGEST_BLOCKING_WAIT
 
 #: Where OpenAI's clients say how many seconds they wait for an answer.
@@ -16,8 +17,6 @@ _HEADER = "X-Stainless-Read-Timeout"
 _LONGEST, _USUAL = 600.0, 300.0
 #: Part of a caller's time, and seconds of it at least and at most, for the answer to arrive.
 _SHARE, _LEAST, _MOST = 0.05, 0.5, 10.0
-#: Under which key of the WSGI environment a server leaves the connection.
-_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 
 
 def seconds_to_wait(request: Request) -> float:
@@ -32,7 +31,7 @@ def hang_up(request: Request) -> Callable[[], bool]:
 
     Never where the server does not show the connection, or it is encrypted.
     """
-    connection = next(filter(None, map(request.environ.get, _SOCKETS)), None)
+    connection = connection_of(request)
     if connection is None:
         return lambda: False
     return lambda: _is_closed(connection)
@@ -53,7 +52,7 @@ def _before(seconds: float) -> float:
 
 def _is_closed(connection: socket.socket) -> bool:
     """Whether the other side has ended the connection; looks without waiting or reading."""
-    patience = connection.gettimeout()
+    timeout = connection.gettimeout()
     # On the object, since gevent's sockets wait by themselves whatever flags `recv` is given.
     connection.settimeout(0)
     try:
@@ -64,4 +63,4 @@ def _is_closed(connection: socket.socket) -> bool:
         # TLS sockets take no flags: nothing can be told.
         return not isinstance(error, ValueError)
     finally:
-        connection.settimeout(patience)
+        connection.settimeout(timeout)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
 from api import auth, quotas, requests
 from api.backend import backend
-from api.dialects.openai_batches import files, pages
-from api.dialects.openai_batches.schemas import Batch, BatchRequest
+from api.dialects.openai import files, pages
+from api.dialects.openai.errors import OPENAI
+from api.dialects.openai.schemas import BatchList, BatchRequest, OpenAIBatchDocument
 from api.errors import Problem
+from api.operations import Answer, Operation, path_parameter
 from api.responses import json_response
 from worker.contract.jobs import check_names, invalid_job
 from worker.store import openai_batch
@@ -24,10 +26,23 @@ BATCHES_A_PAGE = 20
 _LONGEST_ID = 64
 
 
+_ID: Final = path_parameter("The batch's id.")
+
+
 @blueprint.post("")
+@Operation(
+    OPENAI,
+    {200: Answer("The batch.", OpenAIBatchDocument)},
+    errors=(400, 404, 413, 415, 503),
+    body=BatchRequest,
+    rated=True,
+)
 def create_batch() -> Response:
-    """Accept a batch; from then on it ends, whatever is killed or restarted."""
-    quotas.spend(backend(), 0)
+    """Have the requests of a file answered within a day.
+
+    An accepted batch ends, also after crashes and restarts.
+    """
+    quotas.spend(backend(), auth.key(), 0)
     asked = _parse(requests.read_json(request, backend().settings.max_job_bytes))
     source = files.find(asked.input_file_id, field="input_file_id")
     if source.purpose != BATCH:
@@ -52,10 +67,17 @@ def create_batch() -> Response:
         output_ttl=kept.seconds if kept is not None else DEFAULT_TTL,
     )
     backend().batches.create(batch)
-    return json_response(Batch.of(batch).model_dump())
+    return json_response(OpenAIBatchDocument.of(batch).model_dump())
 
 
 @blueprint.get("")
+@Operation(
+    OPENAI,
+    {200: Answer("One page.", BatchList)},
+    errors=(400, 503),
+    parameters=pages.parameters(BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
+    rated=True,
+)
 def list_batches() -> Response:
     """The caller's batches, newest first."""
     quotas.spend_listing(backend())
@@ -67,22 +89,34 @@ def list_batches() -> Response:
         )
     except KeyError as error:
         raise pages.unknown_after("batch") from error
-    return json_response(pages.document(found, following, Batch.of))
+    return json_response(pages.document(found, following, OpenAIBatchDocument.of))
 
 
 @blueprint.get("/<batch_id>")
+@Operation(
+    OPENAI, {200: Answer("The batch.", OpenAIBatchDocument)}, errors=(404, 503), parameters=[_ID]
+)
 def read_batch(batch_id: str) -> Response:
     """A batch as it stands."""
-    return json_response(Batch.of(_find(batch_id)).model_dump())
+    return json_response(OpenAIBatchDocument.of(_find(batch_id)).model_dump())
 
 
 @blueprint.post("/<batch_id>/cancel")
+@Operation(
+    OPENAI,
+    {200: Answer("The batch as it stands now.", OpenAIBatchDocument)},
+    errors=(404, 503),
+    parameters=[_ID],
+)
 def cancel_batch(batch_id: str) -> Response:
-    """Stop a batch and keep the answers it has; one that has ended stays as it is."""
+    """Stop a batch and keep the answers it has.
+
+    One that has ended stays as it is.
+    """
     batch = _find(batch_id)
     if not batch.status.ended:
         backend().batches.cancel(batch.id)
-    return json_response(Batch.of(_find(batch_id)).model_dump())
+    return json_response(OpenAIBatchDocument.of(_find(batch_id)).model_dump())
 
 
 def _find(batch_id: str) -> openai_batch.OpenAIBatch:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Final
 
 from flask import Blueprint, Response, request
 
 from api import auth, quotas
 from api.backend import backend
-from api.dialects.openai_batches import pages, uploads
-from api.dialects.openai_batches.schemas import DeletedFile, File
+from api.dialects.openai import pages, uploads
+from api.dialects.openai.errors import OPENAI
+from api.dialects.openai.schemas import DeletedFile, File, FileList
 from api.errors import Problem
+from api.operations import Answer, Operation, parameter, path_parameter
 from api.responses import json_response
 from worker.store.file_limits import FilesFull
 from worker.store.files import BATCH, BATCH_OUTPUT, FileRecord, object_name
@@ -26,10 +29,21 @@ _STORAGE_RETRY = 5
 _LONGEST_ID = 64
 
 
+_ID: Final = path_parameter("The file's id.")
+_BYTES: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
 @blueprint.post("")
+@Operation(
+    OPENAI,
+    {200: Answer("The file.", File)},
+    errors=(400, 413, 415, 503),
+    body=uploads.FORM,
+    rated=True,
+)
 def upload_file() -> Response:
-    """Store a file of requests."""
-    quotas.spend(backend(), 0)
+    """Upload a file of requests, one a line."""
+    quotas.spend(backend(), auth.key(), 0)
     with storage_problems():
         files = backend().files
         files.sweep()
@@ -38,8 +52,19 @@ def upload_file() -> Response:
 
 
 @blueprint.get("")
+@Operation(
+    OPENAI,
+    {200: Answer("One page.", FileList)},
+    errors=(400, 503),
+    parameters=[
+        *pages.parameters(MOST_FILES_A_PAGE, MOST_FILES_A_PAGE),
+        parameter("purpose", "Only files for this.", {"enum": [BATCH, BATCH_OUTPUT]}),
+        parameter("order", "By time.", {"enum": ["asc", "desc"], "default": "desc"}),
+    ],
+    rated=True,
+)
 def list_files() -> Response:
-    """The caller's files, newest first unless asked otherwise."""
+    """The caller's files."""
     quotas.spend_listing(backend())
     purpose = request.args.get("purpose")
     if purpose not in (None, BATCH, BATCH_OUTPUT):
@@ -62,14 +87,16 @@ def list_files() -> Response:
 
 
 @blueprint.get("/<file_id>")
+@Operation(OPENAI, {200: Answer("The file.", File)}, errors=(404, 503), parameters=[_ID])
 def read_file(file_id: str) -> Response:
     """What is known of a file."""
     return json_response(File.of(find(file_id)).model_dump())
 
 
 @blueprint.get("/<file_id>/content")
+@Operation(OPENAI, {200: Answer("The bytes.", content=_BYTES)}, errors=(404, 503), parameters=[_ID])
 def read_content(file_id: str) -> Response:
-    """The bytes of a file, streamed."""
+    """The bytes of a file."""
     record = find(file_id)
     chunks = backend().files.storage.chunks(object_name(record.id))
     with storage_problems():
@@ -83,8 +110,12 @@ def read_content(file_id: str) -> Response:
 
 
 @blueprint.delete("/<file_id>")
+@Operation(OPENAI, {200: Answer("It is gone.", DeletedFile)}, errors=(404, 503), parameters=[_ID])
 def delete_file(file_id: str) -> Response:
-    """Remove a file; the body, if there is one, is ignored."""
+    """Remove a file.
+
+    The request's body, if there is one, is ignored.
+    """
     record = find(file_id)
     with storage_problems():
         backend().files.delete(record.id, record.owner)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from flask import Request
 from werkzeug.formparser import FormDataParser
 
-from api.arrival import Arrival
+from api.body_deadlines import TimedBody
 from api.errors import Problem
 from worker.store.file_limits import MAX_BYTES
 from worker.store.files import (
@@ -31,6 +31,22 @@ _MAX_PARTS = 16
 _LONGEST_NAME = 255
 #: What would break a header, or a terminal.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+#: The form, for the OpenAPI document.
+FORM: Final = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "file": {"type": "string", "format": "binary"},
+                "purpose": {"enum": [BATCH]},
+                "expires_after[anchor]": {"enum": ["created_at"]},
+                "expires_after[seconds]": {"type": "integer"},
+            },
+            "required": ["file", "purpose"],
+        }
+    }
+}
 
 
 def receive(request: Request, files: FileStore, owner: str) -> FileRecord:
@@ -119,7 +135,7 @@ def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
         silent=False,
     )
     try:
-        with Arrival(request) as body:
+        with TimedBody(request) as body:
             _, form, received = parser.parse(
                 body,  # type: ignore[arg-type]
                 request.mimetype,

@@ -9,6 +9,7 @@ from flask import Request
 from pydantic import BaseModel
 
 from api.errors import Problem
+from api.operations import JsonObject, limit_parameter, parameter
 
 
 class Listed(Protocol):
@@ -35,6 +36,14 @@ def document(
         "last_id": found[-1].id if found else following,
         "has_more": following is not None,
     }
+
+
+def parameters(default: int, most: int) -> list[JsonObject]:
+    """The parameters of a list, for the OpenAPI document."""
+    return [
+        limit_parameter("Entries of one page.", default, most),
+        parameter("after", "An id; the page begins after it.", {"type": "string"}),
+    ]
 
 
 def limit(request: Request, default: int, most: int) -> int:

@@ -27,24 +27,29 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 30.0
 #: Bytes a second, on average, that a body needs beyond that: half a megabit.
 LEAST_RATE = 64 * 1024
-#: The connection in the WSGI environment, by gunicorn's name and by that of Werkzeug's server.
-_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
+#: The connection in the WSGI environment of gunicorn and of Werkzeug's server.
+_GUNICORN_SOCKET, _WERKZEUG_SOCKET = "gunicorn.socket", "werkzeug.socket"
 
 
-class Arrival:
+def connection_of(request: Request) -> Any:
+    """Return the socket of a request, or None if the server does not provide it."""
+    environ = request.environ
+    return environ.get(_GUNICORN_SOCKET) or environ.get(_WERKZEUG_SOCKET)
+
+
+class TimedBody:
     """A body while it is read; a context manager."""
 
     def __init__(self, request: Request) -> None:
         self._stream: IO[bytes] = request.stream
-        named = (request.environ.get(name) for name in _SOCKETS)
-        self._socket: Any = next((one for one in named if one is not None), None)
-        self._watch = None if self._socket is None else _watch()
+        self._socket: Any = connection_of(request)
+        self._thread = None if self._socket is None else _deadline_thread()
         self._late = False
         self.deadline = time.monotonic() + GRACE_SECONDS
 
     def __enter__(self) -> Self:
-        if self._watch is not None:
-            self._watch.add(self)
+        if self._thread is not None:
+            self._thread.add(self)
         return self
 
     def __exit__(
@@ -53,8 +58,8 @@ class Arrival:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._watch is not None:
-            self._watch.remove(self)
+        if self._thread is not None:
+            self._thread.remove(self)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, none at the end.
@@ -88,7 +93,7 @@ class Arrival:
             )
 
 
-class _Watch:
+class _DeadlineThread:
     """Cuts off late bodies, on a thread that starts with the first one.
 
     `_open`, the bodies that are read now, is shared under `_lock`, as is the right to cut one off:
@@ -96,27 +101,27 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self._open: set[Arrival] = set()
+        self._open: set[TimedBody] = set()
         self._lock = threading.Lock()
         self._busy = threading.Event()
         self._never = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, arrival: Arrival) -> None:
+    def add(self, body: TimedBody) -> None:
         with self._lock:
             if self._thread is None:
                 # Not at import, which may be before a fork.
                 self._thread = threading.Thread(
-                    target=self._run, name="embedq-arrivals", daemon=True
+                    target=self._run, name="embedq-body-deadlines", daemon=True
                 )
                 self._thread.start()
-            self._open.add(arrival)
+            self._open.add(body)
             if not self._busy.is_set():
                 self._busy.set()
 
-    def remove(self, arrival: Arrival) -> None:
+    def remove(self, body: TimedBody) -> None:
         with self._lock:
-            self._open.discard(arrival)
+            self._open.discard(body)
 
     def _run(self) -> None:
         while True:
@@ -125,9 +130,9 @@ class _Watch:
             self._never.wait(min(self._seconds_left(), GRACE_SECONDS))
             with self._lock:
                 now = time.monotonic()
-                for arrival in [one for one in self._open if one.deadline <= now]:
-                    self._open.remove(arrival)
-                    arrival.cut()
+                for body in [one for one in self._open if one.deadline <= now]:
+                    self._open.remove(body)
+                    body.cut()
                 if not self._open:
                     self._busy.clear()
 
@@ -139,9 +144,9 @@ class _Watch:
 
 
 #: One for each process: locks made before a fork, or before gevent's patches, are not its own.
-_watches: dict[int, _Watch] = {}
+_threads: dict[int, _DeadlineThread] = {}
 
 
-def _watch() -> _Watch:
+def _deadline_thread() -> _DeadlineThread:
     here = os.getpid()
-    return _watches.get(here) or _watches.setdefault(here, _Watch())
+    return _threads.get(here) or _threads.setdefault(here, _DeadlineThread())
