@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from tests import schedule
+from tests.forked import ForkServer
 from tests.processes import (
     START_TIMEOUT_S,
     Api,
@@ -22,6 +26,7 @@ from tests.processes import (
     Processes,
     ValkeyServer,
     answers,
+    clean_environment,
     eventually,
     free_port,
     start_api,
@@ -33,10 +38,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Threads of torch that wait for work sleep: spinning, they would take the cores from other tests.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 VALKEY = {"valkey", "redis_url", "redis_client", "valkey_server", "service"}
 PROCESSES = {"processes", "worker_process", "api_process", "service"}
-VALKEY_KEY = pytest.StashKey[set[str]]()
-PROCESSES_KEY = pytest.StashKey[set[str]]()
+#: The property of a test's report that names a real part which it ran on.
+REAL_PART = "real part"
 
 
 @dataclass
@@ -147,32 +155,43 @@ def service() -> Iterator[Service]:
         yield Service(processes, server, worker, api)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-fork", action="store_true", help="start every worker from nothing")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if sys.platform == "linux" and not config.option.no_fork and not hasattr(config, "workerinput"):
+        config.add_cleanup(ForkServer(clean_environment()).close)
     # What was tuned on this machine is not what the tests are about.
     os.environ["EMBEDQ_TUNED"] = os.devnull
-    config.stash[VALKEY_KEY] = set()
-    config.stash[PROCESSES_KEY] = set()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if PROCESSES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
+    if hasattr(config, "workerinput"):
+        schedule.in_order(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
+    return schedule.Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count what ran on real parts, and show the processes' logs beside a failure."""
+    """Say what a test ran on, and show the processes' logs beside a failure."""
     report = yield
     if call.when != "call":
         return report
     fixtures = set(getattr(item, "fixturenames", ()))
     if fixtures & VALKEY:
-        item.config.stash[VALKEY_KEY].add(item.nodeid)
+        report.user_properties.append((REAL_PART, "Valkey"))
     if item.get_closest_marker("integration"):
-        item.config.stash[PROCESSES_KEY].add(item.nodeid)
+        report.user_properties.append((REAL_PART, "processes"))
     if report.failed:
         values = getattr(item, "funcargs", {}).values()
         found = {id(p): p for p in (getattr(value, "processes", value) for value in values)}
@@ -183,11 +202,15 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    stash = terminalreporter.config.stash
-    on_valkey, on_processes = stash[VALKEY_KEY], stash[PROCESSES_KEY]
+    """Count the tests that ran on real parts, wherever they ran."""
+    tests: dict[str, set[str]] = {"Valkey": set(), "processes": set()}
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        for name, part in getattr(report, "user_properties", ()):
+            if name == REAL_PART and report.when == "call":
+                tests[part].add(report.nodeid)
     terminalreporter.write_sep("-", "real parts")
     terminalreporter.write_line(
-        f"{len(on_valkey | on_processes)} tests ran on real processes: "
-        f"{len(on_valkey)} with a real Valkey, "
-        f"{len(on_processes)} with workers, APIs or other programs of their own"
+        f"{len(tests['Valkey'] | tests['processes'])} tests ran on real processes: "
+        f"{len(tests['Valkey'])} with a real Valkey, "
+        f"{len(tests['processes'])} with workers, APIs or other programs of their own"
     )

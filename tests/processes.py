@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import psutil
 import redis
 import requests
 
+from tests import forked
 from worker.local import valkey
 from worker.local.children import Children, signal_group
 
@@ -165,18 +166,49 @@ class Processes:
         env: Mapping[str, str | None] | None = None,
         cwd: Path = ROOT,
     ) -> Process:
-        log_file = self.folder / f"{len(self.started)}-{name}.log"
-        with log_file.open("wb") as log:
-            popen = self.children.start(
+        def started(log: IO[bytes]) -> subprocess.Popen[bytes]:
+            return self.children.start(
                 program, env=clean_environment(**(env or {})), cwd=cwd, output=log
             )
-        process = Process(program, popen, log_file, self.children)
-        self.started.append(process)
-        return process
+
+        return self._keep(program, name, started)
 
     def python(self, *arguments: str, name: str = "python", **options: object) -> Process:
         """Start this interpreter with `arguments`."""
         return self.start([sys.executable, *arguments], name=name, **options)  # type: ignore[arg-type]
+
+    def module(
+        self,
+        module: str,
+        *arguments: str,
+        name: str,
+        env: Mapping[str, str | None],
+        cwd: Path = ROOT,
+    ) -> Process:
+        """Run `python -m module`, in a fork of the run's server if that makes no difference."""
+        complete = clean_environment(**env)
+        program = [sys.executable, "-m", module, *arguments]
+        if not forked.can_fork(complete, clean_environment(), cwd):
+            return self.start(program, name=name, env=env, cwd=cwd)
+
+        def fork(log: IO[bytes]) -> subprocess.Popen[bytes]:
+            return forked.fork(
+                module, arguments, env=complete, cwd=cwd, output=log, children=self.children
+            )
+
+        return self._keep(program, name, fork)
+
+    def _keep(
+        self,
+        program: Sequence[str],
+        name: str,
+        start: Callable[[IO[bytes]], subprocess.Popen[bytes]],
+    ) -> Process:
+        log_file = self.folder / f"{len(self.started)}-{name}.log"
+        with log_file.open("wb") as log:
+            process = Process(program, start(log), log_file, self.children)
+        self.started.append(process)
+        return process
 
     def logs(self) -> str:
         """Every process's log, for the report of a failed test."""
@@ -262,8 +294,8 @@ def start_worker(
     `cwd` is the folder with the code.
     """
     node = name or f"worker{len(processes.started)}"
-    process = processes.python(
-        *("-m", "celery", "-A", app, "worker", "-n", f"{node}@localhost", "-l", "info"),
+    process = processes.module(
+        *("celery", "-A", app, "worker", "-n", f"{node}@localhost", "-l", "info"),
         *arguments,
         name=node,
         env={
