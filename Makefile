@@ -9,12 +9,14 @@ NEWEST := .venv-newest
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Options for the command behind a target: make run ARGS="--port 9000", make test ARGS="-k poison".
 ARGS ?=
+# Processes of make test, more than cores: tests mostly wait. For a debugger: make test JOBS=0.
+JOBS ?= 4
 # The interpreter that .venv is made with; empty: the first that is new enough.
 PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-newest lint format bench soak clients images constraints clean
+.PHONY: help run test test-fast test-newest lint format bench soak clients images constraints clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s%s\n", $$1, $$2 }'
@@ -24,7 +26,10 @@ run: $(VENV)/run.stamp  ## Install, start Valkey, a worker and the API, show a s
 
 test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real processes
 	@$(BIN)/python -m tests.browser
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+test-fast: $(VENV)/dev.stamp  ## Run the unit tests: no workers and no browser, under a minute
+	@$(BIN)/python -m pytest --numprocesses 2 -m fast --ignore tests/integration $(ARGS)
 
 test-newest:  ## Run the test suite with the newest release of every library but torch
 	@$(MAKE) --no-print-directory VENV=$(NEWEST) $(NEWEST)/bin/python
@@ -38,7 +43,7 @@ test-newest:  ## Run the test suite with the newest release of every library but
 	@echo "Beyond the bounds in pyproject.toml:"
 	@$(NEWEST)/bin/python -m pip check || true
 	@$(NEWEST)/bin/python -m tests.browser
-	@$(NEWEST)/bin/python -m pytest $(ARGS)
+	@$(NEWEST)/bin/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Style, types and the layers between modules
 	$(BIN)/ruff check .

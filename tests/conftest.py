@@ -43,6 +43,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 
 VALKEY = {"valkey", "redis_url", "redis_client", "valkey_server", "service"}
 PROCESSES = {"processes", "worker_process", "api_process", "service"}
+INTEGRATION = Path(__file__).parent / "integration"
 #: The property of a test's report that names a real part which it ran on.
 REAL_PART = "real part"
 
@@ -168,10 +169,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if PROCESSES & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if PROCESSES & fixtures:
             item.add_marker(pytest.mark.integration)
+        is_integration = item.get_closest_marker("integration") or INTEGRATION in item.path.parents
+        if not (is_integration or item.get_closest_marker("slow") or "browser" in fixtures):
+            item.add_marker(pytest.mark.fast)
     if hasattr(config, "workerinput"):
         schedule.in_order(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for the other processes where a test needs the machine for itself."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with schedule.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -22,7 +22,7 @@ from worker.local.children import Children
 #: The environment variable with the name of the run's fork server; absent: programs are started.
 SERVER = "TESTS_FORK_SERVER"
 #: Variables that the interpreter or a library reads as it starts.
-_READ_EARLY = ("PYTHON", "LD_", "HF_", "OMP_", "MKL_", "TORCH", "PYTORCH", "TRANSFORMERS_", "NCCL")
+_READ_EARLY = ("PYTHON", "LD_", "HF_", "OMP_", "MKL_", "TORCH", "PYTORCH", "TRANSFORMERS_", "OTEL_")
 
 
 class ForkServer:
@@ -89,17 +89,22 @@ class Forked:
         self.returncode = json.loads(said) if said else -signal.SIGKILL
 
 
-def can_fork(env: Mapping[str, str], usual: Mapping[str, str], cwd: Path) -> bool:
-    """Whether a fork of the server becomes what a start with `env` in `cwd` would.
+def can_fork(env: Mapping[str, str], usual: Mapping[str, str]) -> bool:
+    """Whether a fork of the server becomes what a start with `env` would.
 
     Not if `env` differs from `usual`, the server's own, in what is read early.
     """
-    path = {"PYTHONPATH": str(cwd)}
-    return SERVER in os.environ and _read_early(env) == _read_early(usual) | path
+    folders = env["PYTHONPATH"].split(os.pathsep)
+    customized = any(Path(folder, "sitecustomize.py").exists() for folder in folders)
+    return SERVER in os.environ and not customized and _read_early(env) == _read_early(usual)
 
 
 def _read_early(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(_READ_EARLY)}
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith(_READ_EARLY) and name != "PYTHONPATH"
+    }
 
 
 def fork(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import psutil
 import redis
@@ -89,6 +89,26 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         else:
             env[name] = value
     return env
+
+
+def run(
+    program: Sequence[str], *, cwd: Path = ROOT, timeout: float = 60.0, **env: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Run `program` to its end, with `env` as in `clean_environment`; its output as text."""
+    return subprocess.run(
+        program,
+        cwd=cwd,
+        env=clean_environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter with `arguments`; options as of `run`."""
+    return run([sys.executable, *arguments], **options)
 
 
 @dataclass
@@ -188,7 +208,7 @@ class Processes:
         """Run `python -m module`, in a fork of the run's server if that makes no difference."""
         complete = clean_environment(**env)
         program = [sys.executable, "-m", module, *arguments]
-        if not forked.can_fork(complete, clean_environment(), cwd):
+        if not forked.can_fork(complete, clean_environment()):
             return self.start(program, name=name, env=env, cwd=cwd)
 
         def fork(log: IO[bytes]) -> subprocess.Popen[bytes]:

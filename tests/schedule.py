@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +18,10 @@ from tests.processes import ROOT
 
 #: What starts processes for a whole file of tests.
 _SHARED = re.compile(r"scope=\"module\"|: Service\b")
+
+
+#: Folders to lock.
+GATE, ROOM = ROOT / "tests", ROOT / "tests" / "integration"
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]
@@ -39,8 +48,30 @@ def is_shared(file: str) -> bool:
 
 
 def in_order(items: list[pytest.Item]) -> None:
-    """Sort the longest tests to the front, so that none of them is the last to end."""
-    items.sort(key=_weight)
+    """Sort the longest tests to the front, and files with tests that run alone to the end."""
+    alone = {item.path for item in items if item.get_closest_marker("alone")}
+    items.sort(key=lambda item: 3 if item.path in alone else _weight(item))
+
+
+@contextmanager
+def turn(*, alone: bool) -> Iterator[None]:
+    """The time of one test: with those of the other processes, or with none of them.
+
+    A test that waits to run alone holds the gate, so that no further one begins.
+    """
+    with _locked(GATE, exclusive=alone) as gate, _locked(ROOM, exclusive=alone):
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, *, exclusive: bool) -> Iterator[int]:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield file
+    finally:
+        os.close(file)
 
 
 def _weight(item: pytest.Item) -> int:

@@ -114,6 +114,7 @@ def test_no_text_is_in_the_log_of_a_refused_job(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "ask",
     [
@@ -141,6 +142,7 @@ def test_without_redis_every_answer_is_503_at_once(ask: Callable[[Any], TestResp
     app.extensions["embedq"].close()
 
 
+@pytest.mark.alone
 def test_a_redis_that_hangs_is_a_503_within_two_seconds_and_is_forgiven(
     valkey_server: Callable[..., ValkeyServer],
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from api import create_app, dialects
 from api.backend import EXTENSION
 from api.errors import STATUS_OF
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
-from tests.processes import clean_environment
+from tests.processes import run_python
 from worker.contract import keys
 from worker.contract.jobs import JobRequest
 from worker.contract.settings import Settings
@@ -35,15 +33,8 @@ def test_importing_the_api_loads_no_torch_and_connects_nowhere() -> None:
         "print([name for name in sys.modules if name in "
         "('torch', 'transformers', 'sentence_transformers', 'worker.tasks')])"
     )
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        env=clean_environment(),
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert ran.stdout.strip() == "[]"
+    ran = run_python("-W", "error", "-c", program)
+    assert ran.stdout.strip() == "[]", ran.stderr
 
 
 def test_ready_means_a_worker_that_makes_progress(api: ApiStand) -> None:

@@ -16,7 +16,7 @@ from bench import __main__ as bench
 from bench import infinity
 from bench import publish as publishing
 from bench.publish import publish
-from tests.processes import ROOT, clean_environment
+from tests.processes import ROOT, Processes
 
 MACHINE = {
     "date": "2026-01-01",
@@ -125,20 +125,20 @@ PathFinder.find_spec = find_spec
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_benchmark_of_a_gpu_needs_few_libraries_and_can_be_tried_without_a_gpu(
-    tmp_path: Path,
+    tmp_path: Path, processes: Processes
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(_FEW_LIBRARIES)
     out = tmp_path / "out"
-    ended = subprocess.run(
-        [sys.executable, "-m", "bench", "gpu", "--quick", "--out", str(out)],
-        cwd=ROOT,
-        env=clean_environment(PYTHONPATH=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        check=False,
+
+    # A benchmark starts a process of its own, which ends with the test like the first.
+    ended = processes.python(
+        *("-m", "bench", "gpu", "--quick", "--out", str(out)), env={"PYTHONPATH": str(tmp_path)}
     )
-    assert ended.returncode == 0, ended.stderr
+
+    assert ended.wait(280) == 0, ended.log()
     found = json.loads((out / "gpu.json").read_text())
     assert found["machine"]["path"].startswith("path ")
     titles = [table["title"].partition(":")[0] for table in found["tables"]]

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from tests.processes import ROOT, clean_environment
+from tests.processes import ROOT, run_python
 from worker import cli
 from worker.cli.health import shortest_silence
 
@@ -25,15 +24,7 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "celery", "flask", "g
 def embedq(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     code = "from worker.cli import main; main(prog_name='embedq')"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=clean_environment(**env),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_python("-c", code, *arguments, cwd=cwd, **env)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["up", "--help"], ["health", "--help"]])
@@ -46,10 +37,8 @@ try:
 finally:
     print("loaded:", *sorted(set(sys.modules) & {HEAVY!r}))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, check=True
-    )
-    assert run.stdout.splitlines()[-1].strip() == b"loaded:"
+    done = run_python("-c", code)
+    assert done.stdout.splitlines()[-1].strip() == "loaded:", done.stderr
 
 
 @pytest.mark.parametrize("command", ["up", "verify", "health"])

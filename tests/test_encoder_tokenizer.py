@@ -67,6 +67,7 @@ def test_tokens_and_cuts_are_the_librarys(
     assert block.offsets.dtype == np.int64
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "text", [WORDS * 200_000, "x" * 10_000_000, "\n" * 10_000_000, "ab " * 3_000_000]
 )

@@ -6,7 +6,6 @@ import ast
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
 
@@ -15,22 +14,15 @@ import yaml
 
 from tests.images.compose import COMPOSE, DOCKER, GPU, services
 from tests.newest import requirements, without_upper_bound
-from tests.processes import ROOT, clean_environment
+from tests.processes import ROOT, run_python
 
 
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter has after `statement`."""
     code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean_environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return set(run.stdout.split())
+    ran = run_python("-c", code)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +163,9 @@ def test_make_lists_its_targets() -> None:
     run = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for target in ("run", "test", "test-newest", "lint", "bench", "soak", "images", "clean"):
+    for target in (
+        *("run", "test", "test-fast", "test-newest", "lint", "bench", "soak", "images", "clean"),
+    ):
         assert f"make {target} " in run.stdout
 
 

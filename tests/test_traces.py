@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.processes import clean_environment
+from tests.processes import run_python
 from worker.contract import messages
 from worker.metrics.spans import Traces
 from worker.metrics.traces import wanted
@@ -181,15 +179,8 @@ def test_without_a_collector_nothing_is_imported_that_makes_or_sends_spans() -> 
         "print([name for name in sys.modules if name.startswith("
         "('opentelemetry.sdk.trace', 'opentelemetry.exporter'))])"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        env=clean_environment(),
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert ran.stdout.strip() == "[]"
+    ran = run_python("-c", program)
+    assert ran.stdout.strip() == "[]", ran.stderr
 
 
 def test_a_missing_extra_is_said_once_and_stops_nothing() -> None:
@@ -198,12 +189,6 @@ def test_a_missing_extra_is_said_once_and_stops_nothing() -> None:
         "from worker.metrics.traces import traces_of; "
         "assert traces_of('api') is traces_of('api') is None"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        env=clean_environment(**COLLECTOR),
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    ran = run_python("-c", program, **COLLECTOR)
+    assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("embedq[otel]") == 1

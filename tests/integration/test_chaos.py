@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from tests.processes import ROOT, clean_environment
+from tests.processes import run_python
 
 EVENTS = {"--kills": 4, "--connection-kills": 2, "--valkey-kills": 2, "--stops": 1}
 OPTIONS = {"--pause": 1.0, "--rest": 2, "--direct": 2, "--seed": 7}
@@ -46,15 +44,7 @@ def soak(name: str, options: Mapping[str, float | str]) -> dict[str, Any]:
     In a process of its own: its costless model would be this one's, too.
     """
     arguments = [str(part) for option in options.items() for part in option]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.soak", name, *arguments],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = run_python("-m", "bench.soak", name, *arguments, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["violations"] == []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import redis
 
 from tests.conftest import Service
-from tests.processes import clean_environment, eventually
+from tests.processes import eventually, run_python
 
 PROGRAM = """
 import itertools
@@ -60,15 +58,9 @@ def client(service: Service) -> Iterator[redis.Redis]:
 def test_a_collection_is_embedded_in_order_and_nothing_of_it_is_left(
     service: Service, client: redis.Redis
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=clean_environment(
-            CELERY_BROKER_URL=service.broker_url, CELERY_RESULT_BACKEND=service.broker_url
-        ),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    url = service.broker_url
+    done = run_python(
+        *("-c", PROGRAM), timeout=100, CELERY_BROKER_URL=url, CELERY_RESULT_BACKEND=url
     )
     assert done.returncode == 0, done.stderr
     assert "as it should be" in done.stdout

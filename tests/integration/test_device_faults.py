@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.integration import users_app
-from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
-from tests.processes import Processes, ValkeyServer, eventually
+from tests.integration.stand import ANSWER_S, Stand, send, vectors
+from tests.processes import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -17,13 +17,6 @@ pytestmark = pytest.mark.timeout(240)
 SETTINGS = {"EMBEDQ_LEASE_SECONDS": "3", "EMBEDQ_FORWARD_SECONDS": "2"}
 #: As it leaves a worker whose engine died.
 EX_SOFTWARE = 70
-
-
-@pytest.fixture
-def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    server = valkey_server()
-    with server.client() as client, embed_at(server.url) as app:
-        yield Stand(processes, app, client)
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 
 from tests.integration import users_app
-from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
-from tests.processes import Processes, ValkeyServer, eventually
+from tests.integration.stand import ANSWER_S, Stand, send, vectors
+from tests.processes import eventually
 from worker.contract.errors import JobFailed
 from worker.watchdog import EX_HUNG
 
@@ -16,13 +14,6 @@ pytestmark = pytest.mark.timeout(240)
 
 #: Seconds until the jobs of a dead worker run elsewhere, and until a thread is taken to hang.
 SETTINGS = {"EMBEDQ_LEASE_SECONDS": "3", "EMBEDQ_MAX_ATTEMPTS": "1", "EMBEDQ_FORWARD_SECONDS": "5"}
-
-
-@pytest.fixture
-def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    server = valkey_server()
-    with server.client() as client, embed_at(server.url) as app:
-        yield Stand(processes, app, client)
 
 
 @pytest.mark.parametrize(

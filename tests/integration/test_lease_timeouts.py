@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.stand import ANSWER_S, Stand, embed_at, vectors
+from tests.integration.stand import ANSWER_S, Stand, vectors
 from tests.integration.test_worker import jobs_in_the_engine
-from tests.processes import Processes, ValkeyServer, eventually
+from tests.processes import eventually
 
 pytestmark = pytest.mark.timeout(180)
 
 SHORT_S, LONG_S = 3, 60
-
-
-@pytest.fixture
-def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    server = valkey_server(persistent=False)
-    with server.client() as client, embed_at(server.url) as app:
-        yield Stand(processes, app, client)
 
 
 def deadlines(stand: Stand) -> list[float]:

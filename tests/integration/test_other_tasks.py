@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from celery.result import AsyncResult
 
 from tests.integration import users_app
 from tests.integration.stand import ANSWER_S, Stand, embed_at, send, vectors
-from tests.processes import Process, Processes, ValkeyServer, eventually
+from tests.processes import Process, ValkeyServer, eventually
 from worker.contract import keys, messages
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import Lane
@@ -30,14 +30,6 @@ LEASE = {"EMBEDQ_LEASE_SECONDS": "3"}
 LONGEST_S = 120.0
 #: Seconds within which a job is there that nothing is in the way of, on a busy machine.
 PROMPT_S = 15.0
-
-
-@pytest.fixture
-def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    """A Redis of the test's own, and no worker yet."""
-    server = valkey_server(persistent=False)
-    with server.client() as client, embed_at(server.url) as app:
-        yield Stand(processes, app, client)
 
 
 def held(stand: Stand) -> int:

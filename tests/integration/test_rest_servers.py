@@ -127,6 +127,7 @@ def test_a_body_that_is_too_large_is_refused_while_it_is_sent(
     assert answers(api)
 
 
+@pytest.mark.alone
 def test_a_broker_that_hangs_does_not_hold_up_a_cancellation(
     valkey_server: Callable[..., ValkeyServer],
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_broker_that_hangs_does_not_hold_up_a_cancellation(
         assert response.get_json()["status"] == "cancelled"
 
 
+@pytest.mark.alone
 def test_a_service_works_on_after_a_restart_of_redis(service: Service) -> None:
     with service.valkey.client() as client:
         # What was acknowledged right before the SIGKILL is there after it.
@@ -167,6 +169,7 @@ def test_a_service_works_on_after_a_restart_of_redis(service: Service) -> None:
         assert response.json()["status"] == "succeeded"
 
 
+@pytest.mark.alone
 def test_a_round_trip_costs_little_more_than_the_model(service: Service) -> None:
     """A bound that holds on a busy machine; `bench/latency` has the figures."""
     with requests.Session() as session:

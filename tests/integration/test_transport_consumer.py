@@ -102,6 +102,7 @@ def test_a_loop_gets_many_messages_in_one_fetch(redis_url: str, redis_client: re
     assert fetches == 1, calls
 
 
+@pytest.mark.alone
 def test_an_idle_loop_asks_for_nothing_and_still_wakes_at_once(
     redis_url: str, redis_client: redis.Redis
 ) -> None:

@@ -98,11 +98,11 @@ def test_workers_of_both_kinds_share_a_queue(
 def test_what_a_killed_worker_held_is_held_by_another_within_seconds(
     start: StartWorker, app: Celery, redis_client: redis.Redis
 ) -> None:
-    doomed = start("doomed", LEASE="12")
+    doomed = start("doomed", LEASE="6")
     for n in range(2000):
         call(app, "add", n, n, countdown=300)
     eventually(lambda: held(redis_client) == (0, 2000), 20)
-    other = start("other", LEASE="12")
+    other = start("other", LEASE="6")
     before = set(redis_client.hkeys("unacked"))
     doomed.kill()
     killed = time.monotonic()
@@ -110,7 +110,7 @@ def test_what_a_killed_worker_held_is_held_by_another_within_seconds(
     first = time.monotonic() - killed
     eventually(lambda: not before & set(redis_client.hkeys("unacked")), 5)
     eventually(lambda: held(redis_client) == (0, 2000))
-    assert first < 15
+    assert first < 12
     assert other.stop() == 0
     assert held(redis_client) == (2000, 0)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,9 @@ from tests.processes import (
     Processes,
     ValkeyServer,
     alive,
-    clean_environment,
     eventually,
     free_port,
+    run_python,
 )
 
 #: Seconds in which everything has to be gone after the parent was killed: the guardian's grace
@@ -95,14 +93,7 @@ def test_it_shows_the_sample_job_serves_and_ends_at_ctrl_c(up: Up) -> None:
     program = (
         "from worker.tasks import embed; print(embed.delay(['a']).get(timeout=30)['dimensions'])"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        env=clean_environment(CELERY_BROKER_URL=address),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ran = run_python("-c", program, CELERY_BROKER_URL=address)
     assert ran.stdout.strip() == "384", ran.stderr
     assert len(deployment.pids) >= 6, "parent, guardian, Valkey, worker, gunicorn and its worker"
 

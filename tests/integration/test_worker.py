@@ -67,14 +67,6 @@ def steady(steady_worker: Steady) -> Iterator[Steady]:
     assert steady_worker.worker.running
 
 
-@pytest.fixture
-def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    """A Redis of the test's own, and no worker yet."""
-    server = valkey_server()
-    with server.client() as client, embed_at(server.url) as app:
-        yield Stand(processes, app, client)
-
-
 # -- starting -----------------------------------------------------------------------------------
 
 
