@@ -31,7 +31,7 @@ _HEADERS = (
 #: The blueprint that contains all others in another application.
 _NAME = "embedq"
 
-#: The routes for those who run the service.
+#: The routes for operators and browsers.
 _RUNNING = (status.blueprint, page.blueprint, openapi.blueprint)
 
 

@@ -14,18 +14,18 @@ from worker.store.api_keys import ApiKey, KeyFile, KeyFileError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the file of keys.
+#: Seconds between two checks of the file of keys.
 _FRESH = 1.0
 
 
-#: What tells one state of a file from another; empty where there is none.
+#: Identifies one state of a file; empty if the file does not exist.
 Stamp = tuple[int, ...]
 
 
 class ApiKeys:
     """The keys of a file, read again when it changes; one an application.
 
-    Safe to share between threads: one at a time looks at the file, the others go by what was read
+    Safe to share between threads: one at a time checks the file, the others use the keys read
     before. A file that has become unreadable leaves the last good keys in force.
     """
 
@@ -34,13 +34,13 @@ class ApiKeys:
         self._file = file
         self._stamp = self._look()
         self._keys = file.read()
-        #: What a file that could not be read looked like, so that it is told of once.
+        #: The state of an unreadable file, so that it is logged once.
         self._unread: Stamp | None = None
         self._looking = threading.Lock()
         self._stale_at = time.monotonic() + _FRESH
 
     def find(self, secret: str) -> ApiKey | None:
-        """The valid key that somebody sent, or None."""
+        """Return the valid key with this secret, or None."""
         if time.monotonic() >= self._stale_at and self._looking.acquire(blocking=False):
             try:
                 self._refresh()
@@ -60,7 +60,7 @@ class ApiKeys:
                 logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
             self._unread = stamp
         else:
-            # Not before: what cannot be read now is tried again, changed or not.
+            # Not before: an unreadable file is read again, changed or not.
             self._stamp, self._unread = stamp, None
 
     def _look(self) -> Stamp:
@@ -87,7 +87,7 @@ def authenticate(keys: ApiKeys, request: Request) -> ApiKey:
 
 
 def key() -> ApiKey | None:
-    """The key of the current request; None where none is asked for."""
+    """The key of the current request; None if the route or the application needs none."""
     found: ApiKey | None = current_g().get("key")
     return found
 

@@ -1,4 +1,4 @@
-"""What the routes share: records, workers, waiting, limits; one set an application."""
+"""The state that the routes share: records, workers, waits, limits; one set an application."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Backend:
 
     settings: Settings
     store: JobStore
-    #: For readiness: less patient than the others.
+    #: For readiness, with a shorter timeout.
     probe: redis.Redis
     liveness: WorkerRegistry
     room: MemoryLimits
     waiting: JobWatcher
     revocations: Revocations
     metrics: Metrics
-    #: Decodes token ids; None where there is none.
+    #: Decodes token ids; None without a table.
     token_table: TokenTable | None
     quotas: Quotas
     files: FileStore

@@ -64,8 +64,8 @@ class TimedBody:
     def read(self, size: int) -> bytes:
         """At most `size` bytes, none at the end.
 
-        Raises Problem with `request_timeout` or `malformed_body`. Servers tell by an OSError,
-        gunicorn by its own, that chunks are none (RFC 9112, 7.1).
+        Raises Problem with `request_timeout` or `malformed_body`. Servers raise an OSError for
+        invalid chunks (RFC 9112, 7.1), gunicorn an error of its own.
         """
         try:
             data = self._stream.read(size)

@@ -1,4 +1,4 @@
-"""What went wrong, as `application/problem+json` (RFC 9457); one table from code to status."""
+"""Errors as `application/problem+json` (RFC 9457); one table from code to status."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STATUS_OF: Final[Mapping[str, HTTPStatus]] = {
     "redis_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-#: What Flask and Werkzeug raise by themselves.
+#: Codes of the errors that Flask and Werkzeug raise.
 _CODE_OF_STATUS: Final = {
     400: "bad_request",
     404: "not_found",
@@ -129,7 +129,7 @@ def seconds_to_encode(tokens: int, tokens_per_second: float) -> int:
 
 
 def problem_response(problem: Problem) -> Response:
-    """`type`, `title`, `status`, `detail`, `code`, and `field` where there is one."""
+    """`type`, `title`, `status`, `detail`, `code`, and `field` if the problem has one."""
     body = {
         # The title says no more than the status; programs go by the code.
         "type": "about:blank",
@@ -146,7 +146,7 @@ def problem_response(problem: Problem) -> Response:
 
 
 def of_invalid_job(error: InvalidJob) -> Problem:
-    """The problem of a request whose job is not valid."""
+    """The problem of a request with an invalid job."""
     code = error.code if error.code in STATUS_OF else InvalidJob.code
     return Problem(code, error.message, field=error.field)
 

@@ -16,7 +16,7 @@ from api.schemas import job_of
 from api.wait_options import LONGEST_BLOCKING_WAIT, find
 from worker.store.jobs import JobRecord
 
-#: Seconds between two signs of life, so that proxies keep the connection and a gone client shows.
+#: Seconds between two comments: proxies keep the connection, and a closed one is detected.
 _HEARTBEAT = 15.0
 #: Seconds after which the stream ends; the client's `EventSource` connects again by itself.
 _LONGEST = 600.0
@@ -54,7 +54,7 @@ def _events(
                     yield b": waiting\n\n"
                 record = find(backend, job_id, owner)
     except (redis.RedisError, Problem):
-        # The status line is sent; the client connects again and is told there.
+        # The status line is sent; the client connects again and gets the error there.
         return
     if record.status.ended:
         yield _event("progress", _progress(record))

@@ -1,4 +1,4 @@
-"""The last minutes of a queue in equal steps, from what its workers wrote. Pure."""
+"""The last minutes of a queue in equal steps, from the samples of its workers. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = KEPT // STEP
 
 
 class History(BaseModel):
-    """One value a step, the oldest first; null where no worker wrote, or none encoded."""
+    """One value a step, the oldest first; null if no worker wrote, or none encoded."""
 
     step: int = Field(description="Seconds of one step.")
     until: int = Field(
@@ -56,10 +56,10 @@ def history(samples: Iterable[Sample], now: float) -> History:
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
-    """The seconds that so many of the jobs took at most; None where none ended.
+    """The longest time of a share of the jobs, in seconds; None if no job ended.
 
     `counts` by `WAIT_SECONDS`. Between two bounds times count as spread evenly, as in Prometheus's
-    `histogram_quantile`; what took longer than the last bound counts as that.
+    `histogram_quantile`; longer times count as the last bound.
     """
     wanted = share * sum(counts)
     if not wanted:

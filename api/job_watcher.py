@@ -1,4 +1,4 @@
-"""JobWatcher for jobs: one subscription a process, whoever waits is woken by it."""
+"""Wakes waiting requests when their jobs end, with one subscription per process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 
 class JobWatch:
-    """One waiter for one job; made by `JobWatcher.watch`, used by the thread that made it.
+    """One wait for one job; made by `JobWatcher.watch`, used by the thread that made it.
 
     A wake-up means "read the job again": one too many is harmless, and one between two waits is
     not lost. The lock is a binary semaphore, free after a wake-up; an Event costs several locks.
@@ -36,7 +36,7 @@ class JobWatch:
         self._progress = progress
 
     def wait(self, seconds: float) -> bool:
-        """Block until there is a reason to look at the job again; False where none came."""
+        """Block until the job has to be read again; False if `seconds` passed without a reason."""
         return self._woken.acquire(timeout=seconds)
 
     def wake(self) -> None:
@@ -44,7 +44,7 @@ class JobWatch:
             self._woken.release()
 
     def advance(self) -> None:
-        """Wake those who watch every step; the others wait for the end."""
+        """Wake if this watch follows the progress; others wait for the end."""
         if self._progress:
             self.wake()
 
@@ -63,7 +63,7 @@ class JobWatcher:
         self._lock = threading.Lock()
         self._watches: dict[str, set[JobWatch]] = {}
         self._thread: threading.Thread | None = None
-        #: The process whose thread listens; a forked child has its parent's word for it.
+        #: The process whose thread listens; a forked child inherits the value, not the thread.
         self._listens_in: int | None = None
         self._closing = threading.Event()
         self._pubsub: PubSub | None = None
@@ -87,23 +87,23 @@ class JobWatcher:
                     del self._watches[job_id]
 
     def count(self) -> int:
-        """Clients that wait now."""
+        """Number of waiting clients."""
         with self._lock:
             return sum(map(len, self._watches.values()))
 
     def release(self) -> None:
-        """Let nobody wait from now on: they answer with their jobs as they stand."""
+        """End all waits, now and later: requests answer with their jobs as they stand."""
         self.released = True
         self._wake_all()
 
     def close(self) -> None:
-        """End the thread; whoever waits looks at its job once more."""
+        """End the thread; waiting requests read their jobs once more."""
         self._closing.set()
         with self._lock:
             thread, pubsub = self._thread, self._pubsub
         if pubsub is not None:
             try:
-                # Its confirmation is what the thread blocks on.
+                # Its confirmation wakes the thread.
                 pubsub.unsubscribe()  # type: ignore[no-untyped-call]
             except redis.RedisError:
                 logger.debug("Redis is away; the subscription ends by its own limit")
@@ -111,10 +111,10 @@ class JobWatcher:
             thread.join(2 * _SILENCE)
 
     def _ensure_running(self) -> None:
-        """Start the thread where this process has none.
+        """Start the thread if this process has none.
 
-        Outside the lock: a start waits until the thread runs, and where the application was made
-        before gevent patched the process the lock is the system's, which stops all greenlets.
+        Outside the lock: a start waits until the thread runs. If the application was made before
+        gevent patched the process, the lock is the system's, which stops all greenlets.
         """
         here = os.getpid()
         with self._lock:
@@ -151,7 +151,7 @@ class JobWatcher:
                     self._closing.wait(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            # Nobody is left asleep, also where this thread dies; the next watch starts another.
+            # No wait is left asleep, also if this thread dies; the next watch starts another.
             with self._lock:
                 self._listens_in = None
             self._wake_all()

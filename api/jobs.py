@@ -125,7 +125,8 @@ def submit_job() -> Response:
 def list_jobs() -> Response:
     """The caller's jobs, newest first."""
     quotas.spend_listing(backend())
-    limit, status = _limit(request.args.get("limit")), _status(request.args.get("status"))
+    limit = requests.page_limit(request, _JOBS_A_PAGE, MOST_JOBS_A_PAGE)
+    status = _status(request.args.get("status"))
     after = request.args.get("after")
     try:
         records, following = backend().store.page(
@@ -247,18 +248,6 @@ def _location(path: str) -> str:
 
 def _job_response(record: JobRecord) -> Response:
     return json_response(job_of(record, backend().root(request)))
-
-
-def _limit(value: str | None) -> int:
-    if value is None:
-        return _JOBS_A_PAGE
-    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_JOBS_A_PAGE):
-        raise Problem(
-            "invalid_request",
-            f"limit is {value!r}; 1 to {MOST_JOBS_A_PAGE} are allowed",
-            field="limit",
-        )
-    return int(value)
 
 
 def _status(value: str | None) -> Status | None:

@@ -30,14 +30,14 @@ _DOCS_POLICY = _OWN.replace("img-src 'self'", "img-src 'self' data:")
 _HTML: Final = Answer("It does.", content={"text/html": {"schema": {"type": "string"}}})
 #: Files of this many bytes and more are sent compressed.
 _WORTH_COMPRESSING = 1_000
-#: Said here, since the system's own table differs from machine to machine.
+#: Stated here, since the system's own table differs from machine to machine.
 _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-#: What is taken from the package that brings Swagger UI.
+#: Files of the package that brings Swagger UI.
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 #: A year: another version has another address.
 _FOREVER = "public, max-age=31536000, immutable"
@@ -74,7 +74,7 @@ def send_asset(digest: str, name: str) -> Response:
 
 
 def _html(name: str, policy: str) -> Response:
-    """A page that is asked for again each time, and sent where it has changed."""
+    """A page that browsers revalidate each time."""
     response = assets().files[name].response(request)
     response.headers["Content-Security-Policy"] = policy
     response.headers["Cache-Control"] = "no-cache"
@@ -84,14 +84,14 @@ def _html(name: str, policy: str) -> Response:
 
 
 class Asset(NamedTuple):
-    """A file as it is sent; `compressed` is empty where that is not worth it."""
+    """A file as it is sent; `compressed` is empty if compression does not pay."""
 
     content_type: str
     body: bytes
     compressed: bytes
 
     def response(self, request: Request) -> Response:
-        """The file, compressed where the client takes that."""
+        """The file, compressed if the client accepts it."""
         packed = bool(self.compressed) and request.accept_encodings["gzip"] > 0
         response = Response(
             self.compressed if packed else self.body, content_type=self.content_type
@@ -103,7 +103,7 @@ class Asset(NamedTuple):
         return response
 
     def immutable(self, request: Request) -> Response:
-        """The same, to be kept by whoever gets it."""
+        """The same, for caches to keep."""
         response = self.response(request)
         response.headers["Cache-Control"] = _FOREVER
         return response

@@ -53,7 +53,7 @@ def _take(
 
 
 def add_headers(headers: Headers, taken: Taken) -> None:
-    """Add to an answer what is left, as OpenAI does and as the IETF draft says.
+    """Add the remaining rates to a response, in OpenAI's headers and in the IETF draft's.
 
     draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
     """

@@ -37,6 +37,18 @@ def current_g() -> Any:
     return _g._get_current_object()  # noqa: SLF001 - documented
 
 
+def page_limit(request: Request, default: int, most: int) -> int:
+    """`?limit=N`. Raises Problem unless it is 1 to `most`."""
+    value = request.args.get("limit")
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= most):
+        raise Problem(
+            "invalid_request", f"limit is {value!r}; 1 to {most:,} are allowed", field="limit"
+        )
+    return int(value)
+
+
 def read_json(request: Request, limit: int) -> Any:
     """The JSON value of a body of at most `limit` bytes, before and after inflation.
 

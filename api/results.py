@@ -49,7 +49,7 @@ def encoding_format(request: Request) -> str:
 
 
 def response(meta: bytes, media: str, form: str) -> Response:
-    """A stored outcome in the form asked for. Raises Problem where it is no success."""
+    """A stored outcome in the requested form. Raises Problem unless it is a success."""
     text = success_text(meta)
     if text is not None and media == JSON and _form_of(text) == form:
         return Response(text, content_type=JSON)
@@ -68,7 +68,7 @@ def response(meta: bytes, media: str, form: str) -> Response:
 def fragment(meta: bytes | None) -> orjson.Fragment | dict[str, Any] | None:
     """A stored success as the job asked for it, to go inside a larger answer; None if it is none.
 
-    Its vectors stay text where they are.
+    Its vectors stay JSON text.
     """
     if meta is None:
         return None

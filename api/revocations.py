@@ -1,4 +1,4 @@
-"""Telling workers of cancelled jobs, without making the request wait for it."""
+"""Revoke cancelled jobs in the workers, without a wait in the request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Revocations:
                 self._thread.start()
 
     def close(self) -> None:
-        """End the thread after what waits."""
+        """End the thread when the queue is empty."""
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -74,7 +74,7 @@ class Revocations:
             app.close()
 
     def _next(self) -> list[str]:
-        """What waits, at least one id; nothing once it is closed."""
+        """The waiting ids, at least one; none when it is closed."""
         first = self._ids.get()
         ids = [] if first is None else [first]
         while ids and len(ids) < _AT_ONCE:

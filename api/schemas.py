@@ -1,4 +1,4 @@
-"""What the API answers with, as models: they make the OpenAPI document.
+"""Responses, as models: they make the OpenAPI document.
 
 Jobs are built as plain objects, which costs a fraction; tests validate answers by the document.
 """
@@ -17,7 +17,7 @@ from worker.store.jobs import JobRecord
 
 
 class Progress(BaseModel):
-    """Texts of a job that are encoded, of all it has; null where nobody knows yet."""
+    """Texts of a job that are encoded, of all it has; null if that is not known yet."""
 
     done: int
     total: int | None
@@ -38,7 +38,7 @@ class JobError(BaseModel):
 
 
 class Links(BaseModel):
-    """Where to go on, as paths on this server."""
+    """Addresses of the job, as paths on this server."""
 
     self: str
     result: str
@@ -131,7 +131,7 @@ def job_of(record: JobRecord, root: str) -> dict[str, Any]:
 def job_list_of(
     records: Sequence[JobRecord], after: str | None, query: Mapping[str, str], root: str
 ) -> dict[str, Any]:
-    """Return a `JobList`. `after` is where the next page begins, None if this is the last."""
+    """Return a `JobList`. `after` is the start of the next page, None if this is the last."""
     path = None
     if after is not None:
         path = f"{root}/jobs?{urlencode({**query, 'after': after})}"

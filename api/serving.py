@@ -13,7 +13,7 @@ from typing import Any
 
 #: fsspec talks to buckets by an event loop of asyncio's, which gevent's patches break.
 _BUCKET = "://" in os.environ.get("EMBEDQ_FILES", "").removeprefix("file://")
-#: A greenlet for each request, so that whoever waits costs no thread; with a bucket, a thread.
+#: A greenlet for each request, so that a wait costs no thread; with a bucket, a thread.
 worker_class = "gthread" if _BUCKET else "gevent"
 threads = 256 if _BUCKET else 1
 #: Connections of one process. gunicorn's 1,000 would all be taken by a thousand waiting clients.

@@ -1,4 +1,4 @@
-"""Routes for those who run the service: health, readiness, metrics, and the status document."""
+"""Routes for operators: health, readiness, metrics, and the status document."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LATELY = 10.0
 
 
 class Queue(BaseModel):
-    """What has been accepted and has not ended."""
+    """Jobs that are accepted and have not ended."""
 
     name: str
     tokens: int = Field(description="Of the texts, estimated when they were accepted.")
@@ -45,7 +45,7 @@ class Queue(BaseModel):
 
 
 class ServedModel(BaseModel):
-    """A model in a worker's memory, and what it runs on."""
+    """A model in a worker's memory, and its device."""
 
     name: str
     dimensions: int
@@ -61,7 +61,7 @@ class ServedModel(BaseModel):
 
 
 class Worker(BaseModel):
-    """What a worker said of itself last."""
+    """A worker, from its last heartbeat."""
 
     name: str
     silent_seconds: float = Field(description="Since its device last made progress.")
@@ -154,7 +154,7 @@ def _status(backend: Backend) -> ServiceStatus:
 def workers(
     presences: Mapping[bytes, bytes], samples: Iterable[Sample], now: float
 ) -> list[Worker]:
-    """The workers by name, those silent for long included until somebody removes them. Pure."""
+    """The workers by name, silent ones included until they are removed. Pure."""
     busy = _busy(samples, now)
     found = []
     for node, raw in sorted(presences.items()):

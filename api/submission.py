@@ -155,7 +155,7 @@ def _capacity(backend: Backend, key: ApiKey | None, lane_share: int) -> Capacity
 
 
 def _record(job: JobRequest, acceptance: Acceptance) -> JobRecord:
-    """What can be read of a job right after it was accepted."""
+    """The record of a job that was just accepted."""
     return JobRecord(
         job.id,
         Status.QUEUED,
@@ -225,6 +225,6 @@ def _check_key(key: str | None) -> None:
 
 
 def _fingerprint(texts: list[str], options: JobOptions) -> str:
-    """What makes two bodies the same job: the checked values, not their spelling."""
+    """A digest that is equal for equal jobs: of the checked values, not of their spelling."""
     body = {"input": texts} | options.model_dump()
     return hashlib.sha256(json_body(body)).hexdigest()

@@ -58,7 +58,7 @@ class WaitOption:
         self.seconds = min(_seconds(asked, field), longest) if asked is not None else 0
 
     def confirm(self, response: Response) -> None:
-        """Say that the preference was honoured, and with what value."""
+        """Add `Preference-Applied` with the time that was used."""
         if self.asked and self._preferred:
             response.headers["Preference-Applied"] = f"wait={self.seconds}"
 

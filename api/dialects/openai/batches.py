@@ -84,7 +84,7 @@ def list_batches() -> Response:
     try:
         found, following = backend().batches.page(
             auth.owner(),
-            limit=pages.limit(request, BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
+            limit=requests.page_limit(request, BATCHES_A_PAGE, MOST_BATCHES_A_PAGE),
             after=request.args.get("after"),
         )
     except KeyError as error:

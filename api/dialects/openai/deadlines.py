@@ -1,4 +1,4 @@
-"""How long a caller of OpenAI's API waits, and whether one still does."""
+"""The timeout of a request to OpenAI's API, and whether its caller has closed the connection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from flask import Request
 from api.body_deadlines import connection_of
 from api.wait_options import LONGEST_BLOCKING_WAIT
 
-#: Where OpenAI's clients say how many seconds they wait for an answer.
+#: The header in which OpenAI's clients state their timeout, in seconds.
 _HEADER = "X-Stainless-Read-Timeout"
-#: Seconds: of the longest wait, which is also the clients' own default, and of those who say none.
+#: Seconds of the longest wait, also the clients' own default, and of a wait without the header.
 _LONGEST, _USUAL = 600.0, 300.0
 #: Part of a caller's time, and seconds of it at least and at most, for the answer to arrive.
 _SHARE, _LEAST, _MOST = 0.05, 0.5, 10.0
@@ -27,9 +27,9 @@ def seconds_to_wait(request: Request) -> float:
 
 
 def hang_up(request: Request) -> Callable[[], bool]:
-    """Tells whether the caller of `request`, which is read to its end, has closed the connection.
+    """Return a function that tests whether the caller of `request` has closed the connection.
 
-    Never where the server does not show the connection, or it is encrypted.
+    The request must be read to its end. The result is False if the server does not show the connection, or if that is encrypted.
     """
     connection = connection_of(request)
     if connection is None:
@@ -60,7 +60,7 @@ def _is_closed(connection: socket.socket) -> bool:
     except BlockingIOError:
         return False
     except (OSError, ValueError) as error:
-        # TLS sockets take no flags: nothing can be told.
+        # TLS sockets take no flags: the state is unknown.
         return not isinstance(error, ValueError)
     finally:
         connection.settimeout(timeout)

@@ -98,12 +98,12 @@ def create_embeddings() -> Response:
 
 
 def _run(backend: Backend, call: EmbeddingsCall, timeout: Timeout) -> Submission:
-    """The job as it stands when it has ended or its caller's time has."""
+    """Return the job when it has ended or its caller's timeout has passed."""
     while True:
         job = _submit(backend, call, timeout)
         if not (job.replayed and _has_expired(job) and timeout.left):
             return job
-        # With the time of the caller who was first; this one's goes on.
+        # By the deadline of the first caller; this one still has time.
         _leave(backend, job)
 
 

@@ -48,7 +48,7 @@ def document(problem: Problem) -> dict[str, Any]:
 
 
 def status_of(problem: Problem) -> HTTPStatus:
-    """As OpenAI answers: what is wrong with a request is 400, a model that is not there 404."""
+    """The status that OpenAI uses: 400 for an invalid request, 404 for an unknown model."""
     if problem.code == "model_not_found":
         return HTTPStatus.NOT_FOUND
     if problem.status is HTTPStatus.UNPROCESSABLE_ENTITY:

@@ -9,7 +9,7 @@ from typing import Final
 
 from flask import Blueprint, Response, request
 
-from api import auth, quotas
+from api import auth, quotas, requests
 from api.backend import backend
 from api.dialects.openai import pages, uploads
 from api.dialects.openai.errors import OPENAI
@@ -24,7 +24,7 @@ from worker.store.storage import ObjectMissing, StorageUnavailable
 blueprint = Blueprint("files", __name__, url_prefix="/files")
 
 MOST_FILES_A_PAGE = 10_000
-#: Seconds after which a storage that did not answer is worth another try.
+#: Seconds for `Retry-After` if the storage does not answer.
 _STORAGE_RETRY = 5
 _LONGEST_ID = 64
 
@@ -76,7 +76,7 @@ def list_files() -> Response:
     try:
         found, following = backend().files.page(
             auth.owner(),
-            limit=pages.limit(request, MOST_FILES_A_PAGE, MOST_FILES_A_PAGE),
+            limit=requests.page_limit(request, MOST_FILES_A_PAGE, MOST_FILES_A_PAGE),
             after=request.args.get("after"),
             purpose=purpose,
             newest_first=pages.newest_first(request),
@@ -132,7 +132,7 @@ def find(file_id: str, field: str | None = None) -> FileRecord:
 
 @contextmanager
 def storage_problems() -> Iterator[None]:
-    """Answer what goes wrong in the storage."""
+    """Raise errors of the storage as Problems."""
     try:
         yield
     except ObjectMissing as error:

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what the live workers serve."""
+"""`GET /v1/models`: the models of the live workers."""
 
 from __future__ import annotations
 

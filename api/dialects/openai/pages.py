@@ -46,18 +46,6 @@ def parameters(default: int, most: int) -> list[JsonObject]:
     ]
 
 
-def limit(request: Request, default: int, most: int) -> int:
-    """`?limit=N`. Raises Problem where it is not 1 to `most`."""
-    value = request.args.get("limit")
-    if value is None:
-        return default
-    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= most):
-        raise Problem(
-            "invalid_request", f"limit is {value!r}; 1 to {most:,} are allowed", field="limit"
-        )
-    return int(value)
-
-
 def newest_first(request: Request) -> bool:
     """`?order=desc`, the default, or `asc`. Raises Problem."""
     value = request.args.get("order", "desc")

@@ -1,4 +1,4 @@
-"""What `/v1` accepts and answers, as models: they make the OpenAPI document.
+"""Requests and responses of `/v1`, as models: they make the OpenAPI document.
 
 Shapes: platform.openai.com/docs/api-reference/embeddings, /models, /files and /batch.
 """
@@ -39,7 +39,7 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Always 0: nobody knows.")
+    created: int = Field(description="Always 0: unknown.")
     owned_by: str
     dimensions: int = Field(description="Length of a vector; this and the rest are embedq's own.")
     max_tokens: int = Field(description="Longest text in tokens; a longer one is cut.")
@@ -77,7 +77,7 @@ class File(BaseModel):
     created_at: int
     expires_at: int
     filename: str
-    purpose: str = Field(description="`batch`, or `batch_output` for what a batch wrote.")
+    purpose: str = Field(description="`batch`, or `batch_output` for a file that a batch wrote.")
     status: Literal["processed"] = "processed"
 
     @classmethod
@@ -150,7 +150,7 @@ class BatchError(BaseModel):
     """Why a file of requests cannot be run."""
 
     code: str
-    line: int | None = Field(description="Counted from 1; null where it is the whole file.")
+    line: int | None = Field(description="Counted from 1; null for the whole file.")
     message: str
     param: str | None
 
@@ -179,7 +179,7 @@ class BatchUsage(BaseModel):
 
 
 class OpenAIBatchDocument(BaseModel, title="Batch"):
-    """A batch. Times in seconds since the epoch, null where that has not happened."""
+    """A batch. Times in seconds since the epoch, null for states that it has not reached."""
 
     id: str
     object: Literal["batch"] = "batch"

@@ -24,12 +24,12 @@ from worker.store.files import (
     object_name,
 )
 
-#: Bytes of each member but the file, and parts of a form. Werkzeug's decoder holds to it with what
-#: it has read ahead, too, which is 64 KiB.
+#: Bytes of each member other than the file, and parts of a form. Werkzeug's decoder also counts
+#: the bytes that it has read ahead, 64 KiB.
 _MAX_FORM_BYTES = 256 * 1024
 _MAX_PARTS = 16
 _LONGEST_NAME = 255
-#: What would break a header, or a terminal.
+#: Characters that would break a header, or a terminal.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: The form, for the OpenAPI document.
@@ -123,7 +123,7 @@ class _Sink:
         return self._target.write(data)
 
     def seek(self, offset: int) -> None:
-        """Werkzeug: the part has ended; nobody will read it here."""
+        """Werkzeug: the part has ended. It is not read here."""
 
 
 def _parse(request: Request, sink: _Sink) -> tuple[Mapping[str, str], str]:
@@ -159,7 +159,7 @@ def _check_purpose(purpose: str | None) -> None:
 
 
 def _seconds(form: Mapping[str, str]) -> int:
-    """For how long the file is to be kept."""
+    """Seconds until the file expires."""
     anchor, value = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
     if anchor is None and value is None:
         return DEFAULT_TTL
