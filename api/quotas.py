@@ -11,7 +11,7 @@ from api.backend import Backend
 from api.errors import Problem
 from api.requests import current_g
 from worker.store.api_keys import ApiKey
-from worker.store.quotas import WINDOW, Bucket, Taken
+from worker.store.quotas import WINDOW, Bucket, QuotaGrant
 
 
 def spend(backend: Backend, key: ApiKey | None, tokens: int) -> None:
@@ -52,7 +52,7 @@ def _take(
         )
 
 
-def add_headers(headers: Headers, taken: Taken) -> None:
+def add_headers(headers: Headers, taken: QuotaGrant) -> None:
     """Add the remaining rates to a response, in OpenAI's headers and in the IETF draft's.
 
     draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
@@ -70,5 +70,5 @@ def add_headers(headers: Headers, taken: Taken) -> None:
     headers["RateLimit"] = ", ".join(states)
 
 
-def _buckets(taken: Taken) -> list[tuple[str, Bucket | None]]:
+def _buckets(taken: QuotaGrant) -> list[tuple[str, Bucket | None]]:
     return [("requests", taken.requests), ("tokens", taken.tokens)]

@@ -5,11 +5,10 @@ In reading order:
 - `task`: the Celery task and its retries
 - `coordinator`: one run of the task, from the last saved progress
 - `processing`: run the requests in windows
-- `requests`: validate the lines of a file
-- `windows`: requests whose answers are written together
+- `lines`: read and validate the lines of a file
+- `packs`: lines whose answers are written together, and their jobs
 - `dispatch`: submit the texts as jobs, with a bounded number under way
 - `notifications`: receive notices of completed jobs
-- `answers`: lines of the output file
-- `finishing`: join the parts of the output into files
+- `output`: lines of the output, and the files that they are joined into
 - `resources`: the connections and settings of a coordinator
 """

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 
-from worker.batches import finishing, requests
+from worker.batches import lines, output
 from worker.batches.processing import Processing
 from worker.batches.resources import Resources
 from worker.store.files import FileRecord, object_name
@@ -48,7 +48,7 @@ class Coordinator:
                 batch = self._fail(batch, [FileFault("file_not_found", error.message)])
             if batch.status is before.status and not batch.status.ended:
                 return False
-        finishing.clean_up(self._means, batch)
+        output.clean_up(self._means, batch)
         return True
 
     def fail(self, fault: FileFault) -> None:
@@ -56,7 +56,7 @@ class Coordinator:
         batch = self._claim.batch
         if not batch.status.ended:
             batch = self._fail(batch, [fault])
-        finishing.clean_up(self._means, batch)
+        output.clean_up(self._means, batch)
 
     def _step(self, batch: OpenAIBatch) -> OpenAIBatch:
         if batch.status is OpenAIBatchStatus.VALIDATING:
@@ -64,16 +64,16 @@ class Coordinator:
         if batch.status is OpenAIBatchStatus.IN_PROGRESS:
             return self._process(batch)
         if batch.status is OpenAIBatchStatus.CANCELLING:
-            return finishing.finish(self._means, self._claim, batch, OpenAIBatchStatus.CANCELLED)
+            return output.finish(self._means, self._claim, batch, OpenAIBatchStatus.CANCELLED)
         expired = OpenAIBatchStatus.EXPIRED in batch.reached
         status = OpenAIBatchStatus.EXPIRED if expired else OpenAIBatchStatus.COMPLETED
-        return finishing.finish(self._means, self._claim, batch, status)
+        return output.finish(self._means, self._claim, batch, status)
 
     def _validate(self, batch: OpenAIBatch) -> OpenAIBatch:
         source = self._source(batch)
         with self._means.files.storage.reader(object_name(source.id)) as file:
-            lines = requests.read_lines(file, self._means.settings.max_job_bytes)
-            findings = requests.check(lines, batch.endpoint)
+            found = lines.read_lines(file, self._means.settings.max_job_bytes)
+            findings = lines.check(found, batch.endpoint)
         if findings.faults:
             return self._fail(batch, findings.faults)
         return self._means.batches.move(

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from worker.batches.notifications import Notifications
+from worker.batches.packs import Pack
 from worker.batches.resources import Resources
-from worker.batches.windows import Pack
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
@@ -29,7 +29,7 @@ _SHARE_OF_CAPACITY = 0.5
 CHECK_SECONDS = 5.0
 
 
-class Ended(NamedTuple):
+class EndedPack(NamedTuple):
     """A job that has ended: `meta` is its stored outcome, or None where there is none any more."""
 
     pack: Pack
@@ -96,7 +96,7 @@ class Dispatch:
         self._keys[acceptance.job_id] = deduplicate.key or ""
         return True
 
-    def collect(self, seconds: float) -> tuple[list[Ended], set[str]]:
+    def collect(self, seconds: float) -> tuple[list[EndedPack], set[str]]:
         """Jobs that have ended, once there is one, and batches that somebody changed."""
         wait = 0.0 if self._unsure else min(seconds, CHECK_SECONDS)
         news = self._notices.wait(wait)
@@ -123,14 +123,14 @@ class Dispatch:
             self._means.store.release(job_id, 0)
             client.delete(keys.idempotency(queue, self._holder, self._keys.pop(job_id, "")))
 
-    def _look(self, job_id: str) -> Ended | None:
+    def _look(self, job_id: str) -> EndedPack | None:
         """A job with its outcome where it has ended, or is not there any more."""
         record, meta = self._means.store.read_with_outcome(job_id)
         if record is not None and not record.status.ended:
             return None
         if record is not None and record.status is Status.SUCCEEDED and meta is None:
             record = None
-        return Ended(self._under_way[job_id], job_id, record, meta)
+        return EndedPack(self._under_way[job_id], job_id, record, meta)
 
 
 def _deduplicate(pack: Pack) -> Deduplication:

@@ -12,11 +12,11 @@ from typing import IO, Any, Self
 
 import orjson
 
-from worker.batches import answers, requests
-from worker.batches.dispatch import CHECK_SECONDS, Dispatch, Ended
+from worker.batches import lines, output
+from worker.batches.dispatch import CHECK_SECONDS, Dispatch, EndedPack
 from worker.batches.notifications import Notifications
+from worker.batches.packs import AnsweredLine, LineWindow, Pack, Want, packs
 from worker.batches.resources import Resources
-from worker.batches.windows import Entry, Pack, Want, Window, packs
 from worker.contract import estimates, jobs
 from worker.contract.errors import InvalidJob
 from worker.contract.jobs import Status
@@ -47,12 +47,12 @@ class Processing:
         self._means = means
         self._claim = claim
         self._batch = batch
-        self._lines: Iterator[requests.Line] = requests.read_lines(
+        self._lines: Iterator[lines.RequestLine] = lines.read_lines(
             file, means.settings.max_job_bytes, offset=batch.offset, number=batch.line
         )
         self._notices = Notifications(means.store.client)
         self._dispatch = Dispatch(means, self._notices, batch)
-        self._windows: deque[Window] = deque()
+        self._windows: deque[LineWindow] = deque()
         self._unsent: deque[Pack] = deque()
         self._full = False
         self._read_all = False
@@ -103,12 +103,12 @@ class Processing:
             self._open_window(workers)
 
     def _open_window(self, workers: Workers) -> None:
-        window = Window()
+        window = LineWindow()
         wants: list[Want] = []
         texts = 0
         for line in self._lines:
-            request = requests.parse(line.raw, self._batch.endpoint)
-            entry = Entry(line.number, request.custom_id)
+            request = lines.parse(line.raw, self._batch.endpoint)
+            entry = AnsweredLine(line.number, request.custom_id)
             window.entries.append(entry)
             window.end, window.line = line.end, line.number
             want = self._want(entry, request.body, workers)
@@ -124,16 +124,16 @@ class Processing:
             budget = max(want.model.batch_tokens for want in wants) if wants else 0
             self._unsent.extend(packs(window, wants, budget))
 
-    def _want(self, entry: Entry, body: dict[str, Any], workers: Workers) -> Want | None:
+    def _want(self, entry: AnsweredLine, body: dict[str, Any], workers: Workers) -> Want | None:
         """What an entry is to be run with; None where it is answered already."""
         if self.expired:
-            entry.settle(answers.given_up(entry.custom_id, "batch_expired", _EXPIRED))
+            entry.settle(output.given_up(entry.custom_id, "batch_expired", _EXPIRED))
             return None
         try:
             call = parse_call(body, self._means.token_table)
             model = jobs.resolve(call.options, workers.models)
         except InvalidJob as error:
-            entry.settle(answers.failed(entry.custom_id, error.code, error.message, error.field))
+            entry.settle(output.failed(entry.custom_id, error.code, error.message, error.field))
             return None
         entry.texts, entry.encoding_format = call.texts, call.encoding_format
         options = call.options.model_copy(update={"token_counts": True})
@@ -153,7 +153,7 @@ class Processing:
         if self._batch.id in changed:
             self._check_at = 0.0
 
-    def _settle(self, ended: Ended) -> None:
+    def _settle(self, ended: EndedPack) -> None:
         pack, record = ended.pack, ended.record
         if record is None:
             # Its time had passed, or it was removed.
@@ -187,7 +187,7 @@ class Processing:
         self._check_at = time.monotonic() + CHECK_SECONDS
         return status
 
-    def _write(self, window: Window, *, whole: bool = True) -> OpenAIBatchStatus:
+    def _write(self, window: LineWindow, *, whole: bool = True) -> OpenAIBatchStatus:
         """Write the answers of a window, then make them count."""
         answered = [entry for entry in window.entries if entry.answer is not None]
         good = [entry for entry in answered if entry.ok]
@@ -207,7 +207,7 @@ class Processing:
         self._dispatch.release(window.jobs)
         return status
 
-    def _put(self, kind: str, window: Window, entries: list[Entry]) -> list[str]:
+    def _put(self, kind: str, window: LineWindow, entries: list[AnsweredLine]) -> list[str]:
         """Write one part; a name of its own for each claim, so that no other run writes to it."""
         if not entries:
             return []
@@ -226,7 +226,7 @@ class Processing:
         for window in self._windows:
             for entry in window.entries:
                 if entry.answer is None:
-                    entry.settle(answers.given_up(entry.custom_id, "batch_expired", _EXPIRED))
+                    entry.settle(output.given_up(entry.custom_id, "batch_expired", _EXPIRED))
 
     def _stop(self) -> OpenAIBatch:
         """The batch was cancelled: keep the answers that are there."""
@@ -254,13 +254,13 @@ def _settle_vectors(pack: Pack, result: dict[str, Any]) -> None:
             _settle_failure(entry, faults[bad]["code"], message)
         else:
             tokens = sum(counts[start:stop])
-            answer = answers.embedded(
+            answer = output.embedded(
                 entry.custom_id, result["model"], vectors[start:stop], tokens, entry.encoding_format
             )
             entry.settle(answer, ok=True, tokens=tokens)
         start = stop
 
 
-def _settle_failure(entry: Entry, code: str, message: str) -> None:
+def _settle_failure(entry: AnsweredLine, code: str, message: str) -> None:
     param = param_of_failure(message)
-    entry.settle(answers.failed(entry.custom_id, code, message, param))
+    entry.settle(output.failed(entry.custom_id, code, message, param))

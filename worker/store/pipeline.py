@@ -43,7 +43,7 @@ class SharedPipeline:
 
         They may be sent twice where a connection is lost, and others' may come between them.
         """
-        call = _Call(commands)
+        call = _PipelineCall(commands)
         if any(isinstance(part, bytes) and len(part) > _LARGE for one in commands for part in one):
             call.end(*self._answers([call]))
         else:
@@ -67,10 +67,10 @@ class SharedPipeline:
     def _begin(self) -> None:
         """As if nobody had called yet: in a forked process nobody has who still runs."""
         self._lock = threading.Lock()
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_PipelineCall] = deque()
         self._under_way = False
 
-    def _take_part(self, call: _Call) -> None:
+    def _take_part(self, call: _PipelineCall) -> None:
         """Be answered by somebody else's round trip, or make one."""
         with self._lock:
             self._waiting.append(call)
@@ -114,7 +114,7 @@ class SharedPipeline:
         if following is not None:
             following.woken.release()
 
-    def _abandon(self, call: _Call) -> None:
+    def _abandon(self, call: _PipelineCall) -> None:
         """Leave while waiting, ended by somebody else; what was sent stays sent."""
         with self._lock:
             if call in self._waiting:
@@ -123,7 +123,7 @@ class SharedPipeline:
         if leads:
             self._appoint()
 
-    def _answers(self, calls: Sequence[_Call]) -> tuple[list[Any], redis.RedisError | None]:
+    def _answers(self, calls: Sequence[_PipelineCall]) -> tuple[list[Any], redis.RedisError | None]:
         """What the server says to all of it, a refusal in its place, or why nothing was heard."""
         try:
             with self._client.pipeline(transaction=False) as pipe:
@@ -135,7 +135,7 @@ class SharedPipeline:
             return [], error
 
 
-class _Call:
+class _PipelineCall:
     """Commands of one caller, and how they ended."""
 
     __slots__ = ("answers", "commands", "error", "leads", "woken")

@@ -28,7 +28,7 @@ class Bucket(NamedTuple):
     reset: float
 
 
-class Taken(NamedTuple):
+class QuotaGrant(NamedTuple):
     """Whether it was granted, what is left, and else the seconds until it would be."""
 
     granted: bool
@@ -46,14 +46,14 @@ class Quotas:
 
     def take(
         self, owner: str, tokens: int, *, requests_limit: int | None, tokens_limit: int | None
-    ) -> Taken:
+    ) -> QuotaGrant:
         """Take one request and so many tokens of an owner's minute. Raises redis.RedisError."""
         answer = self._script(
             keys=[keys.quota(self._queue, owner), keys.call(self._queue, new_call())],
             args=[requests_limit or 0, tokens_limit or 0, tokens, WINDOW * 1000],
         )
         granted, r_left, r_reset, t_left, t_reset, wait = cast("list[int]", answer)
-        return Taken(
+        return QuotaGrant(
             bool(granted),
             Bucket(requests_limit, r_left, r_reset / 1000) if requests_limit else None,
             Bucket(tokens_limit, t_left, t_reset / 1000) if tokens_limit else None,

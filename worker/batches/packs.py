@@ -15,7 +15,7 @@ PACK_BYTES = 256 * 1024
 
 
 @dataclass(slots=True)
-class Entry:
+class AnsweredLine:
     """One line of a window, and its answer once there is one."""
 
     number: int
@@ -34,10 +34,10 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Window:
+class LineWindow:
     """Consecutive lines up to line `line`, which ends before byte `end`."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[AnsweredLine] = field(default_factory=list)
     end: int = 0
     line: int = 0
     #: Jobs whose outcomes its answers are made of.
@@ -51,7 +51,7 @@ class Window:
 class Want(NamedTuple):
     """What an entry asks of which model; `tokens` are an estimate."""
 
-    entry: Entry
+    entry: AnsweredLine
     options: JobOptions
     model: ModelInfo
     tokens: int
@@ -61,8 +61,8 @@ class Want(NamedTuple):
 class Pack:
     """Entries with the same options: the texts of one job, in order."""
 
-    window: Window
-    entries: Sequence[Entry]
+    window: LineWindow
+    entries: Sequence[AnsweredLine]
     options: JobOptions
     model: ModelInfo
     tokens: int
@@ -82,7 +82,7 @@ class Pack:
         ]
 
 
-def packs(window: Window, wants: Iterable[Want], most_tokens: int) -> list[Pack]:
+def packs(window: LineWindow, wants: Iterable[Want], most_tokens: int) -> list[Pack]:
     """As few jobs as the bounds allow; which line goes where depends on nothing else."""
     alike: dict[JobOptions, list[Want]] = {}
     for want in wants:
@@ -90,7 +90,7 @@ def packs(window: Window, wants: Iterable[Want], most_tokens: int) -> list[Pack]
     return [pack for group in alike.values() for pack in _cut(window, group, most_tokens)]
 
 
-def _cut(window: Window, wants: Sequence[Want], most_tokens: int) -> Iterable[Pack]:
+def _cut(window: LineWindow, wants: Sequence[Want], most_tokens: int) -> Iterable[Pack]:
     held: list[Want] = []
     texts = tokens = size = 0
     for want in wants:
@@ -109,7 +109,7 @@ def _cut(window: Window, wants: Sequence[Want], most_tokens: int) -> Iterable[Pa
         yield _pack(window, held)
 
 
-def _pack(window: Window, wants: Sequence[Want]) -> Pack:
+def _pack(window: LineWindow, wants: Sequence[Want]) -> Pack:
     tokens = sum(want.tokens for want in wants)
     entries = [want.entry for want in wants]
     return Pack(window, entries, wants[0].options, wants[0].model, tokens)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.bulk.stand import jsonl, line
-from worker.batches import requests
-from worker.batches.requests import Line, Malformed, check, parse, read_lines
+from worker.batches import lines
+from worker.batches.lines import Malformed, RequestLine, check, parse, read_lines
 from worker.store.openai_batch import ENDPOINT
 
 
-def findings(*lines: dict[str, Any] | bytes) -> requests.Findings:
+def findings(*lines: dict[str, Any] | bytes) -> lines.Findings:
     data = b"".join(one if isinstance(one, bytes) else jsonl([one]) for one in lines)
     return check(read_lines(io.BytesIO(data), 1000), ENDPOINT)
 
@@ -23,7 +23,7 @@ def findings(*lines: dict[str, Any] | bytes) -> requests.Findings:
 def test_lines_are_the_same_whatever_the_pieces_they_are_read_in(
     monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(requests, "CHUNK", piece)
+    monkeypatch.setattr(lines, "CHUNK", piece)
     data = b"\xef\xbb\xbffirst\n\n  \r\nfourth\r\nlast"
     found = list(read_lines(io.BytesIO(data), 100))
     assert [(one.number, one.raw.strip()) for one in found] == [
@@ -101,4 +101,4 @@ def test_a_line_past_its_bound_is_not_read_to_its_end() -> None:
 
 
 def test_lines_come_as_they_are_read() -> None:
-    assert next(read_lines(io.BytesIO(b"a\nb\n"), 10)) == Line(1, 2, b"a")
+    assert next(read_lines(io.BytesIO(b"a\nb\n"), 10)) == RequestLine(1, 2, b"a")

@@ -1,20 +1,52 @@
-"""The end of a batch: parts of its output become files of its owner."""
+"""The output of a batch: lines of answers, and the files that they become.
+
+A line is `{"id", "custom_id", "response", "error"}`, the ids random.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import orjson
 
 from worker.batches.resources import Resources
 from worker.contract import keys
+from worker.contract.jobs import EncodingFormat
+from worker.contract.results import Matrix
+from worker.openai import answers
 from worker.store.files import BATCH_OUTPUT, FileRecord, object_name
 from worker.store.openai_batch import OpenAIBatch, OpenAIBatchStatus
 from worker.store.openai_batches import Claim
 from worker.store.storage import StorageUnavailable
 
 logger = logging.getLogger(__name__)
+
+
+def embedded(
+    custom_id: str, model: str, vectors: Matrix, tokens: int, encoding_format: EncodingFormat
+) -> bytes:
+    """The line of a request whose texts all have a vector, float32 (n, d)."""
+    body = answers.embeddings(model, vectors, tokens, encoding_format)
+    return _line(custom_id, _response(HTTPStatus.OK, body), None)
+
+
+def failed(custom_id: str, code: str, message: str, param: str | None = None) -> bytes:
+    """The line of a request that was answered with an error, as a caller would have been."""
+    status = answers.status_of_failure(code)
+    body = answers.error(status, code, message, param)
+    return _line(custom_id, _response(status, body), None)
+
+
+def given_up(custom_id: str, code: str, message: str) -> bytes:
+    """The line of a request that was never answered."""
+    return _line(custom_id, None, {"code": code, "message": message})
 
 
 def finish(
@@ -38,6 +70,28 @@ def clean_up(means: Resources, batch: OpenAIBatch) -> None:
         means.files.sweep()
     except StorageUnavailable as error:
         logger.warning("The parts of batch %s were not removed: %s", batch.id, error.message)
+
+
+def _response(status: HTTPStatus, body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "status_code": status.value,
+        "request_id": f"req_{secrets.token_hex(16)}",
+        "body": body,
+    }
+
+
+def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    line = {
+        "id": f"batch_req_{secrets.token_hex(12)}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
+    try:
+        return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # A message repeats a name of the caller's with a lone surrogate.
+        return json.dumps(line).encode("ascii") + b"\n"
 
 
 def _file(means: Resources, batch: OpenAIBatch, kind: str, parts: Sequence[str], lines: int) -> str:

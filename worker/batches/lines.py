@@ -22,7 +22,7 @@ _LONGEST_ID = 512
 _BOM = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
+class RequestLine(NamedTuple):
     """Line `number`, from 1, without its end; `end` is where the next one begins, in bytes."""
 
     number: int
@@ -30,7 +30,7 @@ class Line(NamedTuple):
     raw: bytes
 
 
-class Request(NamedTuple):
+class LineRequest(NamedTuple):
     """What one line asks for; the body is not checked yet."""
 
     custom_id: str
@@ -57,7 +57,7 @@ class Malformed(Exception):
 
 def read_lines(
     file: IO[bytes], longest: int, *, offset: int = 0, number: int = 0
-) -> Iterator[Line]:
+) -> Iterator[RequestLine]:
     """The lines of a file from byte `offset` on, which is after line `number`, but for blank ones.
 
     No more of it is held than a line and a piece. Raises Malformed where one is longer than
@@ -76,7 +76,7 @@ def read_lines(
     yield from _line(number + 1, offset + len(rest), rest, longest)
 
 
-def parse(raw: bytes, endpoint: str) -> Request:
+def parse(raw: bytes, endpoint: str) -> LineRequest:
     """What a line asks for. Raises Malformed."""
     try:
         value = _loads(raw)
@@ -97,10 +97,10 @@ def parse(raw: bytes, endpoint: str) -> Request:
         raise Malformed("url_mismatch", f"url is not the batch's endpoint, {endpoint}", "url")
     if not isinstance(value["body"], dict):
         raise Malformed("invalid_json_line", "body is not a JSON object", "body")
-    return Request(custom_id, value["body"])
+    return LineRequest(custom_id, value["body"])
 
 
-def check(lines: Iterable[Line], endpoint: str) -> Findings:
+def check(lines: Iterable[RequestLine], endpoint: str) -> Findings:
     """Look at every line of a file; the first hundred faults are told."""
     faults: list[FileFault] = []
     seen: set[bytes] = set()
@@ -125,13 +125,13 @@ def check(lines: Iterable[Line], endpoint: str) -> Findings:
     return Findings(total, model if isinstance(model, str) else "", faults)
 
 
-def _line(number: int, end: int, raw: bytes, longest: int) -> Iterator[Line]:
+def _line(number: int, end: int, raw: bytes, longest: int) -> Iterator[RequestLine]:
     if len(raw) > longest:
         raise _too_long(number, longest)
     if number == 1:
         raw = raw.removeprefix(_BOM)
     if raw.strip():
-        yield Line(number, end, raw)
+        yield RequestLine(number, end, raw)
 
 
 def _too_long(number: int, longest: int) -> Malformed:
@@ -155,7 +155,7 @@ def _is_usable(custom_id: str) -> bool:
     return 1 <= len(custom_id) <= _LONGEST_ID and not surrogates
 
 
-def _check_alike(request: Request, seen: set[bytes], *, same_model: bool) -> None:
+def _check_alike(request: LineRequest, seen: set[bytes], *, same_model: bool) -> None:
     digest = blake2b(request.custom_id.encode(), digest_size=16).digest()
     if digest in seen:
         raise Malformed("duplicate_custom_id", "another line has the same custom_id", "custom_id")
