@@ -19,7 +19,7 @@ from worker.metrics.traces import TRACE_HEADERS, traces_of
 from worker.store.api_keys import KeyFile
 
 if TYPE_CHECKING:
-    from worker.metrics.spans import Request as Span
+    from worker.metrics.spans import RequestSpan as Span
 
 #: Headers of every response that does not set them: responses are data, never a page.
 _HEADERS = (

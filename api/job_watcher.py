@@ -13,13 +13,14 @@ import redis
 from redis.client import PubSub
 
 from worker.contract import keys
+from worker.contract.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
 #: Seconds of silence after which the connection is tried; a second such silence ends it.
 _SILENCE = 5.0
 #: Seconds between two tries to subscribe while Redis is away.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_BACKOFF = Backoff(0.05, 1.0)
 
 
 class JobWatch:
@@ -136,7 +137,7 @@ class JobWatcher:
     # On the thread.
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        pauses = iter(_BACKOFF)
         try:
             while not self._closing.is_set():
                 try:
@@ -144,12 +145,11 @@ class JobWatcher:
                         pubsub.subscribe(keys.EVENTS)
                         with self._lock:
                             self._pubsub = pubsub
-                        pause = _FIRST_PAUSE
+                        pauses = iter(_BACKOFF)
                         self._listen(pubsub)
                 except redis.RedisError as error:
                     logger.warning("The subscription was lost: %s", type(error).__name__)
-                    self._closing.wait(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    self._closing.wait(next(pauses))
         finally:
             # No wait is left asleep, also if this thread dies; the next watch starts another.
             with self._lock:

@@ -35,7 +35,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Comparison:
     """How one case fared: the largest difference of an element in each shape of batch."""
 
     kind: str
@@ -56,7 +56,7 @@ def verify(
     padded: bool = False,
     min_cosine: float = 0.99,
     cache: Path | None = None,
-) -> tuple[ModelInfo, list[Row]]:
+) -> tuple[ModelInfo, list[Comparison]]:
     """Compare a model's vectors, in batches of every shape, with the library's of each text alone.
 
     Loads the model twice: as a worker does, and through `SentenceTransformer` in float32.
@@ -111,7 +111,7 @@ def built_in_cases(info: ModelInfo) -> list[Case]:
     return cases
 
 
-def table(info: ModelInfo, rows: list[Row]) -> str:
+def table(info: ModelInfo, rows: list[Comparison]) -> str:
     """The rows as text, one line each, with what was verified above and the verdict below."""
     lines = [
         f"{info.name} on {info.device}, {info.backend} {info.dtype}, path {info.path}, "
@@ -151,14 +151,16 @@ def _rows(
     expected: NDArray[np.float32],
     shapes: dict[str, NDArray[np.float32]],
     min_cosine: float | None,
-) -> list[Row]:
+) -> list[Comparison]:
     rows, start = [], 0
     for case in cases:
         part = slice(start, start := start + len(case.texts))
         gaps = {name: _gap(found[part], expected[part]) for name, found in shapes.items()}
         cosine = min(_cosine(found[part], expected[part]) for found in shapes.values())
         passed = max(gaps.values()) <= TOLERANCE if min_cosine is None else cosine >= min_cosine
-        rows.append(Row(case.kind, len(case.texts), **gaps, min_cosine=cosine, passed=bool(passed)))
+        rows.append(
+            Comparison(case.kind, len(case.texts), **gaps, min_cosine=cosine, passed=bool(passed))
+        )
     return rows
 
 

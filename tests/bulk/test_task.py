@@ -12,6 +12,7 @@ from tests.bulk.stand import BulkStand, jsonl, line
 from worker.batches import task
 from worker.batches.coordinator import Coordinator
 from worker.contract import keys
+from worker.contract.backoff import Backoff
 from worker.store.openai_batch import OpenAIBatchStatus
 from worker.store.openai_batches import OpenAIBatchStore, Superseded
 from worker.store.storage import Storage, StorageUnavailable
@@ -20,8 +21,7 @@ from worker.store.storage import Storage, StorageUnavailable
 @pytest.fixture
 def run(bulk: BulkStand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     monkeypatch.setattr(task, "_means", lambda: bulk.means)
-    monkeypatch.setattr(task, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(task, "_LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(task, "_BACKOFF", Backoff(0.001, 0.001))
     return task.batch  # type: ignore[no-any-return]
 
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from worker.offline.rows import CorpusError, Row, Source
+from worker.offline.rows import CorpusError, RowSource, TextRow
 
 
-def rows(path: Path, **options: object) -> list[Row]:
-    source = Source([path], **options)  # type: ignore[arg-type]
+def rows(path: Path, **options: object) -> list[TextRow]:
+    source = RowSource([path], **options)  # type: ignore[arg-type]
     found = list(source)
     assert source.count() == len(found)
     return found
@@ -119,15 +119,15 @@ def test_a_file_of_another_kind_is_refused_by_name(
 ) -> None:
     path = written(tmp_path / name, content)
     with pytest.raises(CorpusError, match=message) as raised:
-        list(Source([path]))
+        list(RowSource([path]))
     assert str(path) in raised.value.message
 
 
 def test_a_missing_file_is_told_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="is not a file"):
-        Source([tmp_path / "a.txt"])
+        RowSource([tmp_path / "a.txt"])
 
 
 def test_standard_input_goes_alone() -> None:
     with pytest.raises(CorpusError, match="goes alone"):
-        Source([Path("-"), Path("-")])
+        RowSource([Path("-"), Path("-")])

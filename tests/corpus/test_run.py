@@ -15,7 +15,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.results import Outcome, TextError
 from worker.offline import Report, run
 from worker.offline.encoding import WINDOW
-from worker.offline.rows import CorpusError, Source
+from worker.offline.rows import CorpusError, RowSource
 from worker.offline.run import folder_of
 from worker.offline.writing import OUTPUTS
 
@@ -41,16 +41,16 @@ class Lengths:
         vectors[[error.index for error in errors]] = 0
         return Outcome("lengths", vectors, len(texts), errors)
 
-    def interrupt(self) -> None:
+    def close(self) -> None:
         self.interrupted = True
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Callable[[list[str]], Source]:
-    def write(texts: list[str]) -> Source:
+def corpus(tmp_path: Path) -> Callable[[list[str]], RowSource]:
+    def write(texts: list[str]) -> RowSource:
         path = tmp_path / "texts.txt"
         path.write_text("".join(text + "\n" for text in texts))
-        return Source([path])
+        return RowSource([path])
 
     return write
 
@@ -72,7 +72,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("form", OUTPUTS)
 def test_vectors_come_in_the_order_of_the_rows(
-    corpus: Callable[[list[str]], Source], tmp_path: Path, form: str
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path, form: str
 ) -> None:
     texts = many(20.5)
     output = tmp_path / f"out.{form}"
@@ -84,7 +84,7 @@ def test_vectors_come_in_the_order_of_the_rows(
 
 @pytest.mark.parametrize("form", OUTPUTS)
 def test_rows_that_fail_leave_their_neighbours_their_vectors(
-    corpus: Callable[[list[str]], Source], tmp_path: Path, form: str
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path, form: str
 ) -> None:
     texts = ["a", "odd", "poison", "bb"] + ["c"] * WINDOW
     output = tmp_path / f"out.{form}"
@@ -97,7 +97,7 @@ def test_rows_that_fail_leave_their_neighbours_their_vectors(
 
 
 def test_json_lines_say_why_a_row_has_no_vector(
-    corpus: Callable[[list[str]], Source], tmp_path: Path
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
     run(corpus(["a", "poison"]), output, Lengths(), options=OPTIONS)
@@ -108,7 +108,7 @@ def test_json_lines_say_why_a_row_has_no_vector(
 
 @pytest.mark.parametrize("form", OUTPUTS)
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
-    corpus: Callable[[list[str]], Source], tmp_path: Path, form: str
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path, form: str
 ) -> None:
     texts = many(40)
     texts[7] = "odd"
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(
 
 
 def test_what_a_killed_run_wrote_after_its_last_state_is_cut_off(
-    corpus: Callable[[list[str]], Source], tmp_path: Path
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path
 ) -> None:
     texts = many(20)
     source, output = corpus(texts), tmp_path / "out.npy"
@@ -144,7 +144,7 @@ def test_what_a_killed_run_wrote_after_its_last_state_is_cut_off(
 
 
 def test_rows_that_fail_before_the_first_vector_have_their_place(
-    corpus: Callable[[list[str]], Source], tmp_path: Path
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.npy"
     run(corpus(["poison"] * WINDOW + ["aaa"]), output, Lengths(), options=OPTIONS)
@@ -157,7 +157,7 @@ def test_rows_that_fail_before_the_first_vector_have_their_place(
 @pytest.mark.parametrize("form", OUTPUTS)
 @pytest.mark.parametrize("texts", [[], ["poison"]])
 def test_an_output_without_a_single_vector_is_whole_all_the_same(
-    corpus: Callable[[list[str]], Source], tmp_path: Path, form: str, texts: list[str]
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path, form: str, texts: list[str]
 ) -> None:
     output = tmp_path / f"out.{form}"
     report = run(corpus(texts), output, Lengths(), options=OPTIONS)
@@ -166,7 +166,7 @@ def test_an_output_without_a_single_vector_is_whole_all_the_same(
 
 
 def test_a_run_with_other_options_or_files_does_not_go_on(
-    corpus: Callable[[list[str]], Source], tmp_path: Path
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path
 ) -> None:
     source, output = corpus(many(20)), tmp_path / "out.npy"
     with pytest.raises(KeyboardInterrupt):
@@ -180,7 +180,7 @@ def test_a_run_with_other_options_or_files_does_not_go_on(
 def test_kept_columns_have_the_types_of_their_parquet_file(tmp_path: Path) -> None:
     path, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
     parquet.write_table(pa.table({"id": [None, 7], "text": ["a", "bb"]}), path)
-    run(Source([path], keep=("id",)), output, Lengths(), options=OPTIONS)
+    run(RowSource([path], keep=("id",)), output, Lengths(), options=OPTIONS)
     table = parquet.read_table(output)
     assert table["id"].to_pylist() == [None, 7]
     assert table.schema.field("id").type == pa.int64()
@@ -189,7 +189,7 @@ def test_kept_columns_have_the_types_of_their_parquet_file(tmp_path: Path) -> No
 def test_kept_values_of_json_lines_stay_json(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a", "id": {"n": 1}}\n{"text": "b", "id": "x"}\n')
-    source = Source([path], keep=("id",))
+    source = RowSource([path], keep=("id",))
     lines, table = tmp_path / "out.jsonl", tmp_path / "out.parquet"
     run(source, lines, Lengths(), options=OPTIONS)
     run(source, table, Lengths(), options=OPTIONS)
@@ -198,7 +198,7 @@ def test_kept_values_of_json_lines_stay_json(tmp_path: Path) -> None:
 
 
 def test_an_output_of_another_kind_is_refused_before_anything_runs(
-    corpus: Callable[[list[str]], Source], tmp_path: Path
+    corpus: Callable[[list[str]], RowSource], tmp_path: Path
 ) -> None:
     encoder = Lengths()
     with pytest.raises(CorpusError, match=r"does not end in .npy"):

@@ -14,6 +14,7 @@ from celery import Task
 from worker import app
 from worker.batches.coordinator import Coordinator
 from worker.batches.resources import Resources
+from worker.contract.backoff import Backoff
 from worker.store import server
 from worker.store.openai_batch import FileFault
 from worker.store.openai_batches import TASK_NAME, Superseded
@@ -22,7 +23,7 @@ from worker.store.storage import StorageUnavailable
 logger = logging.getLogger(__name__)
 
 #: Seconds before another try, from the first to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_BACKOFF = Backoff(0.5, 30.0)
 #: Tries after which a batch fails whose files cannot be read or written: about two minutes' worth.
 _TRIES = 10
 
@@ -49,10 +50,9 @@ def batch(batch_id: str) -> None:
         # Nothing to fail, and it may be anybody's data.
         raise TypeError(f"the id of a batch is a string, not {type(batch_id).__name__}")
     fault: FileFault | None = None
-    tries = 0
     # Nobody sets it: the thread ends with its process.
-    pause = threading.Event()
-    while True:
+    never = threading.Event()
+    for tries, pause in enumerate(_BACKOFF):
         try:
             coordinator = Coordinator(_means(), _means().batches.claim(batch_id))
             if fault is not None:
@@ -74,8 +74,7 @@ def batch(batch_id: str) -> None:
             fault = FileFault("internal_error", "the batch cannot be run; the worker's log has why")
         else:
             return
-        pause.wait(min(_FIRST_PAUSE * 2 ** min(tries, 10), _LONGEST_PAUSE))
-        tries += 1
+        never.wait(pause)
 
 
 @cache

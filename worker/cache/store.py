@@ -19,6 +19,7 @@ from redis.retry import Retry
 from worker.cache.entries import Keys
 from worker.cache.revision import revision
 from worker.contract import keys
+from worker.contract.backoff import Backoff
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.contract.settings import Settings
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Seconds that Redis has for each answer to a look-up, and for taking what is kept.
 _LOOKUP_SECONDS, _KEEPING_SECONDS = 0.05, 2.0
 #: Seconds without look-ups after one that failed, doubled with each that follows.
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_BACKOFF = Backoff(1.0, 30.0)
 #: Keys of one command, bytes of one script, and entries that one removes: Redis serves nobody else
 #: meanwhile.
 _KEYS_A_COMMAND = 512
@@ -145,7 +146,7 @@ class Cache:
         self._keeper = keeper
         self._hash, self._used = keys.cache(queue), keys.cache_used(queue)
         self._bound = bound
-        self._pause = _FIRST_PAUSE
+        self._pauses = iter(_BACKOFF)
         #: Monotonic time before which nothing is looked up.
         self._asks_again = 0.0
 
@@ -162,13 +163,11 @@ class Cache:
                     pipe.hmget(self._hash, part)
                 answers = cast("list[list[bytes | None]]", pipe.execute())
         except redis.RedisError as error:
-            logger.warning(
-                "The cache is not asked for %.0f s: %s", self._pause, type(error).__name__
-            )
-            self._asks_again = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            pause = next(self._pauses)
+            logger.warning("The cache is not asked for %.0f s: %s", pause, type(error).__name__)
+            self._asks_again = time.monotonic() + pause
             return None
-        self._pause = _FIRST_PAUSE
+        self._pauses = iter(_BACKOFF)
         return [value for answer in answers for value in answer]
 
     def keep(self, entries: Mapping[bytes, bytes], used: Iterable[bytes]) -> bool:

@@ -17,7 +17,7 @@ from worker.contract.jobs import Long, parse_options
 from worker.contract.settings import Settings
 from worker.offline import Report, run, stream
 from worker.offline.client import Remote
-from worker.offline.rows import FORMATS, STDIN, Source
+from worker.offline.rows import FORMATS, STDIN, RowSource
 from worker.offline.run import folder_of
 from worker.offline.writing import check_output
 
@@ -80,7 +80,7 @@ def command(
     """
     if url and device:
         raise click.UsageError("--device is for this machine; the service has its own")
-    source = Source(files or (STDIN,), column, form, keep)
+    source = RowSource(files or (STDIN,), column, form, keep)
     if output != _STDOUT:
         if output.exists() and not overwrite:
             raise click.UsageError(f"{output} is there already; --overwrite replaces it")
@@ -94,14 +94,14 @@ def command(
     total = source.count()
     try:
         with (
-            closing(_encoder(url, model, device, chosen, quiet)) as encoder,
+            closing(_runner(url, model, device, chosen, quiet)) as runner,
             _progress(total, quiet) as progress,
         ):
             if output == _STDOUT:
-                report = stream(source, sys.stdout.buffer, encoder, progress=progress)
+                report = stream(source, sys.stdout.buffer, runner, progress=progress)
             else:
                 said = [url, model, os.environ.get("EMBEDQ_MODEL"), chosen]
-                report = run(source, output, encoder, options=said, progress=progress)
+                report = run(source, output, runner, options=said, progress=progress)
     except KeyboardInterrupt:
         kept = output != _STDOUT and folder_of(output).exists()
         click.echo(
@@ -120,22 +120,22 @@ def command(
     sys.exit(SOME_FAILED if report.failed else 0)
 
 
-def _encoder(
+def _runner(
     url: str | None, model: str | None, device: str | None, chosen: dict[str, Any], quiet: bool
 ) -> Any:
     # Only here: torch takes seconds to import.
-    from worker.offline.encoders import Local, Through
+    from worker.offline.runners import LocalRunner, RemoteRunner
     from worker.service import EmbeddingService
 
     if url:
         options = parse_options(chosen | ({"model": model} if model else {}))
-        return Through(Remote(url, api_key=os.environ.get("EMBEDQ_API_KEY")), options)
+        return RemoteRunner(Remote(url, api_key=os.environ.get("EMBEDQ_API_KEY")), options)
     Settings.from_env()
-    encoder = Local(EmbeddingService(model, device or "auto"), parse_options(chosen))
+    runner = LocalRunner(EmbeddingService(model, device or "auto"), parse_options(chosen))
     if not quiet:
         click.echo("Loading the model …", err=True)
-    encoder.load()
-    return encoder
+    runner.load()
+    return runner
 
 
 @contextmanager

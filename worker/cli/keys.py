@@ -16,7 +16,7 @@ _SPAN = re.compile(r"(\d+)([hdw])")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-class Expiry(click.ParamType[float]):
+class ExpiryParam(click.ParamType[float]):
     """A span such as `90d` or a date, as seconds since the epoch."""
 
     name = "when"
@@ -62,7 +62,7 @@ def command(ctx: click.Context, path: Path) -> None:
 
 @command.command()
 @click.option("--name", default="", help="Whose it is.")
-@click.option("--expires", "expires_at", type=Expiry(), help="12h, 90d, 4w or a date (UTC).")
+@click.option("--expires", "expires_at", type=ExpiryParam(), help="12h, 90d, 4w or a date (UTC).")
 @click.option("--requests-per-minute", type=click.IntRange(1), help="Submissions.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), help="Tokens of texts submitted.")
 @click.option("--max-queued-tokens", type=click.IntRange(1), help="Tokens waiting at a time.")

@@ -9,5 +9,6 @@ In reading order:
 - `results`: the outcome of a job, and the formats in which it is stored
 - `keys`: every Redis key
 - `messages`: a job as a Celery message
+- `backoff`, `bisection`: retry with growing pauses; find the items that make a call fail
 - `app`: the Celery application and its configuration
 """

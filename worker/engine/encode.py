@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from worker.contract.backoff import Backoff
 from worker.contract.results import Matrix
 from worker.encoder.protocol import Cause, Encoder
 from worker.encoder.tokens import TokenBlock
@@ -31,8 +32,8 @@ NON_FINITE = Fault("non_finite_vector", "the model gave no finite vector")
 #: Full batches in which a budget recovers from nothing to what it was. Memory that is short for
 #: good then costs about two failed batches of that many.
 _RECOVERY = 256
-#: Seconds between two tries on a full device: the first and the longest, each twice the one before.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+#: Seconds between two tries on a full device.
+_BACKOFF = Backoff(0.1, 10.0)
 
 
 class DeviceLost(RuntimeError):
@@ -120,17 +121,17 @@ class BatchEncoder:
 
     def _alone(self, block: TokenBlock, fault: Fault) -> tuple[Matrix, dict[int, Fault]]:
         """The fault of a text, or its vector if the device was only full."""
-        seconds = _FIRST_PAUSE_S
+        pauses = iter(_BACKOFF)
         # A text that the model took before tells a faulty text from a full or lost device.
         while isinstance(on_probe := self._attempt(self.probe), Fault):
             if on_probe.code != OUT_OF_MEMORY:
                 raise DeviceLost("the device fails on a text that it took before")
+            seconds = next(pauses)
             logger.warning(
                 "The device is full: no memory even for a short text; retrying in %.1f s", seconds
             )
             if not self.pause(seconds):
                 raise Closing
-            seconds = min(2 * seconds, _LONGEST_PAUSE_S)
             vectors = self._attempt(block)
             if not isinstance(vectors, Fault):
                 return vectors, {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
+from worker.contract.bisection import bisect
 from worker.contract.errors import EmbedqError
 from worker.contract.models import MOST_WINDOWS
 from worker.encoder.protocol import Encoder
@@ -139,11 +141,11 @@ def tokenized(encoder: Encoder, slices: Sequence[Slice]) -> Tokenized:
             else:
                 message = f"a {type(text).__name__} is not a string"
                 found.faults.append(TextFault(job, index, "invalid_text", message))
-    for start, stop, block in _blocks(encoder, texts, slices[0].job.prompt, 0):
+    for start, part, block in bisect(texts, partial(_tokens, encoder, slices[0].job.prompt)):
         if isinstance(block, Exception):
             found.faults.append(_unreadable(*places[start], block))
             continue
-        covered = places[start:stop]
+        covered = places[start : start + len(part)]
         apart = {
             row
             for row in block.truncated.nonzero()[0].tolist()
@@ -170,23 +172,11 @@ def _alike(job: Job, other: Job) -> bool:
     return job.info.name == other.info.name and job.prompt == other.prompt
 
 
-def _blocks(
-    encoder: Encoder, texts: Sequence[str], prompt: str | None, offset: int
-) -> Iterator[tuple[int, int, TokenBlock | Exception]]:
-    """One block for all texts; if a text makes the tokenizer raise, halves until it is alone."""
-    if not texts:
-        return
+def _tokens(encoder: Encoder, prompt: str | None, texts: Sequence[str]) -> TokenBlock | Exception:
     try:
-        block = encoder.tokenize(texts, prompt)
+        return encoder.tokenize(texts, prompt)
     except Exception as error:  # noqa: BLE001 - the failure of one text
-        if len(texts) == 1:
-            yield offset, offset + 1, error
-            return
-        middle = len(texts) // 2
-        yield from _blocks(encoder, texts[:middle], prompt, offset)
-        yield from _blocks(encoder, texts[middle:], prompt, offset + middle)
-    else:
-        yield offset, offset + len(texts), block
+        return error
 
 
 def _stays_truncated(encoder: Encoder, job: Job, index: int, found: Tokenized) -> bool:

@@ -6,18 +6,19 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NamedTuple
 
+from worker.contract.backoff import Backoff
 from worker.contract.errors import EmbedqError
 from worker.local.children import Children, signal_group
 
 #: Seconds before a program that ended is started again: doubled each time, up to the last.
-FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
+BACKOFF = Backoff(1.0, 30.0)
 #: Seconds after which a program counts as sound, so that its next end costs the first pause.
 SOUND_S = 60.0
 #: Seconds between two looks at whether a program that gives no sign of its own is ready.
@@ -61,8 +62,8 @@ class _Run:
     program: Program
     process: subprocess.Popen[bytes]
     since: float
-    #: Ends in a row, each sooner than SOUND_S after its start.
-    ends: int = 0
+    #: Seconds to wait before each start that follows.
+    pauses: Iterator[float]
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Supervisor:
     def start(self, program: Program) -> None:
         """Start a program; programs are stopped in the reverse order of their starts."""
         self._programs.append(program)
-        self._runs[program.name] = self._launch(program, ends=0)
+        self._runs[program.name] = self._launch(program, iter(BACKOFF))
 
     def wait_ready(
         self, ready: Callable[[], bool], waiting: Callable[[float], None] = lambda _: None
@@ -164,7 +165,7 @@ class Supervisor:
             deadline = None
         return hurry
 
-    def _launch(self, program: Program, ends: int) -> _Run:
+    def _launch(self, program: Program, pauses: Iterator[float]) -> _Run:
         process = self.children.start(program.command, env=program.env, keep_fds=program.keep_fds)
         threading.Thread(
             target=self._watch,
@@ -172,7 +173,7 @@ class Supervisor:
             name=f"watch {program.name}",
             daemon=True,
         ).start()
-        return _Run(program, process, time.monotonic(), ends)
+        return _Run(program, process, time.monotonic(), pauses)
 
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Report a program's end. A thread of its own, which ends with the program."""
@@ -185,9 +186,9 @@ class Supervisor:
 
     def _on_end(self, event: _Ended) -> None:
         run = self._reap(event.name)
-        sound = time.monotonic() - run.since >= SOUND_S
-        run.ends = 1 if sound else run.ends + 1
-        pause = min(FIRST_PAUSE_S * 2 ** (run.ends - 1), LAST_PAUSE_S)
+        if time.monotonic() - run.since >= SOUND_S:
+            run.pauses = iter(BACKOFF)
+        pause = next(run.pauses)
         self._paused[event.name] = (time.monotonic() + pause, run)
         self.say(f"{event.name} {describe(event.code)}: starting it again in {pause:.0f} s")
 
@@ -206,7 +207,7 @@ class Supervisor:
         now = time.monotonic()
         for name in [name for name, (due, _) in self._paused.items() if due <= now]:
             _, run = self._paused.pop(name)
-            self._runs[name] = self._launch(run.program, run.ends)
+            self._runs[name] = self._launch(run.program, run.pauses)
 
     def _next_event(self, timeout_s: float | None) -> _Ended | _StopAsked | None:
         try:

@@ -42,10 +42,10 @@ class Traces:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
-    def begin(self, name: str, headers: Mapping[str, str]) -> Request:
+    def begin(self, name: str, headers: Mapping[str, str]) -> RequestSpan:
         """A request begins, in the trace that its headers name or a new one."""
         parent = _PROPAGATOR.extract(_trace_headers(headers))
-        return Request(self._tracer.start_span(name, context=parent, kind=SpanKind.SERVER))
+        return RequestSpan(self._tracer.start_span(name, context=parent, kind=SpanKind.SERVER))
 
     def record(
         self,
@@ -81,7 +81,7 @@ class Traces:
         return found if found.is_valid and found.trace_flags.sampled else None
 
 
-class Request:
+class RequestSpan:
     """The span of one request, current until it ends. Belongs to the request's thread."""
 
     def __init__(self, span: Span) -> None:

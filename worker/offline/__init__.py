@@ -3,7 +3,7 @@
 In reading order:
 
 - `rows`: read texts from files, one row at a time
-- `encoders`: the engine in this process, or a service
+- `runners`: the engine in this process, or a service
 - `encoding`: encode windows of texts, several at a time, in order
 - `checkpoint`: save the progress, so that an interrupted run can continue
 - `writing`: write the vectors into a file

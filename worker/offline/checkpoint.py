@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from worker.contract.results import Matrix
-from worker.offline.encoding import Window
+from worker.offline.encoding import EncodedRows
 from worker.offline.rows import CorpusError
 
 _FLOAT = 4
@@ -63,7 +63,7 @@ class Kept:
         self._vectors = self._opened("vectors.f32", self._vector_bytes())
         self._errors = self._opened("errors.jsonl", self.done.errors_bytes)
 
-    def add(self, window: Window) -> None:
+    def add(self, window: EncodedRows) -> None:
         """Keep one more window. Raises CorpusError where its vectors are of another length."""
         done = self.done
         dimensions = done.dimensions

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 import orjson
 import urllib3
 
+from worker.contract.backoff import Backoff
 from worker.contract.errors import EmbedqError, JobFailed
 from worker.contract.results import Outcome, TextError, matrix
 from worker.metrics.redaction import redact
@@ -23,7 +24,7 @@ WAIT = 50
 #: Seconds for a connection, and for an answer beyond the wait.
 _CONNECT, _ANSWER = 5.0, 30.0
 #: Seconds between tries of a service that does not answer, and how many tries in a row.
-_FIRST_PAUSE, _LONGEST_PAUSE, _TRIES = 0.5, 15.0, 10
+_BACKOFF, _TRIES = Backoff(0.5, 15.0), 10
 #: Answers that say "not now".
 _LATER = frozenset({429, 502, 503, 504})
 _LOST = 404
@@ -62,7 +63,7 @@ class Remote:
         self._under_way: set[str] = set()
         self._lock = threading.Lock()
 
-    def embed(self, texts: list[str], options: Mapping[str, Any]) -> Outcome | JobFailed:
+    def embed(self, texts: Sequence[str], options: Mapping[str, Any]) -> Outcome | JobFailed:
         """Run one job to its end; `options` are those of `POST /jobs`.
 
         Raises ServiceError where the job is not valid or the service does not answer.
@@ -150,7 +151,7 @@ class Remote:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        pause, tries = _FIRST_PAUSE, 0
+        pauses, tries = iter(_BACKOFF), 0
         while not self._closing.is_set():
             try:
                 response = self._send(method, path, body, headers or {}, WAIT + _ANSWER)
@@ -159,12 +160,11 @@ class Remote:
                 if tries == _TRIES:
                     reason = type(error).__name__
                     raise ServiceError(f"{redact(self._url)} does not answer: {reason}") from error
-                self._closing.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                self._closing.wait(next(pauses))
                 continue
             if response.status not in _LATER:
                 return _answer(method, path, response)
-            pause, tries = _FIRST_PAUSE, 0
+            pauses, tries = iter(_BACKOFF), 0
             self._closing.wait(_retry_after(response))
         raise ServiceError("interrupted")
 

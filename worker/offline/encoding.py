@@ -11,9 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from worker.contract.bisection import bisect
 from worker.contract.errors import JobFailed
 from worker.contract.results import Matrix, Outcome, TextError
-from worker.offline.rows import Row
+from worker.offline.rows import TextRow
 
 #: Texts of one job: full batches for any device, and little to do again after an interruption.
 WINDOW = 256
@@ -21,18 +22,18 @@ WINDOW = 256
 AHEAD = 8
 
 
-class Encoder(Protocol):
-    """Where texts become vectors; called from several threads at once."""
+class JobRunner(Protocol):
+    """The engine in this process or a service; called from several threads at once."""
 
-    def embed(self, texts: list[str]) -> Outcome | JobFailed:
-        """What became of one job of 1 to WINDOW texts."""
+    def embed(self, texts: Sequence[str]) -> Outcome | JobFailed:
+        """The outcome of one job of 1 to WINDOW texts."""
 
-    def interrupt(self) -> None:
+    def close(self) -> None:
         """End the calls under way soon; they may raise."""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class EncodedRows:
     """The vectors of successive rows.
 
     `vectors` float32 (n, d), the rows of failed texts zero, or None where every one failed;
@@ -46,16 +47,18 @@ class Window:
     truncated: int
 
 
-def encode_in_order(rows: Iterable[Row], encoder: Encoder) -> Generator[Window, None, None]:
+def encode_in_order(
+    rows: Iterable[TextRow], runner: JobRunner
+) -> Generator[EncodedRows, None, None]:
     """The windows of all rows, in their order.
 
     The caller's thread reads and takes, threads of a pool encode; closing the iterator early drops
     what has not begun and interrupts what has.
     """
-    with _pool(encoder) as pool:
-        under_way: deque[Future[Window]] = deque()
+    with _pool(runner) as pool:
+        under_way: deque[Future[EncodedRows]] = deque()
         for window in _windows(rows):
-            under_way.append(pool.submit(_encode_window, window, encoder))
+            under_way.append(pool.submit(_encode_window, window, runner))
             if len(under_way) == AHEAD:
                 yield under_way.popleft().result()
         while under_way:
@@ -63,19 +66,19 @@ def encode_in_order(rows: Iterable[Row], encoder: Encoder) -> Generator[Window, 
 
 
 @contextmanager
-def _pool(encoder: Encoder) -> Iterator[ThreadPoolExecutor]:
+def _pool(runner: JobRunner) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="embedq-corpus")
     try:
         yield pool
     except BaseException:
-        encoder.interrupt()
+        runner.close()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    window: list[Row] = []
+def _windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
+    window: list[TextRow] = []
     for row in rows:
         window.append(row)
         if len(window) == WINDOW:
@@ -85,7 +88,7 @@ def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield window
 
 
-def _encode_window(rows: Sequence[Row], encoder: Encoder) -> Window:
+def _encode_window(rows: Sequence[TextRow], runner: JobRunner) -> EncodedRows:
     texts, places = [], []
     errors = []
     for index, row in enumerate(rows):
@@ -95,30 +98,15 @@ def _encode_window(rows: Sequence[Row], encoder: Encoder) -> Window:
             texts.append(row.text)
             places.append(index)
     vectors, tokens, truncated = None, 0, 0
-    for start, part in _outcomes(texts, encoder):
-        if isinstance(part, JobFailed):
-            errors.append(TextError(places[start], part.code, part.message))
+    # A text that a whole job fails with costs its neighbours nothing but time.
+    for start, _, outcome in bisect(texts, runner.embed):
+        if isinstance(outcome, JobFailed):
+            errors.append(TextError(places[start], outcome.code, outcome.message))
             continue
         if vectors is None:
-            vectors = np.zeros((len(rows), part.vectors.shape[1]), dtype=np.float32)
-        vectors[places[start : start + len(part.vectors)]] = part.vectors
-        errors += (TextError(places[start + e.index], e.code, e.message) for e in part.errors)
-        tokens += part.prompt_tokens
-        truncated += len(part.truncated)
-    return Window(len(rows), vectors, sorted(errors), tokens, truncated)
-
-
-def _outcomes(texts: list[str], encoder: Encoder) -> Iterator[tuple[int, Outcome | JobFailed]]:
-    """Outcomes by the index of their first text; a job that fails is halved until it is one text.
-
-    So a text that a whole job falls with costs its neighbours nothing but time.
-    """
-    parts = [(0, texts)] if texts else []
-    while parts:
-        start, part = parts.pop()
-        outcome = encoder.embed(part)
-        if isinstance(outcome, JobFailed) and len(part) > 1:
-            half = len(part) // 2
-            parts += [(start + half, part[half:]), (start, part[:half])]
-        else:
-            yield start, outcome
+            vectors = np.zeros((len(rows), outcome.vectors.shape[1]), dtype=np.float32)
+        vectors[places[start : start + len(outcome.vectors)]] = outcome.vectors
+        errors += (TextError(places[start + e.index], e.code, e.message) for e in outcome.errors)
+        tokens += outcome.prompt_tokens
+        truncated += len(outcome.truncated)
+    return EncodedRows(len(rows), vectors, sorted(errors), tokens, truncated)

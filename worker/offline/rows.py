@@ -33,7 +33,7 @@ class CorpusError(EmbedqError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TextRow:
     """One row of a file: its text, or why it has none; `kept` are the columns to be copied."""
 
     text: str | None
@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Where texts come from; iterating reads it from the start.
 
     `format` is for standard input and for files whose ending does not say it; `keep` names the
@@ -74,7 +74,7 @@ class Source:
         """Whether it can be read more than once."""
         return STDIN not in self.paths
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TextRow]:
         return chain.from_iterable(map(self._rows, self.paths))
 
     def count(self) -> int | None:
@@ -110,14 +110,14 @@ class Source:
                 return pa.schema([file.schema_arrow.field(name) for name in self.keep])
         return pa.schema([(name, pa.string()) for name in self.keep])
 
-    def _rows(self, path: Path) -> Iterator[Row]:
+    def _rows(self, path: Path) -> Iterator[TextRow]:
         form = self.format_of(path)
         if form == "parquet":
             yield from _parquet(path, self.column, self.keep)
             return
         with _opened(path) as file:
             if form == "txt":
-                yield from (Row(line.rstrip("\r\n")) for line in file)
+                yield from (TextRow(line.rstrip("\r\n")) for line in file)
             elif form == "jsonl":
                 yield from (_json_row(line, self.column, self.keep) for line in file)
             else:
@@ -154,19 +154,19 @@ def _opened(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def _json_row(line: str, column: str | None, keep: Sequence[str]) -> Row:
+def _json_row(line: str, column: str | None, keep: Sequence[str]) -> TextRow:
     try:
         value = orjson.loads(line)
     except ValueError:
-        return Row(None, "the line is not JSON")
+        return TextRow(None, "the line is not JSON")
     if isinstance(value, str) and column is None and not keep:
-        return Row(value)
+        return TextRow(value)
     if not isinstance(value, dict):
-        return Row(None, f"the line is a {type(value).__name__}, not an object")
+        return TextRow(None, f"the line is a {type(value).__name__}, not an object")
     return _row(value, column or DEFAULT_COLUMN, keep)
 
 
-def _csv(path: Path, file: TextIO, column: str | None, keep: Sequence[str]) -> Iterator[Row]:
+def _csv(path: Path, file: TextIO, column: str | None, keep: Sequence[str]) -> Iterator[TextRow]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(file)
     name = _column(path, list(reader.fieldnames or ()), column, keep)
@@ -176,12 +176,12 @@ def _csv(path: Path, file: TextIO, column: str | None, keep: Sequence[str]) -> I
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(None, f"line {reader.line_num} is not CSV: {error}")
+            yield TextRow(None, f"line {reader.line_num} is not CSV: {error}")
         else:
             yield _row(values, name, keep)
 
 
-def _parquet(path: Path, column: str | None, keep: Sequence[str]) -> Iterator[Row]:
+def _parquet(path: Path, column: str | None, keep: Sequence[str]) -> Iterator[TextRow]:
     with _parquet_file(path) as file:
         name = _column(path, file.schema_arrow.names, column, keep)
         for batch in file.iter_batches(_PARQUET_ROWS, columns=[name, *keep]):
@@ -205,14 +205,14 @@ def _column(path: Path, names: list[str], column: str | None, keep: Sequence[str
     return name
 
 
-def _row(values: Mapping[str, Any], column: str, keep: Sequence[str]) -> Row:
+def _row(values: Mapping[str, Any], column: str, keep: Sequence[str]) -> TextRow:
     text = values.get(column)
     kept = {name: values.get(name) for name in keep}
     if isinstance(text, str):
-        return Row(text, kept=kept)
+        return TextRow(text, kept=kept)
     if column not in values:
-        return Row(None, f"there is no {column!r}", kept)
-    return Row(None, f"{column!r} is a {type(text).__name__}, not a string", kept)
+        return TextRow(None, f"there is no {column!r}", kept)
+    return TextRow(None, f"{column!r} is a {type(text).__name__}, not a string", kept)
 
 
 def import_parquet() -> Any:

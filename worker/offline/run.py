@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.offline.checkpoint import Kept
-from worker.offline.encoding import Encoder, encode_in_order
-from worker.offline.rows import CorpusError, Source
+from worker.offline.encoding import JobRunner, encode_in_order
+from worker.offline.rows import CorpusError, RowSource
 from worker.offline.writing import check_output, lines, write
 
 
@@ -31,9 +31,9 @@ def folder_of(output: Path) -> Path:
 
 
 def run(
-    source: Source,
+    source: RowSource,
     output: Path,
-    encoder: Encoder,
+    runner: JobRunner,
     *,
     options: Any,
     progress: Callable[[int], None] = lambda _: None,
@@ -42,7 +42,7 @@ def run(
 
     `options` is JSON that must be the same for the run to go on; `progress` is told the rows done
     so far, first those of earlier runs. Whatever interrupts it, what was done is kept. Raises
-    CorpusError, and what the encoder raises.
+    CorpusError, and what the runner raises.
     """
     check_output(output, source)
     fingerprint = [source.fingerprint(), options]
@@ -51,7 +51,7 @@ def run(
             raise CorpusError("standard input cannot be read again; start over with --restart")
         progress(kept.done.rows)
         rows = islice(source, kept.done.rows, None)
-        with closing(encode_in_order(rows, encoder)) as windows:
+        with closing(encode_in_order(rows, runner)) as windows:
             for window in windows:
                 kept.add(window)
                 progress(kept.done.rows)
@@ -62,15 +62,15 @@ def run(
 
 
 def stream(
-    source: Source,
+    source: RowSource,
     file: BinaryIO,
-    encoder: Encoder,
+    runner: JobRunner,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Embed every row of a source into JSON Lines, written as they are done."""
     report = Report()
-    with closing(encode_in_order(source, encoder)) as windows:
+    with closing(encode_in_order(source, runner)) as windows:
         for window in windows:
             errors = {report.rows + error.index: asdict(error) for error in window.errors}
             file.write(lines(report.rows, window.vectors, errors, window.size))

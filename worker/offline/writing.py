@@ -11,14 +11,14 @@ import numpy as np
 import orjson
 
 from worker.contract.results import Matrix
-from worker.offline.rows import CorpusError, Source, import_parquet
+from worker.offline.rows import CorpusError, RowSource, import_parquet
 
 OUTPUTS = ("npy", "jsonl", "parquet")
 #: Rows that are turned into Python or Arrow objects at a time.
 _ROWS = 4_096
 
 
-def check_output(path: Path, source: Source) -> str:
+def check_output(path: Path, source: RowSource) -> str:
     """The form of an output by its ending. Raises CorpusError where it cannot be made."""
     form = path.suffix.lower().lstrip(".")
     if form not in OUTPUTS:
@@ -36,7 +36,7 @@ def write(
     path: Path,
     vectors: Matrix,
     errors: Iterable[Mapping[str, Any]],
-    source: Source,
+    source: RowSource,
 ) -> None:
     """Write all vectors, float32 (n, d), to a file whose ending says its form.
 
@@ -98,7 +98,7 @@ def _jsonl(
 
 
 def _parquet(
-    file: BinaryIO, vectors: Matrix, errors: Iterable[Mapping[str, Any]], source: Source
+    file: BinaryIO, vectors: Matrix, errors: Iterable[Mapping[str, Any]], source: RowSource
 ) -> None:
     import pyarrow as pa
 
@@ -137,7 +137,7 @@ def _strings(row: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _columns(source: Source) -> Iterator[Mapping[str, Any]]:
+def _columns(source: RowSource) -> Iterator[Mapping[str, Any]]:
     """The values to copy, row by row; empty ones without end where none are asked for."""
     return (row.kept for row in source) if source.keep else repeat({})
 

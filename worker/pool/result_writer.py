@@ -11,6 +11,7 @@ from typing import NamedTuple
 import redis
 
 from worker.contract import keys
+from worker.contract.backoff import Backoff
 from worker.contract.jobs import Status
 from worker.pool.failures import is_connection_lost
 from worker.pool.in_flight import InFlightJob
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _JOBS_A_SCRIPT = 512
 _BYTES_A_SCRIPT = 8 * 2**20
 #: Seconds between two tries while Redis is away.
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 2.0
+_BACKOFF = Backoff(0.05, 2.0)
 
 #: Jobs of one script, each with how it ended.
 Chunk = list[tuple[InFlightJob, Completion]]
@@ -104,7 +105,7 @@ class ResultWriter:
     def _complete(self, part: Chunk) -> set[int] | None:
         """Places of jobs that had ended before; None once stopped. Raises Refused."""
         lease_keys = next((found for t, _ in part if (found := self._lease_keys(t))), None)
-        backoff = _FIRST_BACKOFF
+        pauses = iter(_BACKOFF)
         while True:
             began = time.perf_counter()
             try:
@@ -114,15 +115,15 @@ class ResultWriter:
             except redis.RedisError as error:
                 # No job is at fault: the call as such is refused, or Redis is away.
                 self.blocked = not is_connection_lost(error)
+                pause = next(pauses)
                 logger.warning(
                     "%d results wait for Redis (%s); next try in %.2f s",
                     len(part),
                     type(error).__name__,
-                    backoff,
+                    pause,
                 )
-                if self._stopping.wait(backoff):
+                if self._stopping.wait(pause):
                     return None
-                backoff = min(backoff * 2, _LONGEST_BACKOFF)
             else:
                 self.blocked = False
                 self._observe([in_flight for in_flight, _ in part], time.perf_counter() - began)

@@ -29,7 +29,8 @@ def seconds_to_wait(request: Request) -> float:
 def hang_up(request: Request) -> Callable[[], bool]:
     """Return a function that tests whether the caller of `request` has closed the connection.
 
-    The request must be read to its end. The result is False if the server does not show the connection, or if that is encrypted.
+    The request must be read to its end. The result is False if the server does not show the
+    connection, or if that is encrypted.
     """
     connection = connection_of(request)
     if connection is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions
 from worker.contract.results import Outcome
@@ -9,7 +11,7 @@ from worker.offline.client import Remote
 from worker.service import EmbeddingService
 
 
-class Local:
+class LocalRunner:
     """The engine of this process. `close` ends it."""
 
     def __init__(self, service: EmbeddingService, options: JobOptions) -> None:
@@ -20,28 +22,22 @@ class Local:
         """Load the model now. Raises ModelUnavailable and its kin, and InvalidJob for options."""
         self._service.encode([], **self._options.model_dump(exclude_defaults=True))
 
-    def embed(self, texts: list[str]) -> Outcome | JobFailed:
+    def embed(self, texts: Sequence[str]) -> Outcome | JobFailed:
         return self._service.run(texts, self._options)
-
-    def interrupt(self) -> None:
-        self._service.close()
 
     def close(self) -> None:
         self._service.close()
 
 
-class Through:
+class RemoteRunner:
     """A service at an address. `close` ends the connections."""
 
     def __init__(self, remote: Remote, options: JobOptions) -> None:
         self._remote = remote
         self._options = options.model_dump(exclude_defaults=True)
 
-    def embed(self, texts: list[str]) -> Outcome | JobFailed:
+    def embed(self, texts: Sequence[str]) -> Outcome | JobFailed:
         return self._remote.embed(texts, self._options)
-
-    def interrupt(self) -> None:
-        self._remote.close()
 
     def close(self) -> None:
         self._remote.close()
