@@ -1,4 +1,4 @@
-"""Texts that occur more than once in a batch are encoded once, and nobody can tell."""
+"""Texts that occur more than once in a batch are encoded once, and each job gets its vector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from tests.engine.stand import Start, assert_vectors, busy, texts, wait_until_tokenised
 from tests.fakes import NAN, POISON, FakeEncoder, RecordingSink, job_of, vector_of
 from worker.encoder.tokens import TokenBlock
-from worker.engine import deduplicate
 from worker.engine.deduplicate import distinct
 
 
@@ -50,14 +49,6 @@ def test_the_same_tokens_pooled_otherwise_are_another_text() -> None:
 def test_texts_without_tokens_are_one_text() -> None:
     found = distinct(block_of([], [1], [], [1]))
     assert rows_of(found.block) == [[], [1]]
-
-
-def test_texts_are_compared_themselves_not_their_checksums(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(deduplicate, "_MIX", np.uint64(0))
-    block = block_of([1, 2], [3, 4], [1, 2])
-    assert rows_of(distinct(block).block) == [[1, 2], [3, 4]]
 
 
 def test_a_text_of_many_jobs_is_encoded_once_and_each_job_gets_its_vector(

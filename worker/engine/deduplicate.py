@@ -16,11 +16,6 @@ from worker.contract.results import Matrix
 from worker.encoder.tokens import TokenBlock
 from worker.engine.encode import Fault
 
-# Odd constants of the golden ratio and of xxHash, to spread ids and positions over 64 bits.
-_ID, _POSITION, _MIX = (
-    np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Distinct:
@@ -50,34 +45,14 @@ class Distinct:
 
 def distinct(block: TokenBlock) -> Distinct:
     """The different texts of `block`."""
-    if _all_differ(block):
+    ids, width = block.ids.tobytes(), block.ids.itemsize
+    offsets = (block.offsets * width).tolist()
+    rows_by_text: dict[tuple[bytes, int], int] = {}
+    rows = [
+        rows_by_text.setdefault((ids[start:stop], skip), len(rows_by_text))
+        for start, stop, skip in zip(offsets, offsets[1:], block.skip.tolist(), strict=False)
+    ]
+    if len(rows_by_text) == len(rows):
         return Distinct(block)
-    ids, offsets, skips = block.ids.tobytes(), block.offsets.tolist(), block.skip.tolist()
-    width = block.ids.itemsize
-    first: dict[tuple[bytes, int], int] = {}
-    kept: list[int] = []
-    rows = np.empty(len(block), dtype=np.int64)
-    for place, skip in enumerate(skips):
-        text = ids[offsets[place] * width : offsets[place + 1] * width]
-        row = rows[place] = first.setdefault((text, skip), len(kept))
-        if row == len(kept):
-            kept.append(place)
-    if len(kept) == len(block):
-        return Distinct(block)
-    return Distinct(block.take(np.asarray(kept)), rows)
-
-
-def _all_differ(block: TokenBlock) -> bool:
-    """Whether no two texts are equal. May return False in error, which costs a comparison."""
-    lengths = block.lengths
-    if len(block) == 1:
-        return True
-    if not lengths.all():
-        return False
-    starts = block.offsets[:-1]
-    positions = np.arange(len(block.ids)) - np.repeat(starts, lengths)
-    mixed = block.ids.astype(np.uint64) * _ID ^ positions.astype(np.uint64) * _POSITION
-    mixed *= _MIX
-    mixed ^= mixed >> np.uint64(32)
-    keys = np.add.reduceat(mixed, starts)
-    return len(np.unique(keys)) == len(keys)
+    _, places = np.unique(rows, return_index=True)
+    return Distinct(block.take(places), np.asarray(rows))

@@ -154,8 +154,8 @@ class StageQueue(Stage, Generic[Item]):
 
     @property
     def full(self) -> bool:
-        """Whether an earlier stage should pause."""
-        return any(self._capacity.left(lane) <= 0 for lane in Lane)
+        """Whether an earlier stage should pause. Only the normal lane of a queue counts."""
+        return self._capacity.left(Lane.NORMAL) <= 0
 
     def take(self, select: Callable[[deque[Item]], list[Found]]) -> list[Found]:
         """Wait for items and select some of one lane; return [] once the queue is closed and empty.
@@ -182,12 +182,15 @@ class StageQueue(Stage, Generic[Item]):
     def _next(self, select: Callable[[deque[Item]], list[Found]]) -> list[Found]:
         if self._claimed:
             return []
-        waiting = [lane for lane in Lane if self._lanes[lane]]
-        # The most urgent lane, but first one that was passed over too often.
-        for lane in sorted(waiting, key=lambda one: self._passes[one] < _MOST_PASSES):
+        waiting = [lane for lane, items in self._lanes.items() if items]
+        if len(waiting) > 1:
+            # The most urgent lane, but first one that was passed over too often.
+            waiting.sort(key=lambda lane: (self._passes[lane] < _MOST_PASSES, lane))
+        for lane in waiting:
             if found := select(self._lanes[lane]):
                 for other in waiting:
-                    self._passes[other] = 0 if other is lane else self._passes[other] + 1
+                    self._passes[other] += 1
+                self._passes[lane] = 0
                 self._empty()
                 return found
         return []

@@ -181,7 +181,9 @@ class Scheduler:
         tenants that they do not serve: more callers of one tenant need full batches.
         Return None if there is none, if the writer is behind, or if a job is to be isolated.
         """
-        if self.write.full or self.isolation.active or (interactive and self.slots.idle):
+        if not self.queues.tokens or self.write.full or self.isolation.active:
+            return None
+        if interactive and self.slots.idle:
             return None
         for name, queue in self.queues.in_turn():
             if interactive:
