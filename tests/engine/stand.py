@@ -14,7 +14,7 @@ from tests.fakes import DEADLINE, FakeEncoder, RecordingSink, job_of, vector_of
 from tests.processes import eventually
 from worker.cache.store import Cache
 from worker.encoder.tokens import TokenBlock
-from worker.engine import Engine, Job
+from worker.engine import Engine, Job, JobCallbacks
 from worker.engine.job import Piece
 
 #: An engine's thread that dies says so, which pytest takes for a failure.
@@ -25,7 +25,7 @@ Start = Callable[..., Engine]
 
 
 class EngineWith(Engine):
-    """An engine whose jobs carry the callbacks `sink`."""
+    """An engine whose jobs carry the callbacks `sink`, unless they have others or an owner."""
 
     def __init__(
         self, sink: RecordingSink, encoders: Sequence[FakeEncoder], cache: Cache | None = None
@@ -36,7 +36,8 @@ class EngineWith(Engine):
 
     def submit(self, *jobs: Job) -> None:
         for job in jobs:
-            job.callbacks = self._sink
+            if type(job.callbacks) is JobCallbacks and job.owner is None:
+                job.callbacks = self._sink
         super().submit(*jobs)
 
 

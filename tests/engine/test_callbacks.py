@@ -1,12 +1,21 @@
-"""What the sink hears, on which thread, and what it can hold up."""
+"""The calls that a job's callbacks get, their threads, and what they can hold up."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 
-from tests.engine.stand import Start, blocked, busy, crashes, texts, wait_until_tokenised
+from tests.engine.stand import (
+    Start,
+    assert_vectors,
+    blocked,
+    busy,
+    crashes,
+    texts,
+    wait_until_tokenised,
+)
 from tests.fakes import (
     DEADLINE,
     FakeEncoder,
@@ -14,6 +23,8 @@ from tests.fakes import (
     job_of,
 )
 from tests.processes import eventually
+from worker.contract.errors import JobFailed
+from worker.contract.outcomes import Outcome
 from worker.engine.scheduler import BATCHES_TO_WRITE
 
 
@@ -170,3 +181,44 @@ def test_a_job_that_may_not_start_is_forgotten(
     assert sink.of("started") == ["busy", "yes"]
     assert "text 0 of some" not in encoder.seen
     assert not engine.cancel(no)
+
+
+def test_jobs_of_a_batch_complete_with_their_own_callbacks(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    other = RecordingSink()
+    engine = start(encoder)
+    mine = [job_of([f"mine {n}"], f"mine {n}") for n in range(3)]
+    others = [job_of([f"other {n}"], f"other {n}") for n in range(3)]
+    for job in others:
+        job.callbacks = other
+    with busy(engine, encoder):
+        for pair in zip(mine, others, strict=True):
+            engine.submit(*pair)
+        wait_until_tokenised(*mine, *others)
+    for n in range(3):
+        sink.outcome(f"mine {n}")
+        other.outcome(f"other {n}")
+    assert len(encoder.batches) == 2
+    assert sink.of("started") == ["busy", "mine 0", "mine 1", "mine 2"]
+    assert set(other.of("started")) == set(other.outcomes) == {"other 0", "other 1", "other 2"}
+
+
+def test_a_job_without_callbacks_completes_its_future(
+    start: Start, encoder: FakeEncoder, sink: RecordingSink
+) -> None:
+    engine = start(encoder)
+    waited: Future[Outcome | JobFailed] = Future()
+    given_up: Future[Outcome | JobFailed] = Future()
+    with busy(engine, encoder):
+        for text, future in (("waited", waited), ("given up", given_up)):
+            job = job_of([text], text)
+            job.owner = future
+            engine.submit(job)
+        given_up.cancel()
+    outcome = waited.result(DEADLINE)
+    assert isinstance(outcome, Outcome)
+    assert_vectors(outcome.vectors, ["waited"])
+    engine.close(DEADLINE)
+    assert "given up" not in encoder.seen
+    assert set(sink.outcomes) == {"busy"}

@@ -84,6 +84,10 @@ def test_a_worker_that_cannot_start_says_why(stand: Stand) -> None:
         assert "Traceback" not in log, log
 
 
+def test_no_thread_of_a_worker_keeps_the_interpreter_for_milliseconds(steady: Steady) -> None:
+    assert users_app.switch_interval.delay().get(timeout=ANSWER_S) == pytest.approx(1e-4)
+
+
 # -- sharing the device -------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -85,6 +86,12 @@ def note_failure(job_id: str, key: str) -> None:
 @app.task
 def note_exception(request: Any, error: BaseException, trace: Any, key: str) -> None:
     note(key, request.id, type(error).__name__, list(error.args))
+
+
+@app.task
+def switch_interval() -> float:
+    """Seconds of a thread's turn in the interpreter."""
+    return sys.getswitchinterval()
 
 
 @app.task
