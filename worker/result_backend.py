@@ -82,7 +82,7 @@ class JobBackend(RedisBackend):
             _complete(store, Completion.of_celery(task_id, state, result))
 
     def _store(self, task_id: str, request: Any) -> JobStore | None:
-        """The store of jobs, if the task is one; without a request its record tells."""
+        """The store of jobs, if the task is one; without a request, if it has a record."""
         store = store_of(self.app)
         if store is None:
             return None

@@ -24,7 +24,7 @@ from worker.store.submissions import JobRequest
 #: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
 #: The pool puts one in right before it runs the body, on the same thread.
 ready: dict[str, Any] = {}
-#: How the pool's engine runs a job of this very process; None where there is no such pool.
+#: How the pool's engine runs a job of this very process; None without such a pool.
 run_here: Callable[[list[Any], JobOptions], Outcome | JobFailed] | None = None
 
 
@@ -86,7 +86,7 @@ def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
 
     Arguments and result as in the README: `input` (one string or 1 to 4,096), `model`,
     `prompt_name` or `prompt`, `dimensions`, `normalize`, `truncate`, `long`, `encoding_format`.
-    Raises JobFailed, with a `code`, where no text of the job has a vector.
+    Raises JobFailed, with a `code`, if no text of the job has a vector.
     """
     if self.request.id in ready:
         result = ready.pop(self.request.id)

@@ -41,7 +41,10 @@ RELATIONS = (
     Deduplication(fingerprint="body", shared=True),
 )
 #: Their repeats come at once: a later one would follow other steps of the same job.
-IN_ORDER = ("progress", "withdraw", "requeue", "note", "file_hold", "file_release")
+IN_ORDER = (
+    *("progress", "withdraw", "requeue", "note", "release", "leave"),
+    *("file_hold", "file_release"),
+)
 #: A repeat of it is another claim; it has a test of its own.
 NUMBERING = {"BATCH_CLAIM"}
 BATCH = OpenAIBatch("batch_1", input_file_id="file-1", created_at=1.0)
@@ -107,6 +110,7 @@ class Deployment:
         self.batches = OpenAIBatchStore(client, client, QUEUE)
         self.crashes = PoisonJobs(self.jobs, 3)
         self.heartbeat = client.register_script(scripts.HEARTBEAT)
+        self.cache = client.register_script(scripts.CACHE)
         if repeating is not None:
             self._repeat_round_trips(repeating)
 
@@ -203,6 +207,7 @@ def steps(dice: random.Random, number: int, *, fresh: bool) -> Callable[[Deploym
             lambda one: one.files.hold(job_id, owner, tokens, 1.0),
             lambda one: one.files.release(job_id),
             lambda one: one.crashes.begin(job_id, tag),
+            lambda one: one.cache(keys=["cache", "used"], args=[9999, 1, 60, 1, "a", job_id, tag]),
             *[submit] * 5,
             *[complete] * 3,
             lambda one: one.jobs.cancel(job_id),
@@ -227,6 +232,7 @@ def twice(redis_url: str, redis_client: redis.Redis) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("late", [False, True])
 def test_repeated_calls_leave_everything_as_single_ones_do(
     redis_client: redis.Redis, twice: redis.Redis, late: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,7 @@
 """One run over a batch, from wherever the last one came to.
 
-A run may end at any moment, by a kill or because Redis falls away: what it has written counts from
-the checkpoint on that names it, and the next run goes on from there.
+A run may end at any moment, by a kill or because Redis fails. The next run continues from the last
+checkpoint; output that no checkpoint names does not count.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Coordinator:
         self._turn_ends = time.monotonic() + _TURN_SECONDS
 
     def run(self) -> bool:
-        """Whether the batch has ended; else it is somebody else's turn, and a next run goes on.
+        """Whether the batch has ended; if not, its turn is over and another run continues it.
 
         Raises Superseded, redis.RedisError and StorageUnavailable; whatever it is, the batch can be
         run again.

@@ -25,12 +25,12 @@ _SECONDS_AHEAD = 2.0
 _BATCHES_AHEAD = 4
 #: Part of the service's capacity that batches may use; the rest is for callers who wait.
 _SHARE_OF_CAPACITY = 0.5
-#: Seconds after which jobs are looked at although nobody told of their end.
+#: Seconds after which jobs are read without a notice of their end.
 CHECK_SECONDS = 5.0
 
 
 class EndedPack(NamedTuple):
-    """A job that has ended: `meta` is its stored outcome, or None where there is none any more."""
+    """A job that has ended: `meta` is its stored outcome, None if that has expired."""
 
     pack: Pack
     job_id: str
@@ -41,8 +41,8 @@ class EndedPack(NamedTuple):
 class Dispatch:
     """Jobs of one run over a batch. Belongs to the thread of that run; raises redis.RedisError.
 
-    A job is known by the lines that it carries: where a run died, the next one finds the jobs that
-    are under way, or that ended meanwhile, in place of sending them again.
+    A job is identified by its lines: after a crash the next run finds the jobs that are under way
+    or have ended meanwhile, and does not submit them again.
     """
 
     def __init__(self, means: Resources, notices: Notifications, batch: OpenAIBatch) -> None:
@@ -55,7 +55,7 @@ class Dispatch:
         self._under_way: dict[str, Pack] = {}
         #: Under which keys jobs are found again, by id, until they are released.
         self._keys: dict[str, str] = {}
-        #: Jobs to be looked at without having been told of.
+        #: Jobs to be read without a notice.
         self._unsure: set[str] = set()
         self._check_at = 0.0
 
@@ -69,7 +69,7 @@ class Dispatch:
         return sum(pack.tokens for pack in self._under_way.values()) < ahead
 
     def send(self, pack: Pack) -> bool:
-        """Have a job run, or find the one that does; False where the service is full."""
+        """Submit a job, or find the one with these lines; False if the service is full."""
         job = JobRequest.of(
             pack.texts,
             pack.options,
@@ -97,7 +97,7 @@ class Dispatch:
         return True
 
     def collect(self, seconds: float) -> tuple[list[EndedPack], set[str]]:
-        """Jobs that have ended, once there is one, and batches that somebody changed."""
+        """Wait for jobs to end; return those that have, and batches that were changed."""
         wait = 0.0 if self._unsure else min(seconds, CHECK_SECONDS)
         news = self._notices.wait(wait)
         suspects = (news.ended & self._under_way.keys()) | self._unsure
@@ -124,7 +124,7 @@ class Dispatch:
             client.delete(keys.idempotency(queue, self._holder, self._keys.pop(job_id, "")))
 
     def _look(self, job_id: str) -> EndedPack | None:
-        """A job with its outcome where it has ended, or is not there any more."""
+        """A job with its outcome if it has ended or no longer exists."""
         record, meta = self._means.store.read_with_outcome(job_id)
         if record is not None and not record.status.ended:
             return None

@@ -38,7 +38,7 @@ class LineRequest(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a look at every line of a file gave: requests, their model, and what is wrong."""
+    """The result of checking a file: its number of requests, their model, and faults."""
 
     total: int
     model: str
@@ -60,7 +60,7 @@ def read_lines(
 ) -> Iterator[RequestLine]:
     """The lines of a file from byte `offset` on, which is after line `number`, but for blank ones.
 
-    No more of it is held than a line and a piece. Raises Malformed where one is longer than
+    No more of it is held than a line and a piece. Raises Malformed if one is longer than
     `longest` bytes.
     """
     file.seek(offset)
@@ -101,7 +101,7 @@ def parse(raw: bytes, endpoint: str) -> LineRequest:
 
 
 def check(lines: Iterable[RequestLine], endpoint: str) -> Findings:
-    """Look at every line of a file; the first hundred faults are told."""
+    """Check every line of a file; returns its first hundred faults."""
     faults: list[FileFault] = []
     seen: set[bytes] = set()
     model: object = None
@@ -150,7 +150,7 @@ def _loads(raw: bytes) -> Any:
 
 
 def _is_usable(custom_id: str) -> bool:
-    """Whether it can be told again, in JSON that every parser takes."""
+    """Whether it can be repeated in JSON that every parser accepts."""
     surrogates = any("\ud800" <= one <= "\udfff" for one in custom_id)
     return 1 <= len(custom_id) <= _LONGEST_ID and not surrogates
 

@@ -13,7 +13,7 @@ from worker.contract import keys
 
 
 class Notification(NamedTuple):
-    """What was heard: jobs that ended, batches somebody changed; `missed`: there may be more."""
+    """Received notices: jobs that ended, batches that changed; `missed`: some may be lost."""
 
     ended: set[str]
     batches: set[str]

@@ -63,7 +63,7 @@ def finish(
 
 
 def clean_up(means: Resources, batch: OpenAIBatch) -> None:
-    """Remove what only the running batch needed, and files whose time has passed."""
+    """Remove the parts and jobs of a batch that has ended, and expired files."""
     means.store.client.delete(keys.jobs(means.settings.queue, batch.id))
     try:
         means.files.storage.remove(batch.folder)
@@ -95,7 +95,7 @@ def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str]
 
 
 def _file(means: Resources, batch: OpenAIBatch, kind: str, parts: Sequence[str], lines: int) -> str:
-    """The id of the file made of some parts, or '' where there are none."""
+    """The id of the file made of some parts, or '' without parts."""
     if not parts:
         return ""
     # As hard to guess as the batch's own id.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from worker.contract.jobs import EncodingFormat, JobOptions
 from worker.contract.models import ModelInfo
 
-#: Texts and bytes of text that one job carries, where a single line does not have more.
+#: Texts and bytes of text that one job carries, unless a single line has more.
 PACK_TEXTS = 64
 PACK_BYTES = 256 * 1024
 
@@ -83,7 +83,7 @@ class Pack:
 
 
 def packs(window: LineWindow, wants: Iterable[Want], most_tokens: int) -> list[Pack]:
-    """As few jobs as the bounds allow; which line goes where depends on nothing else."""
+    """As few jobs as the bounds allow, the same ones for the same lines."""
     alike: dict[JobOptions, list[Want]] = {}
     for want in wants:
         alike.setdefault(want.options, []).append(want)

@@ -29,8 +29,8 @@ from worker.store.worker_registry import Workers
 
 logger = logging.getLogger(__name__)
 
-#: Texts of one window, where a single line does not have more, and windows that are open at once:
-#: what of a batch is in memory.
+#: Texts of one window, unless a single line has more, and windows that are open at once: together
+#: the part of a batch that is in memory.
 WINDOW_TEXTS = 512
 _OPEN_WINDOWS = 8
 #: Seconds after which a full service is asked again, and one without workers.
@@ -125,7 +125,7 @@ class Processing:
             self._unsent.extend(packs(window, wants, budget))
 
     def _want(self, entry: AnsweredLine, body: dict[str, Any], workers: Workers) -> Want | None:
-        """What an entry is to be run with; None where it is answered already."""
+        """How a line is to be run; None if it is answered already."""
         if self.expired:
             entry.settle(output.given_up(entry.custom_id, "batch_expired", _EXPIRED))
             return None

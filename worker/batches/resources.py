@@ -31,7 +31,7 @@ class Resources:
 
     @classmethod
     def of(cls, app: Celery) -> Resources:
-        """Those of a worker. Raises SettingsError; ValueError where results are not on Redis."""
+        """Those of a worker. Raises SettingsError; ValueError if results are not on Redis."""
         settings = Settings.from_env()
         store = store_of(app)
         if store is None:

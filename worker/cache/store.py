@@ -24,6 +24,7 @@ from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.contract.settings import Settings
 from worker.store import server
+from worker.store.scripts import CACHE
 
 logger = logging.getLogger(__name__)
 
@@ -38,57 +39,6 @@ _BYTES_A_SCRIPT = 256 * 1024
 _MOST_REMOVED = 2048
 #: Seconds after which a cache that nobody uses is gone.
 _FORGOTTEN_AFTER = 7 * 24 * 3600
-
-#: KEYS hash, sorted set. ARGV bound in bytes, most entries to remove, seconds to live, number of
-#: keys used, those keys, then key and value of each new entry.
-_KEEP = """
-local cache, used = KEYS[1], KEYS[2]
-local bound, removals = tonumber(ARGV[1]), tonumber(ARGV[2])
-local ttl, touched = ARGV[3], tonumber(ARGV[4])
--- What an entry takes in both keys, the allocator's rounding and a growing table included.
-local function cost(length)
-  return math.ceil(length * 1.25) + 320
-end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-for at = 5, 4 + touched do
-  redis.call('ZADD', used, 'XX', now, ARGV[at])
-end
-local bytes = tonumber(redis.call('HGET', cache, 'bytes') or '0')
-local wanted = 0
-for at = 6 + touched, #ARGV, 2 do
-  wanted = wanted + cost(#ARGV[at])
-end
-while bytes + wanted > bound and removals > 0 do
-  local oldest = redis.call('ZPOPMIN', used)
-  if #oldest == 0 then
-    -- Somebody removed the one and not the other.
-    redis.call('DEL', cache)
-    bytes = 0
-    break
-  end
-  local length = redis.call('HSTRLEN', cache, oldest[1])
-  if length > 0 then
-    redis.call('HDEL', cache, oldest[1])
-    bytes = bytes - cost(length)
-  end
-  removals = removals - 1
-end
-if bytes + wanted <= bound then
-  for at = 5 + touched, #ARGV, 2 do
-    local held = redis.call('HSTRLEN', cache, ARGV[at])
-    if held > 0 then
-      bytes = bytes - cost(held)
-    end
-    redis.call('HSET', cache, ARGV[at], ARGV[at + 1])
-    redis.call('ZADD', used, now, ARGV[at])
-    bytes = bytes + cost(#ARGV[at + 1])
-  end
-end
-redis.call('HSET', cache, 'bytes', string.format('%d', bytes))
-redis.call('EXPIRE', cache, ttl)
-redis.call('EXPIRE', used, ttl)
-"""
 
 
 def open_cache(settings: Settings, infos: Mapping[str, ModelInfo]) -> Cache | None:
@@ -201,7 +151,7 @@ class Cache:
         bound: int | None = None,
     ) -> None:
         bounds = (self._bound if bound is None else bound, _MOST_REMOVED, _FORGOTTEN_AFTER)
-        client.eval(_KEEP, 2, self._hash, self._used, *bounds, len(used), *used, *entries)
+        client.eval(CACHE, 2, self._hash, self._used, *bounds, len(used), *used, *entries)
 
 
 def _revision(spec: ModelSpec, info: ModelInfo) -> bytes | None:

@@ -5,10 +5,10 @@ In reading order:
 - `server`: clients from the URLs that Celery takes
 - `pipeline`: commands of many threads in few round trips
 - `clock`: the server's clock
-- `jobs`: submit, read, complete and list jobs
-- `submissions`, `records`, `completions`: a job as it is submitted, stored and completed
+- `jobs`: submit and complete jobs
+- `submissions`, `records`, `completions`: a job as it is submitted, read and completed
 - `scripts`: the Lua scripts in `lua/`
-- `outbox`, `lost_jobs`: messages for a separate broker; jobs whose messages are gone
+- `outbox`, `lost_jobs`: messages on their way to the broker; jobs whose messages are gone
 - `celery_jobs`: the job store beside a Celery application
 - `memory_limits`, `eviction`: limits that depend on the server's memory
 - `openai_batch`, `openai_batches`: OpenAI batches and their store

@@ -26,7 +26,7 @@ _stores: weakref.WeakKeyDictionary[Celery, JobStore] = weakref.WeakKeyDictionary
 
 
 def store_of(app: Celery) -> JobStore | None:
-    """The records beside an application's results, or None where those are not on Redis."""
+    """The job store of an application, or None if its results are not on Redis."""
     store = _stores.get(app)
     if store is None:
         conf = app.conf
@@ -103,7 +103,7 @@ def purged(app: Celery, task_ids: Sequence[str]) -> None:
 
 
 def withdraw(app: Celery, job_id: str) -> None:
-    """Forget a job whose message was not sent. Where that fails too, its record expires."""
+    """Forget a job whose message was not sent. If that fails too, its record expires."""
     store = store_of(app)
     if store is None:
         return

@@ -132,33 +132,28 @@ class JobRecords:
     def _read(
         self, job_id: str, call: Callable[[], Sequence[Any]]
     ) -> tuple[JobRecord | None, bytes | None]:
-        """The record and the outcome that `call` reads, again if it has completed the job."""
+        """The record and the outcome that `call` reads, again once the job is completed."""
         fields, raw = call()
-        if (
-            raw is not None
-            and self._may_lack_end(fields)
-            and self._complete_by(job_id, fields, raw)
-        ):
+        if raw is not None and self._may_lack_end(fields):
+            self._complete_by(job_id, fields, raw)
             fields, raw = call()
         record = self._parse(job_id, fields)
         return record, raw if record is not None and record.status.ended else None
 
     def _may_lack_end(self, fields: Mapping[bytes, bytes]) -> bool:
-        """Whether a stored outcome would be news to this record of ours, or missing record."""
+        """Whether a record is missing, or open: a stored outcome then completes the job."""
         record = self._parse("", fields)
         return not fields or (record is not None and not record.status.ended)
 
-    def _complete_by(self, job_id: str, fields: Mapping[bytes, bytes], raw: bytes) -> bool:
-        """Complete a job by an outcome that was stored apart; False if it is none, or no job's.
+    def _complete_by(self, job_id: str, fields: Mapping[bytes, bytes], raw: bytes) -> None:
+        """Complete a job by an outcome that was stored apart, if it is one and a job's.
 
         A job without a record is known by the vectors in its outcome.
         """
         stored = orjson.loads(raw)
         completion = Completion.of_celery(job_id, stored["status"], stored.get("result"), raw)
-        is_end = completion.status.ended and bool(fields or completion.texts)
-        if is_end:
+        if completion.status.ended and (fields or completion.texts):
             self._completions.complete([completion._replace(tag=new_call())])
-        return is_end
 
     def _parse(self, job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord | None:
         """A record; None if there is none or it is of another deployment's queue."""

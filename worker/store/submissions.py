@@ -14,7 +14,7 @@ from worker.contract.models import ModelInfo
 
 #: Seconds that an Idempotency-Key is remembered.
 IDEMPOTENCY_TTL = 24 * 3600
-#: Seconds that a shared job can be joined; nobody waits longer for one.
+#: Seconds that a shared job can be joined; no caller waits longer for one.
 SHARED_TTL = 3600
 
 
