@@ -81,7 +81,9 @@ def test_a_name_without_utf8_form_is_logged_all_the_same(
     logger: logging.Logger, stream: io.StringIO
 ) -> None:
     logger.warning("model %s", "lone \ud800 surrogate")
-    assert "surrogate" in lines(stream)[0]["message"]
+    (line,) = lines(stream)
+    assert line["message"] == "model lone \\ud800 surrogate"
+    assert (line["level"], type(line["process"])) == ("warning", int)
 
 
 def test_uncaught_errors_of_any_thread_are_lines_too(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
 import click
 
 from worker import tuned
-from worker.contract.settings import DTYPES, Settings
+from worker.cli._settings import DEVICE, MODEL, settings_with
+from worker.contract.settings import DTYPES
 
 _ALLOWED = tuple(dtype for dtype in DTYPES if dtype not in ("auto", "float32"))
 
 
 @click.command("tune")
-@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+@MODEL
+@DEVICE
 @click.option(
     "--allow",
     default="",
@@ -36,9 +36,7 @@ def command(model: str | None, device: str | None, allow: str, seconds: float) -
     `embedq up` and workers take from it what their settings leave open. Keep the machine idle
     meanwhile.
     """
-    asked = {"EMBEDQ_MODEL": model, "EMBEDQ_DEVICE": device}
-    env = os.environ | {name: value for name, value in asked.items() if value is not None}
-    settings = Settings.from_env(env)
+    settings = settings_with(model=model, device=device)
     dtypes = [dtype.strip() for dtype in allow.split(",") if dtype.strip()]
     for dtype in dtypes:
         if dtype not in _ALLOWED:

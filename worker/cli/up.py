@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from worker.cli._settings import DEVICE, MODEL
 from worker.contract.settings import default_folder
 from worker.local.deployment import Options
 from worker.local.up import up
@@ -28,8 +29,8 @@ from worker.local.up import up
     show_default="$XDG_DATA_HOME/embedq or ~/.local/share/embedq",
     help="Where the embedded Valkey keeps its data; one embedq each.",
 )
-@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+@MODEL
+@DEVICE
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

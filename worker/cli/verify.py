@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
 
-from worker.contract.settings import Settings
+from worker.cli._settings import DEVICE, MODEL, settings_with
 
 
 @click.command("verify")
-@click.option("--model", help="A path or a Hub id.  [default: EMBEDQ_MODEL or the packaged model]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: EMBEDQ_DEVICE or auto]")
+@MODEL
+@DEVICE
 @click.option("--backend", help="auto, torch or openvino.  [default: EMBEDQ_BACKEND or auto]")
 @click.option(
     "--dtype",
     help="auto, float32, bfloat16, float16 or int8.  [default: EMBEDQ_DTYPE or auto]",
 )
-def command(model: str | None, device: str | None, backend: str | None, dtype: str | None) -> None:
+def command(**options: str | None) -> None:
     """Compare vectors with sentence-transformers' on this machine.
 
     Texts of many kinds go through the model alone and in batches of several shapes; the table
     shows the largest difference to what SentenceTransformer.encode gives for each text alone.
     The exit code is 1 where one is past its limit.
     """
-    asked = {
-        "EMBEDQ_MODEL": model,
-        "EMBEDQ_DEVICE": device,
-        "EMBEDQ_BACKEND": backend,
-        "EMBEDQ_DTYPE": dtype,
-    }
-    env = os.environ | {name: value for name, value in asked.items() if value is not None}
-    settings = Settings.from_env(env)
+    settings = settings_with(**options)
     # Only here: torch takes seconds to import.
     from worker.verify import table, verify
 

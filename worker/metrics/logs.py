@@ -89,8 +89,12 @@ def _dumps(line: Mapping[str, Any]) -> str:
         return orjson.dumps(line, default=str).decode()
     except TypeError:
         # A lone surrogate, in a name that a caller made up.
-        shown = {name: ascii(value) for name, value in line.items()}
-        return orjson.dumps(shown).decode()
+        shown = {name: _encodable(value) for name, value in line.items()}
+        return orjson.dumps(shown, default=ascii).decode()
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _log_uncaught(
