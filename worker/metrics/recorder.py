@@ -5,60 +5,52 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
-from worker.metrics.registry import METRICS, Metric, MetricValues
+from worker.metrics.registry import METRICS, MetricValues
 
 
 class Recorder:
-    """Values of some metrics since the start. Every method may be called from any thread."""
+    """Values of metrics since the start. Every method may be called from any thread.
+
+    `count` and `observe` raise KeyError for a name that is no counter or histogram.
+    """
 
     def __init__(self) -> None:
         # Reentrant: a signal handler of Celery may count on the thread that it interrupts.
         self._lock = threading.RLock()
-        self._counters: dict[str, dict[tuple[str, ...], float]] = {}
-        self._histograms: dict[str, _Histogram] = {}
+        self._counters: dict[str, dict[tuple[str, ...], float]] = {
+            name: defaultdict(int) for name, one in METRICS.items() if one.kind == "counter"
+        }
+        self._histograms: dict[str, dict[str, Any]] = {
+            name: one.zero() for name, one in METRICS.items() if one.kind == "histogram"
+        }
 
     def count(self, name: str, amount: float = 1, *labels: str) -> None:
-        """Add to a counter. Raises KeyError if `name` is not a metric."""
+        """Add to a counter, of these values of its labels."""
         with self._lock:
-            if name not in self._counters:
-                self._counters[METRICS[name].name] = defaultdict(int)
             self._counters[name][labels] += amount
 
     def observe(self, name: str, *values: float) -> None:
-        """Add values to a histogram. Raises KeyError if `name` is not a metric."""
+        """Add values to a histogram."""
         with self._lock:
-            if name not in self._histograms:
-                self._histograms[name] = _Histogram(METRICS[name])
-            self._histograms[name].observe(values)
+            histogram = self._histograms[name]
+            for value in values:
+                histogram["counts"][bisect_left(histogram["bounds"], value)] += 1
+                histogram["sum"] += value
 
     def values(self) -> MetricValues:
         """The metrics that were counted so far, as they travel, see `registry`."""
         with self._lock:
-            counters = {
-                name: _travelling(METRICS[name], counts) for name, counts in self._counters.items()
+            found: dict[str, Any] = {
+                name: [[*labels, count] for labels, count in counts.items()]
+                if METRICS[name].labels
+                else counts[()]
+                for name, counts in self._counters.items()
+                if counts
             }
-            return counters | {name: one.value() for name, one in self._histograms.items()}
-
-
-class _Histogram:
-    """The number of values up to each bound, and their sum. Its recorder's lock guards it."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._bounds = metric.bounds
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, values: tuple[float, ...]) -> None:
-        for value in values:
-            self._counts[bisect_left(self._bounds, value)] += 1
-            self._sum += value
-
-    def value(self) -> dict[str, Any]:
-        return {"bounds": self._bounds, "counts": list(self._counts), "sum": self._sum}
-
-
-def _travelling(metric: Metric, counts: Mapping[tuple[str, ...], float]) -> Any:
-    return [[*labels, count] for labels, count in counts.items()] if metric.labels else counts[()]
+            return found | {
+                name: histogram | {"counts": list(histogram["counts"])}
+                for name, histogram in self._histograms.items()
+                if any(histogram["counts"])
+            }
