@@ -16,10 +16,10 @@ _TEXT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s"
 
 
 class Logger(glogging.Logger):
-    """Lets what the application logs come on gunicorn's stream, from gunicorn's level on.
+    """Writes the application's records to gunicorn's stream, from gunicorn's level on.
 
-    gunicorn configures its own loggers only; the others would come without time and below
-    WARNING not at all. In JSON where EMBEDQ_LOG_FORMAT says so.
+    gunicorn configures its own loggers only; records of others would have no time and be dropped
+    below WARNING. `EMBEDQ_LOG_FORMAT=json` makes all of them JSON.
     """
 
     def setup(self, cfg: Any) -> None:

@@ -20,14 +20,14 @@ from worker.store.worker_registry import WorkerRegistry, live_workers
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-#: What a method counts as; a caller can send any word, and each would be a series of its own.
+#: Methods with a series of their own; a caller can send any word, and the others share one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
-    """Counts of this process; what Redis knows is read when somebody asks.
+    """Counts of this process; state in Redis is read for each request.
 
-    Where `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
+    If `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Metrics:
         self._joined.inc()
 
     def refused(self, reason: str) -> None:
-        """Count a job that there was no room or no worker for."""
+        """Count a job that was rejected, the queue being full or without a worker."""
         self._refused.labels(reason).inc()
 
     def exposition(self) -> bytes:

@@ -8,12 +8,12 @@ import secrets
 
 HEADER = "X-Request-Id"
 
-#: What a caller may name a request: ids of the usual forms, nothing that a log could trip over.
+#: Accepted ids of callers: the usual forms, without characters that a log would have to escape.
 _SANE = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
 
 
 def request_id(given: str | None) -> str:
-    """The caller's own id of a request where it is sane, else a new one in OpenAI's form."""
+    """The caller's own id of a request if it is accepted, else a new one in OpenAI's form."""
     return given if given and _SANE.fullmatch(given) else f"req_{secrets.token_hex(16)}"
 
 

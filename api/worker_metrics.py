@@ -19,7 +19,7 @@ from worker.metrics.registry import METRICS, Metric, MetricValues
 
 logger = logging.getLogger(__name__)
 
-#: Label values are short by nature; a longer one is not what it seems to be.
+#: Characters of a label's value; longer ones are cut.
 _LONGEST_LABEL = 128
 #: Facts of a model that `embedq_worker_info` shows.
 _SHOWN_FACTS = ("device", "backend", "dtype", "path")
@@ -101,7 +101,7 @@ def _family(metric: Metric, workers: Iterable[_Worker]) -> Family:
 
 
 def _samples(metric: Metric, value: Any) -> Iterator[tuple[list[str], Any]]:
-    """Label values and what is to be shown under them."""
+    """Label values, each with its sample."""
     if not metric.labels:
         yield [], value
         return

@@ -22,7 +22,7 @@ def parse_hosts(value: str) -> tuple[str, ...]:
 
 
 def split_host(header: str) -> tuple[str, str]:
-    """Host and port of a `Host` header, without brackets and final dot; "" for what is not there.
+    """Host and port of a `Host` header, without brackets and final dot; "" for a missing part.
 
     Both are "" if the header is not valid.
     """

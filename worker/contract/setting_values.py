@@ -1,4 +1,4 @@
-"""Parsers of settings. Each raises ValueError with what is allowed, as the end of a sentence."""
+"""Parsers of settings. Each raises ValueError with the allowed values, as the end of a sentence."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def server(value: str) -> str:
     for part in value.split(";"):
         try:
             parts = urlsplit(part)
-            # A port that is none raises ValueError, quoting what may be a secret.
+            # An invalid port raises ValueError, which quotes a part that may be a secret.
             misread = parts.port is not None and "@" in parts.path
         except ValueError:
             misread = True

@@ -29,7 +29,7 @@ class Variable:
     parse: Callable[[str], Any]
 
     def read(self, value: str) -> Any:
-        """Parse a value. Raises SettingsError naming variable, value and what is allowed."""
+        """Parse a value. Raises SettingsError naming variable, value and allowed values."""
         try:
             return self.parse(value)
         except ValueError as error:
@@ -134,7 +134,7 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the environment; an empty variable counts as unset.
 
-        Raises SettingsError naming variable, value and what is allowed.
+        Raises SettingsError naming variable, value and allowed values.
         """
         found: dict[str, Any] = {}
         for setting in fields(cls):
@@ -152,7 +152,7 @@ def is_redis(url: str) -> bool:
 
 
 def default_folder() -> Path:
-    """Where embedq keeps its data unless told otherwise, by the XDG base directory rules."""
+    """The folder of embedq's data by default, by the XDG base directory rules."""
     base = os.environ.get("XDG_DATA_HOME", "")
     home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
     return home / "embedq"

@@ -1,4 +1,4 @@
-"""Metrics of the engine's batches and of its calls of the tokenizer."""
+"""Metrics of the engine: its batches, tokenizer calls and cache."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Watch(Protocol):
-    """Who wants to know of each step and the jobs it served. Must neither block nor raise."""
+    """An observer of each step and its jobs. Must neither block nor raise."""
 
     def tokenised(self, jobs: Iterable[Job], seconds: float, texts: int) -> None:
         """One call of the tokenizer has ended. Tokeniser thread."""
 
     def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
-        """One batch has ended. Whoever holds the engine's lock."""
+        """One batch has ended. The caller holds the engine's lock."""
 
 
 class Counts(Recorder):

@@ -1,4 +1,4 @@
-"""Log records as lines of JSON, with the job they speak of, for API and worker alike."""
+"""Log records as lines of JSON, with the id of their job, for the API and the worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import orjson
 
 logger = logging.getLogger(__name__)
 
-#: Facts that a record may carry, by `extra`; nothing else of what it carries is shown.
+#: Attributes of a record, by `extra`, that its line shows; all others are left out.
 FACTS = ("job_id", "request_id", "method", "path", "status", "bytes", "seconds", "remote")
 
 
@@ -22,7 +22,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time`, `level`, `logger`, `process`, `message`, then the facts.
 
     An exception adds `error`, its type, and `traceback`. The job's id is taken from Celery's own
-    records, too. Arguments of tasks are never shown beyond what the message says.
+    records, too. Arguments of tasks appear only if the message has them.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,7 +44,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def use_json_in_worker() -> None:
-    """Let Celery's worker log in JSON, to wherever and from whatever level it is told to.
+    """Let Celery's worker log in JSON, with its own options for file and level.
 
     Once for the process; does nothing in one that is no worker.
     """
@@ -78,7 +78,7 @@ def _reformat(logger: logging.Logger, **_: Any) -> None:
 
 
 def _celery_id(record: logging.LogRecord) -> str | None:
-    """The task's id where Celery speaks of one: it logs a mapping."""
+    """The id of the task in a mapping that Celery logs, or None."""
     data = getattr(record, "data", None)
     found = data.get("id") if isinstance(data, Mapping) else None
     return found if isinstance(found, str) else None

@@ -53,7 +53,7 @@ def protect(url: str) -> None:
 
 
 def conceal(text: str) -> str:
-    """A text of the log without what `protect` was called for."""
+    """A text of the log without the secrets of `protect`."""
     pattern = _Records.pattern
     return text if pattern is None else pattern.sub(lambda found: _replacements[found[0]], text)
 

@@ -3,10 +3,10 @@
 A metric is one entry here and the line that counts it, with its name: `Recorder.count("texts", …)`.
 
 A worker puts them into its heartbeat, under `figures`, by the names below. A counter or gauge is a
-number, or `[[label, …, number], …]` where it has labels; a histogram is `{"bounds": [upper bound,
+number, or `[[label, …, number], …]` if it has labels; a histogram is `{"bounds": [upper bound,
 …], "counts": [values up to each bound and above the last, …], "sum": their sum}`. The API renders
 them for Prometheus, labelled with the worker's node name. An API that is older than a worker leaves
-out what it does not know.
+out unknown metrics.
 """
 
 from __future__ import annotations

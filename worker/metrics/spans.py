@@ -1,4 +1,4 @@
-"""Spans of requests and jobs; the only place that knows OpenTelemetry."""
+"""Spans of requests and jobs; the only module that imports OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Traces:
         return span.get_span_context()
 
     def sender(self, headers: Mapping[str, Any]) -> SpanContext | None:
-        """The span that sent a message; None where there is none that anybody records."""
+        """The span that sent a message, or None if it has none that is recorded."""
         carrier = _trace_headers(headers)
         if not carrier:
             return None
@@ -99,7 +99,7 @@ class RequestSpan:
 
 
 def current_headers() -> dict[str, Any]:
-    """What carries the current trace to another process; empty where there is none."""
+    """Headers that carry the current trace to another process; empty without a trace."""
     headers: dict[str, Any] = {}
     _PROPAGATOR.inject(headers)
     return headers

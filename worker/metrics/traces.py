@@ -1,4 +1,4 @@
-"""Whether somebody collects traces. Where nobody does, nothing of OpenTelemetry is imported."""
+"""Whether a collector is configured. Without one, OpenTelemetry is not imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 
 @cache
 def traces_of(part: str) -> Traces | None:
-    """The traces of this process, which is a `part` of the service; None where nobody collects.
+    """The traces of this process, which is a `part` of the service; None without a collector.
 
     The first call starts a thread that exports, so it belongs into the process that does the work.
     """

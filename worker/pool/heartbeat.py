@@ -1,4 +1,4 @@
-"""What the worker says of itself while its device makes progress, and the watch over it."""
+"""The heartbeat of a worker while its device makes progress, and the watch over its threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORGOTTEN_AFTER = 600.0
 
 
 class Heartbeat:
-    """A thread that tells Redis when the engine last made progress, every few seconds.
+    """A thread that writes the time of the engine's last progress to Redis every few seconds.
 
     Progress is a batch that came back, or an idle slot that looked for work: a worker
     whose device hangs falls silent here although its process answers. A thread that hangs ends the
@@ -83,13 +83,13 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="embedq-presence", daemon=True)
 
     def start(self) -> None:
-        """Write once, so that the worker is seen as soon as it is ready, then go on."""
+        """Write the first heartbeat, so that a ready worker counts at once; start the thread."""
         self._forget_the_dead()
         self._write()
         self._thread.start()
 
     def stop(self) -> None:
-        """Say that the worker is gone."""
+        """Stop the thread and remove the heartbeat."""
         self._stopping.set()
         self._thread.join(_INTERVAL)
         try:
@@ -109,9 +109,9 @@ class Heartbeat:
             os._exit(EX_HUNG)
 
     def _write(self) -> None:
-        """Write the heartbeat, and do what else is due every few seconds.
+        """Write the heartbeat, and do the other periodic steps.
 
-        A step that Redis refuses, by a key of another type for example, keeps none of the others.
+        If Redis refuses a step, for a key of another type for example, the others still run.
         """
         metrics = self._metrics()
         steps: dict[str, Callable[[], object]] = {
@@ -164,13 +164,13 @@ class Heartbeat:
         )
 
     def _drop_cancelled(self) -> None:
-        """Learn of jobs that were cancelled while this worker, or its connection, was away."""
+        """Read the ids of jobs that were cancelled while the connection was away."""
         for job_id, when in self._store.cancelled_since(self._cancelled_until):
             self._cancelled_until = max(self._cancelled_until, when)
             self._cancelled(job_id)
 
     def _forget_the_dead(self) -> None:
-        """Remove heartbeats of workers that have been silent for long, and what is none."""
+        """Remove heartbeats of workers that have been silent for long, and invalid ones."""
         try:
             found, now = WorkerRegistry(self._client, self._queue).heartbeats()
             dead = [node for node, raw in found.items() if _time_of(raw) < now - _FORGOTTEN_AFTER]

@@ -1,4 +1,4 @@
-"""What the pool counts of jobs: how they end, and how long they take."""
+"""Metrics of jobs: their outcomes and durations."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def ended_by(outcome: Outcome | Exception) -> Ended:
 class JobMetrics(Recorder):
     """Counts jobs by how they end, and how long they take. Any thread.
 
-    Times reach from one machine's clock to another's; what seems to end before its beginning took
-    no time. Jobs of producers that do not say when they submitted are not timed.
+    A duration begins by the clock of one machine and ends by another's; a negative one counts as 0.
+    Jobs whose message has no time of submission are not timed.
     """
 
     def started(self, in_flight_jobs: Sequence[InFlightJob]) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of jobs as spans, each in the trace that its job was submitted in."""
+"""Spans of jobs, each in the trace in which its job was submitted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JobSpans:
 
     @classmethod
     def of_environment(cls) -> JobSpans | None:
-        """None where nobody collects traces."""
+        """None without a collector."""
         traces = traces_of("worker")
         return None if traces is None else cls(traces)
 
