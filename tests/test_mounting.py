@@ -82,6 +82,16 @@ def test_a_job_goes_in_and_out_below_the_prefix(mounted: Mounted) -> None:
     assert f"/embeddings/jobs/{job['id']}" in events
 
 
+def test_a_location_is_ascii_below_any_prefix(mounted: Mounted) -> None:
+    prefix = {"SCRIPT_NAME": "/caf\u00e9".encode().decode("latin-1")}
+    accepted = mounted.client.post(
+        "/embeddings/jobs", json={"input": "a text"}, environ_overrides=prefix
+    )
+    job = accepted.get_json()
+    assert job["links"]["self"] == f"/café/embeddings/jobs/{job['id']}"
+    assert accepted.headers["Location"] == f"/caf%C3%A9/embeddings/jobs/{job['id']}"
+
+
 def test_every_route_answers_in_its_own_form(mounted: Mounted) -> None:
     client = mounted.client
     assert problem(client.get("/embeddings/jobs/none"))["code"] == "not_found"
