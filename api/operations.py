@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
+class OperationGroup:
     """Operations under one heading of the document, with the format of their errors."""
 
     name: str
@@ -42,7 +42,7 @@ class Group:
 class Operation:
     """A route in the OpenAPI document; its summary is the first line of the docstring."""
 
-    group: Group
+    group: OperationGroup
     answers: Mapping[int, Answer]
     #: HTTP statuses of its errors, beside those that follow from the flags.
     errors: Sequence[int] = ()
@@ -116,5 +116,5 @@ def problem_answer(status: int) -> Answer:
     return Answer(codes, ProblemDocument, headers, MEDIA_TYPE)
 
 
-JOBS: Final = Group("Jobs", problem_answer)
-RUNNING: Final = Group("Running it", problem_answer)
+JOBS: Final = OperationGroup("Jobs", problem_answer)
+RUNNING: Final = OperationGroup("Running it", problem_answer)

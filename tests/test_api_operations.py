@@ -167,12 +167,12 @@ from pydantic import BaseModel
 
 from api.dialects import Dialect
 from api.errors import problem_response
-from api.operations import Answer, Group, Operation, path_parameter, problem_answer
+from api.operations import Answer, OperationGroup, Operation, path_parameter, problem_answer
 from api.requests import current_request, read_json
 from api.responses import json_response
 
 blueprint = Blueprint("toy", __name__, url_prefix="/toy")
-TOY = Group("Toy", problem_answer)
+TOY = OperationGroup("Toy", problem_answer)
 
 
 class ToyRequest(BaseModel):

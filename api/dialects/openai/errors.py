@@ -9,7 +9,7 @@ from flask import Response
 
 from api.dialects.openai.schemas import ErrorDocument
 from api.errors import Problem
-from api.operations import RETRY_AFTER, Answer, Group, header
+from api.operations import RETRY_AFTER, Answer, OperationGroup, header
 from api.responses import json_response
 from worker.openai import answers
 
@@ -62,4 +62,4 @@ def answer(status: int) -> Answer:
     return Answer(_ABOUT[status], ErrorDocument, headers)
 
 
-OPENAI: Final = Group("OpenAI's API", answer)
+OPENAI: Final = OperationGroup("OpenAI's API", answer)
