@@ -38,6 +38,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What one process compiled is for all others: those of a parallel run, and workers and APIs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Threads of torch that wait for work sleep: spinning, they would take the cores from other tests.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
@@ -184,7 +188,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Wait for the other processes where a test needs the machine for itself."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with schedule.turn(alone=item.get_closest_marker("alone") is not None):
+    of_the_run = item.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    with schedule.turn(of_the_run, alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 

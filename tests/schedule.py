@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,6 @@ from tests.processes import ROOT
 
 #: What starts processes for a whole file of tests.
 _SHARED = re.compile(r"scope=\"module\"|: Service\b")
-
-
-#: Folders to lock.
-GATE, ROOM = ROOT / "tests", ROOT / "tests" / "integration"
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]
@@ -54,24 +49,18 @@ def in_order(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def turn(*, alone: bool) -> Iterator[None]:
-    """The time of one test: with those of the other processes, or with none of them.
+def turn(folder: Path, *, alone: bool) -> Iterator[None]:
+    """The time of one test: with those of the run's other processes, or with none of them.
 
-    A test that waits to run alone holds the gate, so that no further one begins.
+    The processes share `folder`. A test that waits to run alone holds the gate, so that no
+    further one begins.
     """
-    with _locked(GATE, exclusive=alone) as gate, _locked(ROOM, exclusive=alone):
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with (folder / "gate").open("w") as gate, (folder / "room").open("w") as room:
+        fcntl.flock(gate, how)
+        fcntl.flock(room, how)
         fcntl.flock(gate, fcntl.LOCK_UN)
         yield
-
-
-@contextmanager
-def _locked(folder: Path, *, exclusive: bool) -> Iterator[int]:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield file
-    finally:
-        os.close(file)
 
 
 def _weight(item: pytest.Item) -> int:

@@ -85,6 +85,7 @@ def test_gzip_members_are_counted_for_empty_ones_take_long_and_give_nothing() ->
     assert caught.value.code == "malformed_body"
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_413_and_never_unfolds() -> None:
     limit = 2**20
     bomb = gzip.compress(bytes(500 * 2**20), compresslevel=9)

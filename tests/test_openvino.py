@@ -20,6 +20,9 @@ from worker.encoder import Encoder, load
 from worker.encoder.reference import Reference
 from worker.encoder.tokens import TokenBlock
 
+# The libraries of this backend take seconds to load and to convert a model.
+pytestmark = pytest.mark.slow
+
 openvino_graph = pytest.importorskip("worker.encoder.openvino_graph")
 
 TEXTS = [

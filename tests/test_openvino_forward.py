@@ -16,6 +16,9 @@ from worker.encoder.packing import GroupCost
 from worker.encoder.rectangles import Rectangle, recurring_rectangles
 from worker.encoder.tokens import TokenBlock
 
+# The libraries of this backend take seconds to load and to convert a model.
+pytestmark = pytest.mark.slow
+
 openvino = pytest.importorskip("openvino")
 RectangleForward = pytest.importorskip("worker.encoder.openvino_forward").RectangleForward
 

@@ -73,6 +73,7 @@ def stated() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_private_use_is_on_the_page() -> None:
     known = stated()
     missing = sorted(f"{use.path}: {use.name}" for use in private_uses() if use.name not in known)

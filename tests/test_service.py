@@ -467,6 +467,7 @@ def test_an_engine_that_dies_answers_every_caller(
 # -- the packaged model ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vectors_are_the_librarys_whatever_shared_their_batch(
     real: EmbeddingService, library: Reference
 ) -> None:

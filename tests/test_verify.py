@@ -54,6 +54,7 @@ def test_every_row_passes_on_a_model_that_is_right(family: str, tmp_path: Path) 
     assert "beyond the limit" in {row.kind for row in rows}
 
 
+@pytest.mark.slow
 def test_every_row_passes_through_openvino(tmp_path: Path) -> None:
     spec = ModelSpec("tiny", str(tiny_models.mpnet(tmp_path)))
     info, rows = verify(spec, device="cpu", backend="openvino", cache=tmp_path / "cache")

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future
 
 import pytest
+from worker.contract.outcomes import Outcome
 
 from tests.engine.stand import (
     Start,
@@ -24,7 +25,6 @@ from tests.fakes import (
 )
 from tests.processes import eventually
 from worker.contract.errors import JobFailed
-from worker.contract.outcomes import Outcome
 from worker.engine.scheduler import BATCHES_TO_WRITE
 
 

@@ -166,6 +166,7 @@ def test_the_work_is_in_proportion_to_the_text(shape: str) -> None:
     assert parts_of(2**22) < 100 * max(parts_of(2**18), 0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["x", "🙂", "word ", "a" + " " * 300, " ", "\u2003", "é\u0301"])
 def test_a_text_of_all_windows_of_a_large_model_is_tokenised_a_few_times(shape: str) -> None:
     limit = 8192

@@ -137,6 +137,7 @@ def test_a_small_budget_still_leaves_room_for_some_texts(
     assert start(encoder).capacity() == 16_384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_drifts_over_thousands_of_jobs(
     start: Start, encoder: FakeEncoder, sink: RecordingSink, seed: int

@@ -128,6 +128,7 @@ def test_a_driver_that_hangs_counts_as_no_gpu(
     assert gpus.count("auto") == 0
 
 
+@pytest.mark.slow
 def test_a_machine_without_gpus_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_SIGNS", (Path("/dev/null"),))
     assert gpus.count("auto") == 0

@@ -233,6 +233,7 @@ def twice(redis_url: str, redis_client: redis.Redis) -> Iterator[redis.Redis]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_repeated_calls_leave_everything_as_single_ones_do(
     redis_client: redis.Redis, twice: redis.Redis, late: bool, monkeypatch: pytest.MonkeyPatch
