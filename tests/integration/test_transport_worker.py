@@ -95,6 +95,7 @@ def test_workers_of_both_kinds_share_a_queue(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_what_a_killed_worker_held_is_held_by_another_within_seconds(
     start: StartWorker, app: Celery, redis_client: redis.Redis
 ) -> None:
