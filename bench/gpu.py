@@ -33,7 +33,7 @@ from bench.report import Options, Table, objections, progress, run
 from bench.texts import texts
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
-from worker.encoder.accuracy import cosines
+from worker.encoder.compare import cosines
 from worker.encoder.library import open_model
 from worker.encoder.reference import Reference
 from worker.encoder.tokens import TokenBlock

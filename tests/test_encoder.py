@@ -15,9 +15,10 @@ from sentence_transformers.base.modules import Normalize
 
 from tests import tiny_models
 from worker.contract.models import ModelSpec
-from worker.encoder import Encoder, cpu, library, load
+from worker.encoder import Encoder, library, load
 from worker.encoder.reference import Reference
 from worker.encoder.tokens import TokenBlock
+from worker.encoder.torch_backend import cpu
 
 TEXTS = [
     "",

@@ -13,10 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from tests import tiny_models
 from worker.contract.models import ModelSpec
-from worker.encoder import bert, library, load
-from worker.encoder.bert import BertLayers
-from worker.encoder.forward import GROUP_COST, ONE_LENGTH, PackedForward
+from worker.encoder import library, load
 from worker.encoder.reference import Reference
+from worker.encoder.torch_backend import bert
+from worker.encoder.torch_backend.bert import BertLayers
+from worker.encoder.torch_backend.forward import GROUP_COST, ONE_LENGTH, PackedForward
 
 TEXTS = ["the", "the queue holds texts", "job " * 20, "batch is full " * 40, "zebra 日本語"]
 
@@ -48,7 +49,7 @@ def test_the_rows_that_fill_a_batch_up_change_no_vector(texts: int, tmp_path: Pa
     batch = load(ModelSpec("tiny", str(path)), device="cpu").tokenize(["the queue", "a"] * texts)
     with torch.inference_mode():
         own = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch)
-        alone = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch.take(np.arange(2)))
+        alone = PackedForward(opened(path), ONE_LENGTH, BertLayers)(batch.slice(0, 2))
     np.testing.assert_allclose(own, np.tile(alone, (texts, 1)), atol=1e-6, rtol=0)
 
 
@@ -103,7 +104,7 @@ def test_batches_of_many_sizes_are_computed_in_few_numbers_of_rows(
     rows.clear()
     with torch.inference_mode():
         for texts in range(100, 200):
-            forward(batch.take(np.arange(texts)))
+            forward(batch.slice(0, texts))
     assert len(rows) <= 40
 
 
@@ -125,19 +126,19 @@ def test_own_layers_that_give_other_vectors_are_not_used(
 
 @pytest.mark.parametrize("family", sorted(set(tiny_models.FAMILIES) - {"bert", "roberta"}))
 def test_models_of_other_families_keep_their_layers(family: str, tmp_path: Path) -> None:
-    assert not bert.knows(opened(tiny_models.FAMILIES[family](tmp_path)))
+    assert not bert.supports(opened(tiny_models.FAMILIES[family](tmp_path)))
 
 
 def test_other_number_formats_activations_and_machines_keep_the_models_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_models.bert(tmp_path)
-    assert not bert.knows(opened(path, torch.bfloat16))
+    assert not bert.supports(opened(path, torch.bfloat16))
     model = opened(path)
     model.transformers_model.config.hidden_act = "gelu_new"
-    assert not bert.knows(model)
+    assert not bert.supports(model)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not bert.knows(opened(path))
+    assert not bert.supports(opened(path))
 
 
 def test_a_linear_layer_that_is_something_else_sends_the_model_to_its_own_layers(
@@ -151,7 +152,7 @@ def test_a_linear_layer_that_is_something_else_sends_the_model_to_its_own_layers
         model.transformers_model.encoder.layer[1].output.dense.__class__ = Adapted
         return model
 
-    monkeypatch.setattr("worker.encoder.torch_encoder.open_model", adapted)
+    monkeypatch.setattr("worker.encoder.torch_backend.loading.open_model", adapted)
     spec = ModelSpec("tiny", str(tiny_models.bert(tmp_path)))
     with caplog.at_level(logging.WARNING):
         encoder = load(spec, device="cpu")

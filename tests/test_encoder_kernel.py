@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny_models
 from worker.encoder.attention import PACKED_ATTENTION, attending_to, packed_attention
-from worker.encoder.forward import ItsOwnLayers
 from worker.encoder.layout import pack
 from worker.encoder.pooling import packed_pooling
 from worker.encoder.tokens import TokenBlock
+from worker.encoder.torch_backend.forward import OwnLayers
 
 LENGTHS = (5, 1, 12, 5, 30)
 FLASH = "aten._flash_attention_forward.default"
@@ -123,7 +123,7 @@ def test_each_layer_launches_one_kernel_and_nothing_waits_for_the_device(
     model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": torch.float16})
     with FakeTensorMode(allow_non_fake_inputs=True), Indexing(), torch.inference_mode():
         move(model)
-        run = ItsOwnLayers(model)
+        run = OwnLayers(model)
         assert model.config._attn_implementation == PACKED_ATTENTION
         packed = pack(a_batch(), None, torch.device("cuda:0"))
         pool = packed_pooling(("mean",))

@@ -21,7 +21,7 @@ from tests.processes import Process
 from worker.cli import main
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelSpec
-from worker.encoder import kinds, library, load
+from worker.encoder import detection, kinds, library, load
 from worker.encoder.reference import Reference
 from worker.pool.pool import EX_CONFIG
 
@@ -37,8 +37,13 @@ def modules(*types: str) -> list[dict[str, str]]:
     ]
 
 
-def detected(files: dict[str, Any]) -> kinds.DetectedKind:
-    return kinds.kind_of(files.get)
+def detected(files: dict[str, Any]) -> detection.DetectedKind:
+    return detection.detect(files.get)
+
+
+def kind_in(files: dict[str, Any]) -> str | None:
+    kind = detected(files).kind
+    return kind and kind.name
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_the_model_type_is_the_kind(model_type: str | None, kind: str | None) ->
         "modules.json": modules(TRANSFORMER, POOLING),
         "config_sentence_transformers.json": {"model_type": model_type},
     }
-    assert detected(files).kind == kind
+    assert kind_in(files) == kind
 
 
 @pytest.mark.parametrize("settings", [{}, {"config_sentence_transformers.json": {"prompts": {}}}])
@@ -85,7 +90,7 @@ def test_the_model_type_is_the_kind(model_type: str | None, kind: str | None) ->
 def test_modules_tell_the_kind_where_no_model_type_does(
     types: tuple[str, ...], kind: str, settings: dict[str, Any]
 ) -> None:
-    assert detected({"modules.json": modules(*types)} | settings).kind == kind
+    assert kind_in({"modules.json": modules(*types)} | settings) == kind
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_a_lone_transformer_has_the_kind_of_its_task(
         "modules.json": [{"type": TRANSFORMER, "path": path}],
         f"{path}/sentence_bert_config.json".lstrip("/"): settings,
     }
-    assert detected(files).kind == kind
+    assert kind_in(files) == kind
 
 
 @pytest.mark.parametrize(
@@ -137,23 +142,38 @@ def test_the_head_of_a_checkpoint_without_modules_tells_the_kind(
     architectures: list[str] | None, kind: str | None
 ) -> None:
     found = detected({"config.json": {"architectures": architectures}})
-    assert (found.kind, found.bare) == (kind, True)
+    assert (found.kind and found.kind.name, found.bare) == (kind, True)
     stated = {"config.json": {"architectures": architectures}}
-    assert detected(stated | {"modules.json": modules(TRANSFORMER, POOLING)}).kind == "dense"
+    assert kind_in(stated | {"modules.json": modules(TRANSFORMER, POOLING)}) == "dense"
 
 
 def test_colberts_own_metadata_tell_the_kind() -> None:
     files = {"config.json": {"architectures": ["BertModel"]}, "artifact.metadata": {"dim": 128}}
-    assert detected(files).kind == "multi_vector"
+    assert kind_in(files) == "multi_vector"
 
 
 def test_a_copy_of_a_model_that_lacks_its_modules_is_not_taken_for_an_encoder() -> None:
     files: dict[str, Any] = {"config.json": {"architectures": ["BertModel"]}}
-    assert detected(files | {"1_Pooling/config.json": {"pooling_mode": "cls"}}).kind is None
+    assert kind_in(files | {"1_Pooling/config.json": {"pooling_mode": "cls"}}) is None
     stated = {"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}
-    assert detected(files | stated).kind == "sparse"
+    assert kind_in(files | stated) == "sparse"
     dense = {"config_sentence_transformers.json": {"prompts": {}}}
-    assert detected(files | dense).kind == "dense"
+    assert kind_in(files | dense) == "dense"
+
+
+def test_one_file_adds_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from worker.encoder.kinds import Kind\n"
+        'KIND = Kind(name="toy", model_types=("Toy",), modules=r"toys\\..*", description="a toy")\n'
+    )
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
+    found = detected({"modules.json": modules(TRANSFORMER, "toys.Toy")})
+    assert found.kind is not None
+    assert found.kind.name == "toy"
+    reason = detection.objection(found)
+    assert reason is not None
+    assert reason.startswith("is a toy: modules.json has the module toys.Toy; embedq runs dense")
+    assert detection.objection(found._replace(kind=kinds.kinds()["dense"])) is None
 
 
 def bare(folder: Path, model: type[Any]) -> Path:

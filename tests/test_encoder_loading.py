@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tests import tiny_models
-from worker import encoder as encoder_package
 from worker.contract.errors import (
     DeviceMemoryError,
     DeviceUnavailable,
@@ -27,11 +27,13 @@ from worker.contract.errors import (
     SettingsError,
 )
 from worker.contract.models import ModelSpec
-from worker.encoder import bert, devices, forward, library, load, token_rules
+from worker.encoder import devices, library, load, token_rules
 from worker.encoder.layout import Group
 from worker.encoder.protocol import Cause
 from worker.encoder.reference import Reference
+from worker.encoder.tokenizer import Tokenizer
 from worker.encoder.tokens import TokenBlock
+from worker.encoder.torch_backend import bert, forward, set_allocator
 
 TEXTS = ["the queue", "", "job " * 30, "one batch is full of texts"]
 
@@ -44,7 +46,7 @@ def test_a_model_that_packs_wrongly_is_run_padded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tiny_models.roberta(tmp_path)
-    monkeypatch.setattr(bert, "knows", lambda _: False)
+    monkeypatch.setattr(bert, "supports", lambda _: False)
     monkeypatch.setattr(forward, "position_offset", lambda _: 0)
     with caplog.at_level(logging.WARNING, "worker.encoder"):
         encoder = load(tiny(path), device="cpu")
@@ -66,11 +68,11 @@ def test_a_model_whose_window_is_overlooked_is_run_padded(
 def test_a_model_that_no_way_gets_right_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def add_nothing(model: SentenceTransformer) -> tuple[object, object]:
-        rules, rust = token_rules.token_rules(model)
-        return type(rules)(limit=rules.limit, add_special_tokens=False), rust
+    def add_nothing(model: SentenceTransformer) -> Tokenizer:
+        rules = replace(token_rules.tokenizer_of(model).rules, add_special_tokens=False)
+        return Tokenizer(model.tokenizer.backend_tokenizer, rules)
 
-    monkeypatch.setattr("worker.encoder.torch_encoder.token_rules", add_nothing)
+    monkeypatch.setattr("worker.encoder.torch_backend.loading.tokenizer_of", add_nothing)
     with pytest.raises(ModelUnavailable, match="other vectors here than in sentence-transformers"):
         load(tiny(tiny_models.bert(tmp_path)), device="cpu")
 
@@ -196,10 +198,10 @@ def test_models_with_growing_residuals_stay_in_bfloat16(
 
 def test_memory_of_cuda_grows_in_place_unless_the_user_set_it_otherwise() -> None:
     own = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
-    encoder_package._set_allocator(own)
+    set_allocator(own)
     assert len(own) == 1
     env: dict[str, str] = {}
-    encoder_package._set_allocator(env)
+    set_allocator(env)
     assert set(env.values()) == {"expandable_segments:True"}
 
 

@@ -193,11 +193,11 @@ def test_memory_of_a_call_is_bounded_whatever_texts_and_prompt_are(how: tuple[ob
     assert int(done.stdout) < 512 * 2**20
 
 
-def test_a_long_prompt_is_not_remembered() -> None:
+def test_a_long_prompt_is_not_cached() -> None:
     tokenize = ours(tiny_models.wordpiece(), pool_prompt=False)
     for prompt in ("the job " * 100, "the job " * 500):
         assert [tokenize(["a"], prompt).skip[0] for _ in range(2)] == [LIMIT, LIMIT]
-    assert tokenize._remembered.cache_info().currsize == 1
+    assert tokenize._cached_prompt_tokens.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("limit", [None, LIMIT])
@@ -234,7 +234,7 @@ def test_a_text_without_tokens_is_refused_unless_the_model_takes_it() -> None:
     rules = {"limit": LIMIT, "add_special_tokens": False}
     with pytest.raises(ValueError, match="without tokens"):
         Tokenizer(rust, TokenRules(**rules))(["the", ""])
-    block = Tokenizer(rust, TokenRules(**rules, takes_nothing=True))(["the", ""])
+    block = Tokenizer(rust, TokenRules(**rules, accepts_empty=True))(["the", ""])
     assert block.lengths.tolist() == [1, 0]
 
 

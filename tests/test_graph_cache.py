@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.encoder import graph_cache
+from worker.encoder.openvino_backend import graph_cache
 
 DAY = 24 * 3600.0
 

@@ -23,7 +23,7 @@ from worker.encoder.tokens import TokenBlock
 # The libraries of this backend take seconds to load and to convert a model.
 pytestmark = pytest.mark.slow
 
-openvino_graph = pytest.importorskip("worker.encoder.openvino_graph")
+openvino_graph = pytest.importorskip("worker.encoder.openvino_backend.graph")
 
 TEXTS = [
     "",
@@ -141,7 +141,7 @@ def test_int8_states_how_close_it_comes_and_keeps_its_graph(
     assert encoder.info.cosine is not None
     assert 0.99 < encoder.info.cosine < 1.0
     assert "in int8: cosine to float32 0.99" in caplog.text
-    monkeypatch.setattr(openvino_graph, "_quantised", lambda *_: pytest.fail("quantised again"))
+    monkeypatch.setattr(openvino_graph, "_quantized", lambda *_: pytest.fail("quantised again"))
     with pytest.raises(ModelUnavailable, match=r"below EMBEDQ_MIN_COSINE=0\.99999"):
         opened(None, tmp_path, "int8", min_cosine=0.99999)
 
@@ -178,7 +178,7 @@ def test_a_model_that_the_graph_cannot_hold_is_refused(
 def test_openvino_that_is_not_installed_is_a_wrong_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "worker.encoder.openvino_encoder", raising=False)
+    monkeypatch.delitem(sys.modules, "worker.encoder.openvino_backend.encoder", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(SettingsError, match=r"pip install 'embedq\[openvino\]'"):
         opened(None, tmp_path)

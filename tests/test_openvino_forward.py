@@ -20,7 +20,7 @@ from worker.encoder.tokens import TokenBlock
 pytestmark = pytest.mark.slow
 
 openvino = pytest.importorskip("openvino")
-RectangleForward = pytest.importorskip("worker.encoder.openvino_forward").RectangleForward
+RectangleForward = pytest.importorskip("worker.encoder.openvino_backend.forward").RectangleForward
 
 COST = GroupCost(fixed=12.0, knee=512.0)
 
@@ -85,7 +85,7 @@ def test_a_rectangle_that_fails_fails_its_batch_and_no_other() -> None:
     with pytest.raises(RuntimeError, match="Exception"):
         forward(block(4, 203, 300, 4))
     np.testing.assert_array_equal(forward(block(4)), [[2, 2, 2, 2]])
-    forward.forget_buffers()
+    forward.release_buffers()
     np.testing.assert_array_equal(forward(block(4)), [[2, 2, 2, 2]])
 
 
@@ -123,13 +123,13 @@ def test_every_core_is_prepared_for_a_short_text_of_any_length(
 ) -> None:
     forward = RectangleForward(summing(), "f32", 2, pad_id=0, limit=limit, dimensions=None)
     met: list[tuple[int, ...]] = []
-    run = forward._ended
+    run = forward._completed
 
     def noting(parts: list[Rectangle]) -> Any:
         met.extend(part.ids.shape for part in parts)
         return run(parts)
 
-    monkeypatch.setattr(forward, "_ended", noting)
+    monkeypatch.setattr(forward, "_completed", noting)
     forward.prepare()
     prepared = set(met)
     assert len(met) == 3 * len(prepared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_a_backend_that_is_gone_since_is_not_asked_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept(settings, Tuned("openvino", "int8", None, 4096))
-    monkeypatch.setattr(tuned, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with caplog.at_level(logging.WARNING):
         assert applied(settings, SPEC) is settings
     assert "tuned for openvino, which is not installed" in caplog.text

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.contract.backends import backends
 from worker.contract.errors import EmbedqError
 from worker.contract.models import ModelSpec
 from worker.encoder import Encoder, load
@@ -143,16 +143,18 @@ class _Reference:
 
 def _ways(on_cpu: bool, allow: Sequence[str]) -> list[tuple[str, str, int | None]]:
     """Backend, number format and threads, the default first."""
-    if not on_cpu:
-        return [("torch", dtype, None) for dtype in ("auto", *allow)]
-    backends = ["torch", "openvino"] if find_spec("openvino") else ["torch"]
+    installed = [
+        backend
+        for backend in backends().values()
+        if not backend.missing() and (on_cpu or not backend.cpu_only)
+    ]
     # Two threads a core, where a machine counts them as two cores, can slow each other down.
-    threads = [None, cores() // 2] if cores() >= 4 else [None]
+    threads = [None, cores() // 2] if on_cpu and cores() >= 4 else [None]
     return [
-        (backend, dtype, count)
-        for dtype in ("float32", *allow)
-        for backend in backends
-        if dtype != "int8" or backend == "openvino"
+        (backend.name, dtype, count)
+        for dtype in ("float32" if on_cpu else "auto", *allow)
+        for backend in installed
+        if dtype in ("auto", *backend.dtypes)
         for count in threads
     ]
 

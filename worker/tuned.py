@@ -8,10 +8,10 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from worker.contract.backends import backends
 from worker.contract.models import ModelSpec
 from worker.contract.settings import Settings, user_cache
 
@@ -65,8 +65,10 @@ def applied(settings: Settings, spec: ModelSpec) -> Settings:
         found.dtype,
     ):
         return settings
-    if found.backend == "openvino" and find_spec("openvino") is None:
-        logger.warning("model %s was tuned for openvino, which is not installed", spec.name)
+    backend = backends().get(found.backend)
+    if backend is None or backend.missing():
+        message = "model %s was tuned for %s, which is not installed"
+        logger.warning(message, spec.name, found.backend)
         return settings
     return replace(
         settings,

@@ -1,22 +1,21 @@
-"""Whether the vectors of this machine are the library's, whatever shares a batch with a text."""
+"""Verification that this machine's vectors equal the library's in batches of every shape."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract.models import ModelInfo, ModelSpec
 from worker.encoder import Encoder, load
+from worker.encoder.compare import TOLERANCE, cosines, repeat_words
 from worker.encoder.tokens import TokenBlock
 
-#: Largest difference of two float32 vectors' elements, for vectors of unit length or less.
-TOLERANCE = 1e-5
-#: Smallest cosine of any text in the other number formats; int8 strays far on odd characters.
+#: Smallest cosine of any text in the other number formats; int8 is inaccurate for rare characters.
 MIN_COSINE = {"bfloat16": 0.999, "float16": 0.999, "int8": 0.9}
-#: The longest text that is tried, in words: attention over far longer ones takes minutes.
+#: The longest text to compare, in words: attention over much longer texts takes minutes.
 _LONGEST_TRIED = 1024
 
 _SENTENCE = (
@@ -27,7 +26,7 @@ _SENTENCE = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Texts of one kind, each tokenised with `prompt` (None: the model's default) before it."""
+    """Texts of one kind, each tokenized after `prompt` (None: the model's default)."""
 
     kind: str
     texts: tuple[str, ...]
@@ -35,8 +34,8 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """How one case fared: the largest difference of an element in each shape of batch."""
+class CaseResult:
+    """The result of one case: the largest difference of an element in each shape of batch."""
 
     kind: str
     texts: int
@@ -48,31 +47,16 @@ class Comparison:
 
 
 def verify(
-    spec: ModelSpec,
-    *,
-    device: str = "auto",
-    backend: str = "auto",
-    dtype: str = "auto",
-    padded: bool = False,
-    min_cosine: float = 0.99,
-    cache: Path | None = None,
-) -> tuple[ModelInfo, list[Comparison]]:
+    spec: ModelSpec, *, device: str = "auto", **options: Any
+) -> tuple[ModelInfo, list[CaseResult]]:
     """Compare a model's vectors, in batches of every shape, with the library's of each text alone.
 
-    Loads the model twice: as a worker does, and through `SentenceTransformer` in float32.
-    Raises what `worker.encoder.load` raises.
+    Loads the model twice: with `options` as a worker does, and through `SentenceTransformer` in
+    float32. `options` and errors: see `worker.encoder.load`.
     """
     from worker.encoder.reference import Reference
 
-    encoder = load(
-        spec,
-        device=device,
-        backend=backend,
-        dtype=dtype,
-        padded=padded,
-        min_cosine=min_cosine,
-        cache=cache,
-    )
+    encoder = load(spec, device=device, **options)
     reference = Reference(spec, device=device)
     cases = built_in_cases(encoder.info)
     expected = np.concatenate([reference.encode_alone(case.texts, case.prompt) for case in cases])
@@ -82,7 +66,7 @@ def verify(
 
 
 def built_in_cases(info: ModelInfo) -> list[Case]:
-    """The texts that are compared: short and long, odd and plain, repeated and prompted."""
+    """Texts to compare: short and long, rare and common characters, repeated, with prompts."""
     words = min(info.max_tokens, _LONGEST_TRIED)
     sentences = tuple(" ".join(_SENTENCE[:count]) for count in (3, 20, 7, 12, 5, 16))
     cases = [
@@ -111,8 +95,8 @@ def built_in_cases(info: ModelInfo) -> list[Case]:
     return cases
 
 
-def table(info: ModelInfo, rows: list[Comparison]) -> str:
-    """The rows as text, one line each, with what was verified above and the verdict below."""
+def table(info: ModelInfo, rows: list[CaseResult]) -> str:
+    """Format the rows as text, one line each, between a description and the verdict."""
     lines = [
         f"{info.name} on {info.device}, {info.backend} {info.dtype}, path {info.path}, "
         f"{info.dimensions} dimensions, up to {info.max_tokens} tokens",
@@ -151,15 +135,16 @@ def _rows(
     expected: NDArray[np.float32],
     shapes: dict[str, NDArray[np.float32]],
     min_cosine: float | None,
-) -> list[Comparison]:
+) -> list[CaseResult]:
     rows, start = [], 0
     for case in cases:
         part = slice(start, start := start + len(case.texts))
         gaps = {name: _gap(found[part], expected[part]) for name, found in shapes.items()}
-        cosine = min(_cosine(found[part], expected[part]) for found in shapes.values())
+        found = [cosines(vectors[part], expected[part]).min() for vectors in shapes.values()]
+        cosine = float(min(found))
         passed = max(gaps.values()) <= TOLERANCE if min_cosine is None else cosine >= min_cosine
         rows.append(
-            Comparison(case.kind, len(case.texts), **gaps, min_cosine=cosine, passed=bool(passed))
+            CaseResult(case.kind, len(case.texts), **gaps, min_cosine=cosine, passed=bool(passed))
         )
     return rows
 
@@ -171,14 +156,5 @@ def _gap(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     return gap if np.isfinite(gap) else float("inf")
 
 
-def _cosine(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """The smallest cosine of two rows; equal rows, of zeros even, have 1."""
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    products = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    same = (found == expected).all(axis=1)
-    cosines = np.where(same, 1.0, (found * expected).sum(axis=1) / np.maximum(products, 1e-30))
-    return float(cosines.min())
-
-
 def _of_words(count: int) -> str:
-    return " ".join(_SENTENCE[index % len(_SENTENCE)] for index in range(max(count, 0)))
+    return repeat_words(_SENTENCE, count)

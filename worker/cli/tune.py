@@ -9,9 +9,9 @@ import click
 
 from worker import tuned
 from worker.cli._settings import DEVICE, MODEL, settings_with
-from worker.contract.settings import DTYPES
+from worker.contract.backends import number_formats
 
-_ALLOWED = tuple(dtype for dtype in DTYPES if dtype not in ("auto", "float32"))
+_ALLOWED = tuple(dtype for dtype in number_formats() if dtype != "float32")
 
 
 @click.command("tune")

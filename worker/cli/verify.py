@@ -7,16 +7,16 @@ import sys
 import click
 
 from worker.cli._settings import DEVICE, MODEL, settings_with
+from worker.contract.backends import backends, number_formats
+
+_BACKENDS, _DTYPES = ", ".join(backends()), ", ".join(number_formats())
 
 
 @click.command("verify")
 @MODEL
 @DEVICE
-@click.option("--backend", help="auto, torch or openvino.  [default: EMBEDQ_BACKEND or auto]")
-@click.option(
-    "--dtype",
-    help="auto, float32, bfloat16, float16 or int8.  [default: EMBEDQ_DTYPE or auto]",
-)
+@click.option("--backend", help=f"auto, {_BACKENDS}.  [default: EMBEDQ_BACKEND or auto]")
+@click.option("--dtype", help=f"auto, {_DTYPES}.  [default: EMBEDQ_DTYPE or auto]")
 def command(**options: str | None) -> None:
     """Compare vectors with sentence-transformers' on this machine.
 

@@ -3,6 +3,7 @@
 In reading order:
 
 - `settings`, `setting_values`, `hosts`: the environment as one frozen object; trusted hosts
+- `backends`: the registry of backends
 - `errors`: errors with the code that users see
 - `models`: the properties of a loaded model
 - `jobs`, `lanes`, `estimates`: a validated job, its lane and its expected cost

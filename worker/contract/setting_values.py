@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from worker.contract.backends import backends, number_formats
 from worker.contract.models import ModelSpec
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -24,6 +25,16 @@ def one_of(*allowed: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def backend(value: str) -> str:
+    """`auto` or a registered backend."""
+    return one_of("auto", *backends())(value)
+
+
+def dtype(value: str) -> str:
+    """`auto` or a number format of a registered backend."""
+    return one_of("auto", *number_formats())(value)
 
 
 def flag(value: str) -> bool:

@@ -16,7 +16,6 @@ from worker.metrics import redaction
 
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
 DEFAULT_MODEL_NAME = "all-MiniLM-L6-v2"
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 _REDIS_SCHEMES = ("redis", "rediss", "sentinel", "socket", "unix")
 
@@ -63,9 +62,9 @@ class Settings:
     device: str = _setting("EMBEDQ_DEVICE", "auto", values.device)
     #: `torch`, or on a CPU `openvino` (`pip install 'embedq[openvino]'`); `auto`: torch, the
     #: faster in float32
-    backend: str = _setting("EMBEDQ_BACKEND", "auto", values.one_of("auto", "torch", "openvino"))
+    backend: str = _setting("EMBEDQ_BACKEND", "auto", values.backend)
     #: `float32` on a CPU; `float32`, `bfloat16`, `float16`, and with OpenVINO `int8`
-    dtype: str = _setting("EMBEDQ_DTYPE", "auto", values.one_of(*DTYPES))
+    dtype: str = _setting("EMBEDQ_DTYPE", "auto", values.dtype)
     #: mean cosine to float32 that a smaller format must reach at start
     min_cosine: float = _setting("EMBEDQ_MIN_COSINE", 0.99, values.cosine)
     #: part of a GPU's memory that one worker may use (default: `1`)

@@ -1,8 +1,8 @@
-"""Attention over packed batches, plugged into any model that uses transformers' interface.
+"""Attention over packed batches, for any model that uses transformers' interface.
 
-Registered under one name with `transformers.AttentionInterface`. No mask function is registered
-with it, so that models make no mask and the attention function gets what flash attention gets:
-packed queries, whether the layer is causal, and its sliding window.
+Registered under one name with `transformers.AttentionInterface`. Without a registered mask function
+models make no mask. The attention function then gets the arguments of flash attention: packed
+queries, whether the layer is causal, and its sliding window.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from worker.encoder.layout import Group, PackedBatch
 #: The name of this attention in a transformers configuration.
 PACKED_ATTENTION = "embedq_packed"
 
+#: Arguments of transformers' interface that change the result: soft capping, sinks, biases.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
 _current: ContextVar[PackedBatch] = ContextVar("packed batch in this forward pass")
 
 
 @contextmanager
 def attending_to(batch: PackedBatch) -> Iterator[None]:
-    """Forward passes of this thread inside the block are of `batch`."""
+    """Use `batch` in this thread's forward passes inside the block."""
     token = _current.set(batch)
     try:
         yield
@@ -45,22 +48,17 @@ def packed_attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    **_ignored: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each text of the current batch.
 
     `query` (1, heads, T, size), `key` and `value` likewise with as many heads or a divisor of
-    them. Returns (1, T, heads, size). Raises `NotImplementedError` for what it does not know;
-    the model is then found unfit for packing when it is loaded.
+    them. Returns (1, T, heads, size). Raises `NotImplementedError` for unknown arguments; the model
+    is then loaded without packing.
     """
-    if attention_mask is not None or dropout or softcap or s_aux is not None:
-        raise NotImplementedError("attention with a mask of its own, dropout, softcap or sinks")
-    if position_bias is not None:
-        raise NotImplementedError("attention with a position bias")
+    used = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if attention_mask is not None or others.get("dropout") or used:
+        raise NotImplementedError(f"attention with {used[0] if used else 'a mask or dropout'}")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     rule = _Rule(scaling, causal, sliding_window)
     batch = _current.get()
@@ -72,7 +70,7 @@ def packed_attention(
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a layer's queries see: earlier keys only or all, nearer than `window` or all."""
+    """The keys that a layer's queries attend to: earlier ones or all, within `window` or all."""
 
     scaling: float | None
     causal: bool
@@ -110,9 +108,9 @@ def _varlen(
 ) -> torch.Tensor:
     """Attention of the whole batch in one kernel: flash attention, for 16-bit numbers on CUDA.
 
-    `torch.nn.attention.varlen`, from torch 2.10, calls the same operator, but takes a scale and a
-    window only from 2.11 and shared keys from 2.12. The operator takes all of them from 2.6. Its
-    window counts the keys to the left and right of a query, -1 for all of them.
+    `torch.nn.attention.varlen`, from torch 2.10, calls the same operator, but accepts a scale and a
+    window from 2.11 and shared keys from 2.12. The operator accepts them from 2.6. Its window
+    counts the keys to the left and right of a query, -1 for all keys.
     """
     reach = -1 if rule.window is None else rule.window - 1
     attended: torch.Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Texts as messages of a chat, for models whose tokenizer has a chat template.
+"""Texts as messages of a chat, for models with a chat template.
 
 The rules are those of `Transformer.preprocess` in sentence-transformers.
 """
@@ -13,19 +13,19 @@ from tokenizers import Tokenizer as RustTokenizer
 
 
 class ChatTemplate:
-    """The chat template of a model; any thread may use it, one at a time."""
+    """The chat template of a model; any thread may use it, one at a time.
+
+    `rust`: its tokenizer without truncation, for this object alone.
+    """
 
     def __init__(self, first: Transformer, rust: RustTokenizer) -> None:
         self._formatter = first.input_formatter
         self._tokenizer = first.tokenizer
         self._options = first.processing_kwargs.get("chat_template", {})
-        self._rust = RustTokenizer.from_str(rust.to_str())
-        self._rust.encode_special_tokens = rust.encode_special_tokens
-        self._rust.no_padding()
-        self._rust.no_truncation()
+        self._rust = rust
 
     def render(self, texts: Sequence[str], prompt: str | None) -> list[str]:
-        """Each text as a message of the user, after a prompt as the system's message."""
+        """Render each text as the user's message, after `prompt` as the system's message."""
         _, chats = self._formatter.batch_to_message("text", {"text": list(texts)})
         messages = chats["message"]
         if prompt:
@@ -36,14 +36,15 @@ class ChatTemplate:
         return rendered
 
     def end(self, prompt: str | None) -> list[int]:
-        """The tokens with which the template closes every chat.
+        """Tokens at the end of every chat, which the template adds.
 
-        Truncation cuts them off, and the library writes them back, since pooling may read the last
-        one. Two texts without a common token end alike in the tokens of the template only.
+        Truncation removes them and the library restores them, since pooling may read the last one.
+        Chats of two texts without a common token have only the template's tokens at the end in
+        common.
         """
         chats = self.render(["0", "1 2 3 4"], prompt)
         first, second = self._rust.encode_batch_fast(chats, add_special_tokens=False)
         pairs = zip(reversed(first.ids), reversed(second.ids), strict=False)
         common = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-        # A template without the text has no end.
+        # Chats that are equal do not contain the text, so they have no end.
         return common[::-1] if len(common) < min(len(first.ids), len(second.ids)) else []

@@ -1,4 +1,4 @@
-"""Devices, number formats, and the errors of devices."""
+"""Devices of torch, number formats, and the errors of devices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from worker.contract.errors import DeviceUnavailable, SettingsError
+from worker.contract.errors import DeviceUnavailable
 from worker.encoder.protocol import Cause
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-#: In messages of RuntimeErrors: the CPU's allocator, the drivers of CUDA and ROCm, cuBLAS, cuDNN
-#: and MPS report exhausted memory so. torch.OutOfMemoryError stands for torch's own CUDA allocator.
+#: In messages of RuntimeErrors: exhausted memory as reported by the CPU's allocator, the drivers of
+#: CUDA and ROCm, cuBLAS, cuDNN and MPS. torch's own CUDA allocator raises torch.OutOfMemoryError.
 _OUT_OF_MEMORY = (
     *("defaultcpuallocator", "can't allocate memory", "not enough memory"),
     *("cuda error: out of memory", "hip error: out of memory", "mps backend out of memory"),
@@ -21,7 +19,7 @@ _OUT_OF_MEMORY = (
     *("cublas_status_alloc_failed", "hipblas_status_alloc_failed", "cudnn_status_alloc_failed"),
 )
 #: A failed kernel makes the process's CUDA context unusable: every later call fails, too. A call
-#: that cuBLAS refuses is "CUDA error: CUBLAS_STATUS_…" and leaves the context as it is.
+#: that cuBLAS rejects is "CUDA error: CUBLAS_STATUS_…" and leaves the context intact.
 _DEVICE_ERROR = re.compile(r"(cuda|hip) error: (?!cublas_|hipblas_)|triton error \[(cuda|hip)\]")
 
 
@@ -34,36 +32,32 @@ def existing_devices() -> list[str]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`).
+    """Return the device `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`).
 
-    Raises `DeviceUnavailable` where this machine has none of that name.
+    Raises `DeviceUnavailable` if this machine does not have it.
     """
     existing = existing_devices()
-    wanted = {"auto": existing[0], "cuda": "cuda:0"}.get(name, name)
-    if wanted not in existing:
+    chosen = {"auto": existing[0], "cuda": "cuda:0"}.get(name, name)
+    if chosen not in existing:
         raise DeviceUnavailable(
             f"device {name!r} is not on this machine; it has {', '.join(existing)}"
         )
-    return torch.device(wanted)
+    return torch.device(chosen)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format called `name`; `auto`: float32, on a CUDA GPU the 16-bit one it knows.
-
-    Raises `SettingsError` for another name.
-    """
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        with current(device):
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if name not in DTYPES:
-        raise SettingsError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    """Return the number format `name`; `auto`: float32, on a CUDA GPU its native 16-bit format."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type != "cuda":
+        return torch.float32
+    with current(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
 
 
 def describe(name: str) -> str:
-    """The hardware behind a device's name: a GPU's own name, else the device's type."""
+    """Return the hardware of a device: a GPU's own name, else the device's type."""
     try:
         device = choose_device(name)
     except DeviceUnavailable:
@@ -74,16 +68,16 @@ def describe(name: str) -> str:
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Make `device` the thread's current one inside the block.
 
-    torch itself follows its tensors; kernels and libraries beside it use the current device.
+    torch itself follows its tensors; other kernels and libraries use the current device.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens of a forward pass that fill `device`, for want of a measurement.
+    """Tokens of a forward pass that fill `device`, without a measurement.
 
-    Beyond it a batch gains nothing but latency. A CPU is full early, in proportion to its cores;
-    a GPU needs tens of thousands of tokens before its launches no longer show.
+    A larger batch only adds latency. A CPU is full early, in proportion to its cores; a GPU needs
+    tens of thousands of tokens to hide its launches.
     """
     if device.type == "cpu":
         return 1024
@@ -103,18 +97,18 @@ def cause(error: BaseException) -> Cause:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a device, or of this machine, did not suffice."""
+    """Whether the memory of a device or of this machine was exhausted."""
     return cause(error) is Cause.MEMORY
 
 
 def limit_memory(device: torch.device, share: float) -> None:
-    """Let torch use so much of a GPU's memory and no more; other processes may have the rest."""
+    """Limit torch to a share of a GPU's memory, for other processes on the GPU."""
     if device.type == "cuda" and share < 1.0:
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Give memory that torch holds without using it back to `device`."""
+    """Return the memory that torch caches to `device`."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

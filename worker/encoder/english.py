@@ -1,10 +1,10 @@
-"""English of all lengths that comes with Python: what its built-in functions say of themselves."""
+"""English texts of all lengths from Python's own docstrings, for calibration and measurement."""
 
 from __future__ import annotations
 
 import builtins
 
-#: Words of the texts, in turn.
+#: Numbers of words of the texts, in turn.
 _WORDS = (3, 8, 12, 20, 40, 120)
 
 

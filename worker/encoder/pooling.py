@@ -1,12 +1,13 @@
 """Pooling over packed tokens: every mode of sentence-transformers' `Pooling`, without padding.
 
-Equal to `sentence_transformers.sentence_transformer.modules.Pooling` on each text alone, texts
-whose every token is left out included.
+Equal to `sentence_transformers.sentence_transformer.modules.Pooling` on each text alone, also if
+all tokens of a text belong to a prompt that is not pooled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ PackedPooling = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
 
 
 def packed_pooling(modes: tuple[str, ...]) -> PackedPooling:
-    """What pools token vectors (T, size) of a batch to (n, len(modes) * size).
+    """Return a function that pools token vectors (T, size) of a batch to (n, len(modes) * size).
 
-    Raises `NotImplementedError` for a mode it does not know.
+    Raises `NotImplementedError` for an unknown mode.
     """
     unknown = set(modes) - set(_MODES)
     if unknown:
@@ -32,22 +33,14 @@ def packed_pooling(modes: tuple[str, ...]) -> PackedPooling:
     return lambda tokens, batch: torch.cat([pool(tokens, batch) for pool in functions], dim=-1)
 
 
-def _mean(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    return _bags(tokens, batch, "mean")
-
-
-def _max(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    return _bags(tokens, batch, "max")
-
-
 def _mean_sqrt_len_tokens(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     pooled = np.maximum(batch.lengths - batch.skip, 0)
     roots = torch.from_numpy(np.sqrt(pooled, dtype=np.float32)).to(tokens.device)
-    return (_mean(tokens, batch).float() * roots[:, None]).to(tokens.dtype)
+    return (_bags(tokens, batch, "mean").float() * roots[:, None]).to(tokens.dtype)
 
 
 def _weightedmean(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Weights grow from 1 at the first token of a text; leaving a prompt out renumbers nothing."""
+    """Weights grow from 1 at the first token of a text, including a prompt that is not pooled."""
     weights = batch.positions[0].to(torch.float32) + 1.0
     kept = torch.from_numpy(_kept(batch)).to(tokens.device)
     weights = weights * kept
@@ -60,7 +53,7 @@ def _weightedmean(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
 
 
 def _cls(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """The first token after the prompt, or the very first where nothing is left."""
+    """The first token after the prompt, or the first of all if no token is pooled."""
     starts = batch.offsets[:-1]
     if batch.skip.any():
         after = np.where(batch.skip < batch.lengths, batch.skip, 0)
@@ -69,22 +62,12 @@ def _cls(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
 
 
 def _lasttoken(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """The last token, or zeros where nothing is left."""
+    """The last token, or zeros if no token is pooled."""
     last = tokens.index_select(0, batch.offsets[1:] - 1)
     if batch.skip.any():
-        left = torch.from_numpy(batch.skip < batch.lengths).to(tokens.device)
-        last = last * left[:, None]
+        pooled = torch.from_numpy(batch.skip < batch.lengths).to(tokens.device)
+        last = last * pooled[:, None]
     return last
-
-
-_MODES: dict[str, PackedPooling] = {
-    "mean": _mean,
-    "max": _max,
-    "mean_sqrt_len_tokens": _mean_sqrt_len_tokens,
-    "weightedmean": _weightedmean,
-    "cls": _cls,
-    "lasttoken": _lasttoken,
-}
 
 
 def _bags(tokens: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
@@ -105,9 +88,19 @@ def _bags(tokens: torch.Tensor, batch: PackedBatch, mode: str) -> torch.Tensor:
 
 
 def _kept(batch: PackedBatch) -> NDArray[np.bool_]:
-    """Which of the batch's tokens are pooled, bool (T,)."""
+    """Whether each token of the batch is pooled, bool (T,)."""
     lengths = batch.lengths
     starts = np.cumsum(lengths) - lengths
     positions = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
     kept: NDArray[np.bool_] = positions >= np.repeat(batch.skip, lengths)
     return kept
+
+
+_MODES: dict[str, PackedPooling] = {
+    "mean": partial(_bags, mode="mean"),
+    "max": partial(_bags, mode="max"),
+    "mean_sqrt_len_tokens": _mean_sqrt_len_tokens,
+    "weightedmean": _weightedmean,
+    "cls": _cls,
+    "lasttoken": _lasttoken,
+}

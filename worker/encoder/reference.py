@@ -1,31 +1,31 @@
-"""The library itself: what every other way of running a model has to agree with."""
+"""The library itself, as the reference of every other way to run a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from worker.contract.models import ModelSpec
-from worker.encoder.devices import DTYPES, choose_device
-from worker.encoder.library import open_model
+from worker.encoder.devices import choose_device
+from worker.encoder.library import encode_alone, open_model
 
 
 class Reference:
     """`SentenceTransformer.encode` of a model in float32, untouched by this package."""
 
     def __init__(self, spec: ModelSpec, *, device: str = "auto") -> None:
-        """Raises what `worker.encoder.load` raises."""
+        """Raises the errors of `worker.encoder.load`."""
         place = choose_device(device)
-        #: Where it runs: `cpu`, `cuda` or `mps`.
+        #: Type of its device: `cpu`, `cuda` or `mps`.
         self.device = place.type
-        self._model = open_model(spec, place, DTYPES["float32"])
+        self._model = open_model(spec, place, torch.float32)
 
     def encode_alone(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
         """Vectors of `texts`, each in a call of its own, float32 (n, dimensions)."""
-        rows = [self.encode([text], prompt) for text in texts]
-        return np.concatenate(rows)
+        return encode_alone(self._model, texts, prompt)
 
     def encode(
         self, texts: Sequence[str], prompt: str | None = None, *, batch_size: int = 32

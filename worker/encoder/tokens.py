@@ -1,4 +1,4 @@
-"""Tokenised texts as flat arrays, so that a batch is cut and joined without touching texts."""
+"""Tokenized texts as flat arrays, to cut and join batches without a loop over texts."""
 
 from __future__ import annotations
 
@@ -45,14 +45,6 @@ class TokenBlock:
             self.skip[start:stop],
             self.truncated[start:stop],
         )
-
-    def take(self, texts: NDArray[np.int64]) -> TokenBlock:
-        """The texts of these indices, in their order, as a block of their own."""
-        lengths = self.lengths[texts]
-        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        came_from = np.arange(offsets[-1]) + np.repeat(self.offsets[texts] - offsets[:-1], lengths)
-        return TokenBlock(self.ids[came_from], offsets, self.skip[texts], self.truncated[texts])
 
     @staticmethod
     def join(blocks: Sequence[TokenBlock]) -> TokenBlock:

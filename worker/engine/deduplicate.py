@@ -55,4 +55,13 @@ def distinct(block: TokenBlock) -> Distinct:
     if len(rows_by_text) == len(rows):
         return Distinct(block)
     _, places = np.unique(rows, return_index=True)
-    return Distinct(block.take(places), np.asarray(rows))
+    return Distinct(_subset(block, places), np.asarray(rows))
+
+
+def _subset(block: TokenBlock, places: NDArray[np.int64]) -> TokenBlock:
+    """Texts `places` of a block, as a block of their own."""
+    lengths = block.lengths[places]
+    offsets = np.zeros(len(places) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    sources = np.arange(offsets[-1]) + np.repeat(block.offsets[places] - offsets[:-1], lengths)
+    return TokenBlock(block.ids[sources], offsets, block.skip[places], block.truncated[places])

@@ -15,29 +15,28 @@ from worker.encoder.packing import GroupCost, padded_length
 from worker.encoder.rectangles import Rectangle, recurring_rectangles
 from worker.encoder.tokens import TokenBlock
 
-#: A rectangle costs as much as this many tokens on top of its cells.
+#: A rectangle costs as much as this many tokens in addition to its cells.
 _COST = GroupCost(fixed=12.0, knee=512.0)
-#: Cells of a rectangle, at most and at least: what fits into a core's second-level cache, and what
-#: is worth a run of its own.
+#: Most cells of a rectangle, which fit into a core's second-level cache, and the fewest that are
+#: worth a run of their own.
 _MOST_CELLS, _LEAST_CELLS = 512, 64
-#: Rectangles of a batch, at least, for each of its cores: so many even out what each takes.
+#: Rectangles of a batch for each of its cores, at least: they balance the load.
 _RECTANGLES_A_CORE = 2
-#: Texts of up to so many tokens are short.
+#: Texts of up to this many tokens are short.
 _PREPARED_TOKENS = 32
 
 
 class RectangleForward:
     """Runs batches in rectangles, each on one core, the largest first.
 
-    Cores that share every kernel wait for one another at the end of each. So a batch has a core of
-    its own, or several that meet at its end. Each core makes the kernels for a shape when it first
-    meets it, which takes as long as running it once or twice; so shapes are few. Several threads
-    may call it at once, one more than there are cores; OpenVINO's threads, which run nothing else,
-    end with the object.
+    Cores that share every kernel wait for each other at the end of each. So a batch has a core of
+    its own, or several that meet at its end. Each core makes the kernels for a shape on its first
+    use, which takes as long as one or two runs; so shapes are few. Up to `cores` + 1 threads may
+    call it at once. OpenVINO's threads, which only compute, end with the object.
 
     `graph`: ids and mask int64 (n, L) to vectors float32 (n, d). `precision`: OpenVINO's name for
-    the numbers that it computes in. `limit`: tokens of the longest text, None where there is no
-    limit. `dimensions`: of each vector so many are kept, None for all.
+    the numbers that it computes in. `limit`: tokens of the longest text, None without a limit.
+    `dimensions`: leading elements to keep of each vector, None for all.
     """
 
     def __init__(
@@ -50,17 +49,14 @@ class RectangleForward:
         limit: int | None,
         dimensions: int | None,
     ) -> None:
-        self._network = openvino.Core().compile_model(
-            graph,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": precision,
-                "NUM_STREAMS": cores + 1,
-                "INFERENCE_NUM_THREADS": cores + 1,
-                # Callers and Redis may share the cores.
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": cores + 1,
+            "INFERENCE_NUM_THREADS": cores + 1,
+            # Callers and Redis may share the cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._network = openvino.Core().compile_model(graph, "CPU", settings)
         self.cores = cores
         #: By thread.
         self._requests: dict[int, list[Any]] = {}
@@ -73,40 +69,43 @@ class RectangleForward:
         self.padding = 0
 
     def __call__(self, batch: TokenBlock, cores: int = 1) -> NDArray[np.float32]:
-        """Vectors of a batch, float32 (n, dimensions), computed with so many cores.
+        """Vectors of a batch, float32 (n, dimensions), computed on `cores` cores.
 
-        Raises RuntimeError where OpenVINO does.
+        Raises the RuntimeErrors of OpenVINO.
         """
-        cells = batch.tokens // (cores * _RECTANGLES_A_CORE)
-        cells = min(max(cells, _LEAST_CELLS), _MOST_CELLS)
-        found = recurring_rectangles(batch, _COST, self._pad_id, cells, self._limit)
-        parts = sorted(found, key=_work, reverse=True)
-        with self._counting:
-            self.padding += sum(part.padding for part in parts)
+        parts = self._rectangles(batch, cores)
         out = np.empty((len(batch), self._dimensions), dtype=np.float32)
         at_a_time = len(parts) if cores > 1 else 1
         for first in range(0, len(parts), at_a_time):
             some = parts[first : first + at_a_time]
-            for part, request in zip(some, self._ended(some), strict=True):
-                # The request's own buffer, which the next one overwrites.
+            for part, request in zip(some, self._completed(some), strict=True):
+                # A copy, since the next run overwrites the request's own buffer.
                 out[part.texts] = request.get_output_tensor(0).data[:, : self._dimensions]
         return out
 
     def prepare(self) -> None:
-        """Make every core's kernels for a single short text, which callers wait for most often."""
+        """Make every core's kernels for a single short text, the most common interactive batch."""
         longest = min(_PREPARED_TOKENS, self._limit or _PREPARED_TOKENS)
         for length in sorted({min(padded_length(n), longest) for n in range(1, longest + 1)}):
             ids = np.full((1, length), self._pad_id, dtype=np.int64)
             part = Rectangle(np.zeros(1, np.int64), ids, np.ones_like(ids, np.bool_), 0)
-            self._ended([part] * (self.cores + 1))
+            self._completed([part] * (self.cores + 1))
 
-    def forget_buffers(self) -> None:
-        """Give memory back: each stream keeps what its largest rectangle needed."""
+    def release_buffers(self) -> None:
+        """Release memory: each stream keeps the buffers of its largest rectangle."""
         self._requests = {}
         self._network.release_memory()
 
-    def _ended(self, parts: Sequence[Rectangle]) -> list[Any]:
-        """A request of the calling thread for each part, all of which have ended."""
+    def _rectangles(self, batch: TokenBlock, cores: int) -> list[Rectangle]:
+        cells = batch.tokens // (cores * _RECTANGLES_A_CORE)
+        cells = min(max(cells, _LEAST_CELLS), _MOST_CELLS)
+        parts = list(recurring_rectangles(batch, _COST, self._pad_id, cells, self._limit))
+        with self._counting:
+            self.padding += sum(part.padding for part in parts)
+        return sorted(parts, key=_duration, reverse=True)
+
+    def _completed(self, parts: Sequence[Rectangle]) -> list[Any]:
+        """Run each part in a request of the calling thread; return the completed requests."""
         own = self._requests.setdefault(threading.get_ident(), [])
         for _ in range(len(own), len(parts)):
             own.append(self._network.create_infer_request())
@@ -117,7 +116,7 @@ class RectangleForward:
             for request in requests:
                 request.wait()
         except Exception:
-            # Nothing of a failed batch runs on beside the next one.
+            # Parts of a failed batch must not run at the same time as the next batch.
             for request in requests:
                 with suppress(RuntimeError):
                     request.wait()
@@ -125,7 +124,7 @@ class RectangleForward:
         return requests
 
 
-def _work(part: Rectangle) -> float:
-    """How long a rectangle takes, in cells."""
+def _duration(part: Rectangle) -> float:
+    """Time of a rectangle, in cells."""
     count, length = part.ids.shape
     return float(count * _COST.of_row(length))

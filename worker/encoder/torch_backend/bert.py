@@ -1,17 +1,16 @@
-"""The layers of BERT and its closest relatives, written for packed batches on an x86 CPU.
+"""The layers of BERT and its closest relatives, for packed batches on an x86 CPU.
 
 The computation is that of `BertModel` in transformers: post-norm blocks of attention and a GELU
-feed-forward layer. What differs is how little stands between two matrix products: queries, keys
-and values are one product, its bias, GELU and the residual are added by the kernel that makes it
-(oneDNN's post-operations). Attention is computed for all texts of one length together, straight
-from and into the rows of the batch, where it pays a little beyond each text's end; the batch has
-rows of padding at its own end, so that few numbers of rows occur.
+feed-forward layer. It needs fewer operations between two matrix products. Queries, keys and values
+are one product. Its kernel also adds the bias, GELU and the residual (see `onednn`). Attention
+runs for all texts of one length together, directly on the rows of the batch. It reads a little
+beyond the end of a text if that is faster. Rows of padding at the end of the batch keep the number
+of different row counts small.
 """
 
 from __future__ import annotations
 
-import platform
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -21,22 +20,22 @@ from transformers import BertModel, RobertaModel, XLMRobertaModel
 from worker.encoder.layout import Group, PackedBatch
 from worker.encoder.packing import few_sizes
 from worker.encoder.token_rules import position_offset
+from worker.encoder.torch_backend import onednn
+from worker.encoder.torch_backend.onednn import OneDnnLinear
 
 _RELATIVES = (BertModel, RobertaModel, XLMRobertaModel)
 
-#: The kernels of attention compute texts whose length is a multiple of this about twice as fast as
-#: others, token for token. So where no more than half of that is missing, a text is taken together
-#: with rows that follow it, which a mask keeps out of sight.
+#: The kernels of attention are about twice as fast per token if the length of the texts is a
+#: multiple of this. If at most half of that is missing, a text is computed together with the rows
+#: after it, which a mask hides.
 _STRIDE = 16
 
 
-def knows(model: SentenceTransformer) -> bool:
-    """Whether `BertLayers` are for this model, in its number format, on this machine."""
+def supports(model: SentenceTransformer) -> bool:
+    """Whether `BertLayers` can run this model, in its number format, on this machine."""
     bert: Any = model.transformers_model
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return (
-        platform.machine() in ("x86_64", "AMD64")
-        and has_onednn
+        onednn.available()
         and model.device.type == "cpu"
         and type(bert) in _RELATIVES
         and model.dtype == torch.float32
@@ -48,9 +47,9 @@ def knows(model: SentenceTransformer) -> bool:
 class BertLayers:
     """Token vectors of a model's packed batches; several threads may call it at once.
 
-    The batches' groups hold texts of one length each. For models that this module `knows`, which
-    is no promise that the vectors are right: that is for `probe` to find out. Raises
-    `NotImplementedError` where a layer was replaced by something else.
+    The batches' groups hold texts of one length each. For models that `supports` accepts; `paths`
+    compares the vectors with the library's. Raises `NotImplementedError` if a layer is not the
+    original one.
     """
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -58,8 +57,8 @@ class BertLayers:
         tables = bert.embeddings
         self._words = tables.word_embeddings.weight.detach()
         # Every token is of the first type.
-        kind = tables.token_type_embeddings.weight[0]
-        self._positions = (tables.position_embeddings.weight + kind).detach()
+        first_type = tables.token_type_embeddings.weight[0]
+        self._positions = (tables.position_embeddings.weight + first_type).detach()
         self._offset = position_offset(model)
         self._norm = _Norm.of(tables.LayerNorm)
         self._layers = [_Layer.of(layer) for layer in bert.encoder.layer]
@@ -69,13 +68,14 @@ class BertLayers:
         """Vectors of a batch's tokens, float32 (T, size)."""
         tokens = self._run(packed, stretched=True)
         if not tokens.sum().isfinite():
-            # The mask leaves nothing of a number, but something of what is none.
+            # The mask multiplies by 0, which removes a number but not NaN.
             tokens = self._run(packed, stretched=False)
         return tokens
 
     def _run(self, packed: PackedBatch, *, stretched: bool) -> torch.Tensor:
         tokens = packed.ids.shape[1]
-        more = (0, few_sizes(tokens) - tokens)  # Any token will do: its row changes no vector.
+        # Any token, since its row changes no vector.
+        more = (0, few_sizes(tokens) - tokens)
         ids, positions = pad(packed.ids[0], more), pad(packed.positions[0], more)
         rows = embedding(ids, self._words)
         rows = self._norm(rows.add_(embedding(positions + self._offset, self._positions)))
@@ -84,36 +84,36 @@ class BertLayers:
             (group, _mask(group, len(rows)) if stretched else None) for group in packed.groups
         ]
         for layer in self._layers:
-            looks = layer.looks(rows)
+            projected = layer.project(rows)
             for group, mask in groups:
-                self._attend(looks, group, mask, attended)
+                self._attend(projected, group, mask, attended)
             rows = layer.after_attention(layer.attended.plus(attended, rows))
             rows = layer.after_feed_forward(layer.narrows.plus(layer.widens.gelu(rows), rows))
         return rows[:tokens]
 
     def _attend(
-        self, looks: torch.Tensor, group: Group, mask: torch.Tensor | None, out: torch.Tensor
+        self, projected: torch.Tensor, group: Group, mask: torch.Tensor | None, out: torch.Tensor
     ) -> None:
         """Attention inside each text, from queries, keys and values (R, 3 * size) to (R, size).
 
-        `mask` of as many keys as it takes, see `_mask`.
+        `mask`: see `_mask`; its size is the number of keys.
         """
-        heads, width, pace = self._heads, out.shape[1], looks.shape[1]
+        heads, width, pace = self._heads, out.shape[1], projected.shape[1]
         size, length = width // heads, group.length
         reach = length if mask is None else mask.shape[-1]
         shape = (3, group.texts, heads, reach, size)
         steps = (width, length * pace, size, pace, 1)
-        query, key, value = looks.as_strided(shape, steps, group.start * pace).unbind()
+        query, key, value = projected.as_strided(shape, steps, group.start * pace).unbind()
         seen = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         rows = out[group.start : group.stop].view(group.texts, length, heads, size)
         rows.copy_(seen[:, :, :length].transpose(1, 2))
 
 
 def _mask(group: Group, rows: int) -> torch.Tensor | None:
-    """What to add to each key's score where a group's texts are taken with rows behind them.
+    """Terms to add to each key's score if a group's texts include the rows after them.
 
-    Float32 (1, 1, reach, reach), 0 for the text's own and -inf for the others; None where a text is
-    taken as it is, also where the batch has not `rows` enough.
+    Float32 (1, 1, reach, reach), 0 for the text's own rows and -inf for the others. None if the
+    texts do not include other rows, as in a batch with too few `rows`.
     """
     length = group.length
     missing = -length % _STRIDE
@@ -125,51 +125,24 @@ def _mask(group: Group, rows: int) -> torch.Tensor | None:
 
 
 class _Layer(NamedTuple):
-    looks: _Linear
-    attended: _Linear
+    project: OneDnnLinear
+    attended: OneDnnLinear
     after_attention: _Norm
-    widens: _Linear
-    narrows: _Linear
+    widens: OneDnnLinear
+    narrows: OneDnnLinear
     after_feed_forward: _Norm
 
     @classmethod
     def of(cls, layer: Any) -> _Layer:
         attention, output = layer.attention.self, layer.attention.output
         return cls(
-            _Linear(attention.query, attention.key, attention.value),
-            _Linear(output.dense),
+            OneDnnLinear(attention.query, attention.key, attention.value),
+            OneDnnLinear(output.dense),
             _Norm.of(output.LayerNorm),
-            _Linear(layer.intermediate.dense),
-            _Linear(layer.output.dense),
+            OneDnnLinear(layer.intermediate.dense),
+            OneDnnLinear(layer.output.dense),
             _Norm.of(layer.output.LayerNorm),
         )
-
-
-class _Linear:
-    """One linear layer, or several of the same rows side by side, laid out for oneDNN."""
-
-    def __init__(self, *layers: torch.nn.Module) -> None:
-        if any(type(layer) is not torch.nn.Linear for layer in layers):
-            raise NotImplementedError("a linear layer is something else")
-        linear = cast("tuple[torch.nn.Linear, ...]", layers)
-        weight = torch.cat([layer.weight.detach() for layer in linear])
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
-        self._bias = torch.cat([layer.bias.detach() for layer in linear])
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._run(rows, "none")
-
-    def gelu(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._run(rows, "gelu")
-
-    def plus(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """The layer of `rows`, and `others` added."""
-        added = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
-        return cast("torch.Tensor", added(rows, others, self._weight, self._bias, "add"))
-
-    def _run(self, rows: torch.Tensor, after: str) -> torch.Tensor:
-        run = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
-        return cast("torch.Tensor", run(rows, self._weight, self._bias, after, [], "none"))
 
 
 class _Norm(NamedTuple):

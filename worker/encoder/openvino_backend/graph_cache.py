@@ -1,7 +1,7 @@
-"""Converted models on disk: marked when they are used, removed when they are old or too many.
+"""Converted models on disk: marked when they are used, removed when they are old or too large.
 
-Several processes may share a folder and do this at the same time. An entry goes in one step, by
-being renamed, so that nobody reads half of one; who finds it gone converts the model again.
+Several processes may share a folder and prune it at the same time. An entry is removed in one step,
+by a rename, so that a process reads a whole entry or converts the model again.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-#: Seconds without use after which an entry goes.
+#: Seconds without use after which an entry is removed.
 LONGEST_UNUSED = 90 * 24 * 3600
-#: Bytes of all entries past which those go that were not used for longest.
+#: Bytes of all entries; above it the least recently used entries are removed.
 MOST_BYTES = 16 * 2**30
-#: Seconds since its last use in which an entry stays whatever there is beside it: workers that
-#: start together must not take each other's models away.
+#: Seconds since its last use in which an entry always stays: workers that start together must not
+#: remove each other's models.
 SPARED = 24 * 3600
 
-#: Entries are named by digests; drafts and entries on their way out by what they are.
+#: Names of entries, which are digests, and prefixes of unfinished and of removed ones.
 _ENTRY = re.compile(r"[0-9a-f]{32}")
 _DRAFT, _LEAVING = "draft-", "leaving-"
 
 
 class _Entry(NamedTuple):
-    """A folder of the cache; `used` in seconds since the epoch."""
+    """A folder of the cache: last use in seconds since the epoch, size in bytes."""
 
     used: float
     folder: Path
@@ -38,20 +38,20 @@ class _Entry(NamedTuple):
 
 
 def draft_in(root: Path) -> Path:
-    """A new folder to write an entry in, to be renamed to it. Raises OSError."""
+    """Make a folder for a new entry, to be renamed to it. Raises OSError."""
     return Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
 
 
 def mark_used(folder: Path) -> None:
-    """An entry is read now. One that is gone or not ours to mark stays as it is."""
+    """Mark an entry as used now, if it exists and this process may write to it."""
     with suppress(OSError):
         os.utime(folder)
 
 
 def prune(root: Path) -> None:
-    """Remove what is too old, or too much, from the folder of entries, and what crashes left.
+    """Remove old entries, entries above `MOST_BYTES`, and leftovers of crashes.
 
-    What cannot be removed stays. What is none of this cache is not touched.
+    Files without the name of an entry stay, and entries that this process cannot remove.
     """
     now = time.time()
     entries = sorted(_entries(root), reverse=True)
@@ -70,7 +70,7 @@ def prune(root: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[_Entry]:
-    """Those that stay there long enough to be looked at."""
+    """Entries that no other process removes during the scan."""
     for folder in root.iterdir():
         if not _ENTRY.fullmatch(folder.name):
             continue
@@ -81,7 +81,7 @@ def _entries(root: Path) -> Iterator[_Entry]:
 
 def _remove(folder: Path) -> None:
     leaving = folder.with_name(f"{_LEAVING}{folder.name}.{os.getpid()}")
-    # Somebody else may be faster.
+    # Another process may be faster.
     with suppress(OSError):
         folder.rename(leaving)
     shutil.rmtree(leaving, ignore_errors=True)

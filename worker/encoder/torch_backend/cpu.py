@@ -1,4 +1,4 @@
-"""Settings and kernels that make torch faster on a CPU with the same results."""
+"""Settings of torch and the C library for CPUs: faster, with the same results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any, cast
 import torch
 from transformers.activations import GELUActivation
 
-#: Freed memory that the C library keeps, in bytes: a few forward passes' worth.
+from worker.encoder.torch_backend import onednn
+
+#: Freed memory that the C library keeps, in bytes; enough for a few forward passes.
 _KEPT_BYTES = 512 * 2**20
 #: Added to the `nice(2)` value of a yielding slot's thread: it gets about a tenth of a core that
-#: another thread wants all of.
+#: another thread uses fully.
 _NICE = 10
-#: Nanoseconds that such a thread may compute at a time, the most that Linux takes: one that wakes
+#: Time slice of such a thread in nanoseconds, the longest that Linux accepts: a thread that wakes
 #: up with the usual slice of some milliseconds gets the core at once.
 _SLICE_NS = 100_000_000
 # The number of sched_setattr(2), and its `struct sched_attr`: size, policy, flags, nice, priority,
@@ -34,9 +36,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Have glibc keep the memory of one layer for the next.
 
-    Left alone, it gives blocks of megabytes back to the kernel when a layer is done with them and
-    asks for them again in the next one, thousands of page faults a batch. Concerns the whole
-    process; has no effect with another C library.
+    By default it returns blocks of megabytes to the kernel after each layer and requests them again
+    in the next one: thousands of page faults a batch. Applies to the whole process; has no effect
+    with another C library.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -54,18 +56,18 @@ def return_freed_memory() -> None:
 
 
 def enter_slot(*, yielding: bool) -> None:
-    """Let the calling thread compute with one core; `yielding`: after others that want it."""
+    """Let the calling thread compute with one core; `yielding`: other threads get it first."""
     if yielding and sys.platform == "linux":
-        # There it is each thread's own; elsewhere the process's.
+        # On Linux each thread has a priority; elsewhere only the process.
         _yield_cores()
-    # OpenMP keeps this for each thread that calls it; asked first, torch does not set it again
-    # when it computes here for the first time.
+    # OpenMP keeps the number for each thread. Reading it first prevents torch from setting it again
+    # on its first computation in this thread.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
 def _yield_cores() -> None:
-    """Let other threads have the core of the calling one first."""
+    """Give other threads the core of the calling one first."""
     nice = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICE, 19)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     number = _SCHED_SETATTR.get(platform.machine())
@@ -78,7 +80,7 @@ def _yield_cores() -> None:
 
 @contextmanager
 def computing_with(cores: int) -> Iterator[None]:
-    """Let the calling thread compute with so many cores inside the block."""
+    """Let the calling thread compute with `cores` cores inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
@@ -90,8 +92,8 @@ def computing_with(cores: int) -> Iterator[None]:
 def lay_out_weights(model: torch.nn.Module) -> None:
     """Store the float32 weights of linear layers column by column, in place.
 
-    A matrix product with few rows, as of a small batch, reads them in that order:
-    measured 1.2 to 2 times as fast up to 128 tokens, and no slower beyond.
+    A matrix product with few rows, as in a small batch, reads them in that order: measured 1.2 to
+    2 times as fast up to 128 tokens, and equally fast above.
     """
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
@@ -102,12 +104,10 @@ def lay_out_weights(model: torch.nn.Module) -> None:
 def fuse_activations(model: torch.nn.Module) -> None:
     """Have oneDNN compute a feed-forward block's first layer and its GELU in one kernel, in place.
 
-    In blocks that transformers calls an `…Intermediate`, as BERT's relatives have them; on x86 and
-    in float32 alone. The largest tensor of a layer is then written once instead of read and written
-    three times: measured up to 5 % of a whole forward pass of full batches.
+    In blocks that transformers calls an `…Intermediate`, as in BERT's relatives, in float32.
+    Measured: up to 5 % of a forward pass of full batches.
     """
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if platform.machine() not in ("x86_64", "AMD64") or not has_onednn:
+    if not onednn.available():
         return
     for module in model.modules():
         block = cast("Any", module)
@@ -122,17 +122,9 @@ def fuse_activations(model: torch.nn.Module) -> None:
 
 
 class _LinearGelu(torch.nn.Module):
-    """`gelu(linear(x))`, its weights in the order that oneDNN reads them."""
+    """`gelu(linear(x))` in one kernel."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().contiguous()
-        # Neither parameter nor buffer: a tensor in this order supports few operations.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
-        bias: torch.Tensor | None = linear.bias
-        self._bias = None if bias is None else bias.detach()
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Any shape that ends in the layer's inputs to the same that ends in its outputs."""
-        pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
-        return cast("torch.Tensor", pointwise(rows, self._weight, self._bias, "gelu", [], "none"))
+        # Not a parameter: a tensor in oneDNN's order supports few operations.
+        self.forward = onednn.OneDnnLinear(linear).gelu
