@@ -18,12 +18,12 @@ from worker.local.deployment import (
     api_processes,
     check_current_folder,
     check_open,
-    cores,
     environment,
     listen,
     server,
     workers,
 )
+from worker.tuned import cores
 
 
 def options(**changes: object) -> Options:
