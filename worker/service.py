@@ -73,7 +73,7 @@ class EmbeddingService:
             named = Settings.from_env({"EMBEDQ_DEVICE": device})
             settings = dataclasses.replace(settings, device=named.device)
         self._settings = settings
-        #: Guards what follows. `_engine` is set once and then read without it.
+        #: Guards the attributes below. `_engine` is set once and then read without it.
         self._lock = threading.Lock()
         self._loading: Future[Engine] | None = None
         self._engine: Engine | None = None

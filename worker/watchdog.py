@@ -57,7 +57,7 @@ class Watchdog:
         self._redis_away = 0.0
 
     def excuse(self) -> None:
-        """Redis is away now: what waits for it does not hang."""
+        """Redis is away now: a thread that uses it does not hang."""
         self._redis_away = time.monotonic()
 
     def hanging(self) -> str | None:

@@ -92,7 +92,7 @@ def test_a_word_without_end_is_cut_where_it_must(tmp_path: Path) -> None:
 def test_parts_that_have_more_tokens_together_make_more_windows(
     encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "_packed", lambda parts, *_: [chunks._Chunk(list(parts))])
+    monkeypatch.setattr(chunks, "_packed", lambda parts, *_: [list(parts)])
     found = split(encoder, LONG, None)
     assert found is not None
     assert " ".join(found.texts).split() == WORDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -53,14 +53,25 @@ def _no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
+def make() -> Iterator[Callable[..., Stand]]:
+    """Makes stands whose threads end with the test."""
+    stands: list[Stand] = []
     with ThreadPoolExecutor() as pool:
-        yield pool
+
+        def make(**how: object) -> Stand:
+            stands.append(Stand(pool, **how))
+            return stands[-1]
+
+        yield make
+        for stand in stands:
+            with stand.lock:
+                stand.queue._rests = False
+                stand.queue.close()
 
 
 @pytest.fixture
-def stand(pool: ThreadPoolExecutor) -> Stand:
-    return Stand(pool)
+def stand(make: Callable[..., Stand]) -> Stand:
+    return make()
 
 
 def test_items_of_a_lane_come_in_their_order(stand: Stand) -> None:
@@ -127,12 +138,11 @@ def test_each_lane_has_a_limit_of_its_own() -> None:
 
 @pytest.mark.parametrize("used", [{"tokens": 5}, {"size": 20}])
 def test_a_full_queue_takes_more_and_is_relieved_once_it_is_taken(
-    used: dict[str, int], pool: ThreadPoolExecutor
+    used: dict[str, int], make: Callable[..., Stand]
 ) -> None:
     relieved: list[bool] = []
-    stand = Stand(
-        pool, capacity=Capacity(tokens=10, size=40), relieved=lambda: relieved.append(True)
-    )
+    capacity = Capacity(tokens=10, size=40)
+    stand = make(capacity=capacity, relieved=lambda: relieved.append(True))
     stand.put("a", **used)
     assert not stand.queue.full
     stand.put("b", **used)
@@ -222,8 +232,8 @@ def test_a_stage_rests_while_a_job_is_isolated(stand: Stand) -> None:
     assert taken.result(DEADLINE) == ["a"]
 
 
-def test_a_stage_that_does_not_rest_goes_on(pool: ThreadPoolExecutor) -> None:
-    stand = Stand(pool, rests=False)
+def test_a_stage_that_does_not_rest_goes_on(make: Callable[..., Stand]) -> None:
+    stand = make(rests=False)
     with stand.lock:
         stand.isolation.enter(job_of(["a"], isolated=True))
     stand.put("a")

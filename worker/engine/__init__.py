@@ -1,6 +1,6 @@
 """Continuous batching of texts: jobs enter, full batches run, vectors leave.
 
-In reading order, first what a job is:
+In reading order, first the job:
 
 - `job`: a running job, its texts, tokens and vectors
 - `callbacks`: the completion of jobs, and the notifications before it

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -56,19 +55,11 @@ def split(encoder: Encoder, text: str, prompt: str | None) -> Split | None:
         return None
     special = encoder.tokenize(["a"], "").tokens - 1
     costs = encoder.tokenize(parts, "").lengths - special
-    chunks = _packed(parts, costs.tolist(), room)
-    cut = len(text) > reach
-    while True:
-        cut = cut or len(chunks) > MOST_WINDOWS
-        chunks = chunks[:MOST_WINDOWS]
-        _tokenize([chunk for chunk in chunks if chunk.block is None], encoder, prompt)
-        # Parts can have more tokens together than apart, or a single part one too many.
-        halved = list(chain.from_iterable(chunk.halves() for chunk in chunks))
-        if all(chunk.block is not None for chunk in halved):
-            break
-        chunks = halved
-    texts = [chunk.text for chunk in chunks]
-    block = TokenBlock.join([chunk.block for chunk in chunks if chunk.block is not None])
+    packed = _packed(parts, costs.tolist(), room)
+    chunks = list(_tokenized(encoder, packed[:MOST_WINDOWS], prompt))
+    cut = len(text) > reach or max(len(packed), len(chunks)) > MOST_WINDOWS
+    block = TokenBlock.join([block for _, block in chunks[:MOST_WINDOWS]])
+    texts = [text for text, _ in chunks[:MOST_WINDOWS]]
     return Split(texts, block, cut or bool(block.truncated.any()))
 
 
@@ -151,41 +142,25 @@ class _LongText:
         return mean.astype(np.float32)
 
 
-@dataclass(slots=True)
-class _Chunk:
-    """Consecutive parts of the text, and their tokens once they are tokenized."""
-
-    parts: list[str]
-    block: TokenBlock | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts).strip()
-
-    @property
-    def truncated(self) -> bool:
-        return self.block is not None and bool(self.block.truncated[0])
-
-    def halves(self) -> Iterator[_Chunk]:
-        """The chunk, or two if it is too long and has more than one character."""
-        if not self.truncated or len(self.text) < 2:
-            yield self
-            return
-        # The parts of a single part are its characters.
-        whole: str | list[str] = self.parts if len(self.parts) > 1 else self.parts[0]
-        middle = len(whole) // 2
-        for half in (whole[:middle], whole[middle:]):
-            chunk = _Chunk([half] if isinstance(half, str) else half)
-            # One half of a part may be blank.
-            if chunk.text:
-                yield chunk
+def _tokenized(
+    encoder: Encoder, chunks: Sequence[list[str]], prompt: str | None
+) -> Iterator[tuple[str, TokenBlock]]:
+    """Text and tokens of each chunk, given as its parts; a chunk that is too long is halved."""
+    texts = ["".join(parts).strip() for parts in chunks]
+    block = encoder.tokenize(texts, prompt)
+    for row, (parts, text) in enumerate(zip(chunks, texts, strict=True)):
+        # Parts can have more tokens together than apart, or a single part one too many.
+        if block.truncated[row] and len(text) > 1:
+            yield from _tokenized(encoder, _halves(parts), prompt)
+        else:
+            yield text, block.slice(row, row + 1)
 
 
-def _tokenize(chunks: Sequence[_Chunk], encoder: Encoder, prompt: str | None) -> None:
-    """Set the tokens of chunks."""
-    block = encoder.tokenize([chunk.text for chunk in chunks], prompt)
-    for row, chunk in enumerate(chunks):
-        chunk.block = block.slice(row, row + 1)
+def _halves(parts: list[str]) -> list[list[str]]:
+    """Two chunks of the parts of one, or of the characters of its only part, but no blank one."""
+    pieces = parts if len(parts) > 1 else list(parts[0])
+    middle = len(pieces) // 2
+    return [half for half in (pieces[:middle], pieces[middle:]) if "".join(half).strip()]
 
 
 def _parts(text: str, characters: int) -> Iterator[str]:
@@ -202,14 +177,14 @@ def _parts(text: str, characters: int) -> Iterator[str]:
         start = match.end()
 
 
-def _packed(parts: Sequence[str], costs: Sequence[int], room: int) -> list[_Chunk]:
+def _packed(parts: Sequence[str], costs: Sequence[int], room: int) -> list[list[str]]:
     """Consecutive parts, as many together as fit into `room` tokens."""
-    chunks: list[_Chunk] = []
+    chunks: list[list[str]] = []
     left = 0
     for part, cost in zip(parts, costs, strict=True):
         if not chunks or cost > left:
-            chunks.append(_Chunk([]))
+            chunks.append([])
             left = room
-        chunks[-1].parts.append(part)
+        chunks[-1].append(part)
         left -= cost
     return chunks

@@ -29,7 +29,7 @@ NO_MEMORY = Fault(OUT_OF_MEMORY, "the text does not fit into the memory of the d
 NON_FINITE = Fault("non_finite_vector", "the model gave no finite vector")
 
 
-#: Full batches in which a budget recovers from nothing to what it was. Memory that is short for
+#: Full batches in which a budget recovers from zero to its limit. Memory that is short for
 #: good then costs about two failed batches of that many.
 _RECOVERY = 256
 #: Seconds between two tries on a full device.
@@ -41,7 +41,7 @@ class DeviceLost(RuntimeError):
 
 
 class Closing(Exception):
-    """The engine closes, and the device has no memory for what remains of a batch."""
+    """The engine closes, and the device has no memory for the rest of a batch."""
 
 
 def _never(_: float) -> bool:
@@ -148,7 +148,7 @@ class BatchEncoder:
                 raise DeviceLost(str(error).partition("\n")[0]) from error
             if cause is Cause.TEXT:
                 return Fault("encode_failed", f"the model raised {_named(error)}")
-        # Only here: until the exception is gone, its frames hold what the failed pass allocated.
+        # Only here: until the exception is gone, its frames hold the memory of the failed pass.
         self.encoder.release_memory()
         return NO_MEMORY
 
