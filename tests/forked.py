@@ -94,7 +94,7 @@ def can_fork(env: Mapping[str, str], usual: Mapping[str, str]) -> bool:
 
     Not if `env` differs from `usual`, the server's own, in what is read early.
     """
-    folders = env["PYTHONPATH"].split(os.pathsep)
+    folders = env.get("PYTHONPATH", "").split(os.pathsep)
     customized = any(Path(folder, "sitecustomize.py").exists() for folder in folders)
     return SERVER in os.environ and not customized and _read_early(env) == _read_early(usual)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
@@ -20,6 +21,15 @@ stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', 
 child = children.start([sys.executable, "-c", stubborn + "time.sleep(60)"])
 print("pids", children.guardian.pid, child.pid, flush=True)
 time.sleep(60)
+"""
+
+#: A program that prints what it got from its caller, and ends as it is told.
+PROGRAM = """
+import os, signal, sys
+print(os.environ["WORD"], os.getcwd(), os.getsid(0), "worker" in sys.modules, flush=True)
+if sys.argv[1] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(3)
 """
 
 
@@ -59,6 +69,22 @@ def test_children_end_with_a_parent_that_is_killed(
     parent.wait()
 
     eventually(lambda: not any(alive(pid) for pid in pids), 10)
+
+
+@pytest.mark.parametrize(("argument", "code"), [("leave", 3), ("kill", -signal.SIGKILL)])
+def test_a_program_of_the_fork_server_is_like_one_that_was_started(
+    processes: Processes, tmp_path: Path, argument: str, code: int
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    process = processes.module(
+        *("program", argument), name="program", env={"WORD": "a word"}, cwd=tmp_path
+    )
+    status = process.wait(60)
+
+    assert status == code
+    assert process.log().splitlines() == [f"a word {tmp_path} {process.pid} False"]
+    assert not process.running
 
 
 def test_a_child_killed_before_it_announced_itself_is_no_harm(processes: Processes) -> None:
