@@ -67,7 +67,6 @@ def test_tokens_and_cuts_are_the_librarys(
     assert block.offsets.dtype == np.int64
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "text", [WORDS * 200_000, "x" * 10_000_000, "\n" * 10_000_000, "ab " * 3_000_000]
 )
@@ -76,9 +75,9 @@ def test_ten_megabytes_cost_no_more_than_a_cut_text(
     make: Callable[[], PreTrainedTokenizerFast], text: str
 ) -> None:
     tokenize = ours(make())
-    began = time.perf_counter()
+    began = time.process_time()
     block = tokenize([text])
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert block.tokens <= LIMIT
     # Reading all of it through the tokenizer takes several seconds.
     assert took < 1.0
@@ -176,6 +175,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

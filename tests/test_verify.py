@@ -69,6 +69,7 @@ def test_the_models_prompts_are_verified(tmp_path: Path) -> None:
     assert all(row.passed for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command_ends_well_on_the_packaged_model() -> None:
     ended = CliRunner().invoke(command, ["--device", "cpu"])
     assert ended.exit_code == 0
