@@ -8,6 +8,7 @@ In reading order:
 - `parking`: return messages that must wait to Redis
 - `strategy`: turn a message of `embed` into a request
 - `in_flight`: the pool's view of a running job
+- `job_intake`: parse jobs and submit them to the engine
 - `pool`: the pool
 - `loop`: call functions on the thread of Celery's event loop
 - `threads`: daemon threads for blocking calls
@@ -21,8 +22,8 @@ In reading order:
 - `job_metrics`: counters of completed jobs and their duration
 - `metrics`: collect all metrics of this worker
 - `spans`: OpenTelemetry spans of jobs
-- `shutdown_renewal`: renew leases while the worker stops
 - `poison_jobs`: count the crashes of redelivered jobs
+- `shutdown_renewal`: renew leases while the worker stops
 - `heartbeat`: write the worker's heartbeat
 """
 

@@ -1,4 +1,4 @@
-"""Celery's consumer, for messages that nobody can run and for brokers that hold nothing back."""
+"""Celery's consumer, for messages that cannot be run and for brokers without leases."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class KombuAdmission(bootsteps.StartStopStep):
 
 
 class JobConsumer(consumer.Consumer):
-    """Moves messages that nobody can run to the dead letters and fails their jobs.
+    """Moves messages that cannot be run to the dead letters and fails their jobs.
 
     Celery's own acknowledges some of them, rejects others, logs their bodies, and ends on the rest.
     All on the loop's thread.
@@ -70,52 +70,45 @@ class JobConsumer(consumer.Consumer):
         if isinstance(self.pool, TaskPool):
             self.timer = SharedClock(self.timer, self.pool)
 
-        def hand_over(request: Any) -> None:
+        def deliver(request: Any) -> None:
             # Also called by timers: an error there would leave the message leased for ever.
             try:
                 on_task_request(request)
-            except Exception as error:  # noqa: BLE001 - whatever it is; logged there
+            except Exception as error:  # noqa: BLE001 - logged there
                 self._failed_on(request.message, error)
 
-        self.on_task_request = hand_over
+        self.on_task_request = deliver
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Celery: what is called with each message of a task."""
+        """Celery: the function that is called with each message of a task."""
         handle = super().create_task_handler(*args, **kwargs)
         strategies, callbacks = self.strategies, self.on_task_message
-
         pool = self.pool if isinstance(self.pool, TaskPool) else None
 
-        def hand_over(message: Any) -> None:
+        def deliver(message: Any) -> None:
+            # A consumer's tag there would let kombu take the message for acknowledged already.
+            message.delivery_info.pop("consumer_tag", None)
             lease = lease_of(message)
             if lease is not None and pool is not None and pool.parking.parks(message, lease):
                 return
-            if not _is_leased_job(message):
+            if lease is None or _headers_of(message).get("task") != TASK_NAME:
                 handle(message)
                 return
-            # To end a lease is to note it, on any thread: nothing has to wait for the loop, as
-            # Celery's own handler lets acknowledgements of every broker do.
-            try:
-                strategies[TASK_NAME](
-                    message, None, message.ack_log_error, message.reject_log_error, callbacks
-                )
-            except (InvalidTaskError, ContentDisallowed) as error:
-                self.on_invalid_task(None, message, error)
-            except DecodeError as error:
-                self.on_decode_error(message, error)
+            # A job of `embed` in protocol 2. To end a lease is to note it, on any thread: it needs
+            # no turn of the loop, as acknowledgements in Celery's own handler do.
+            ack, reject = message.ack_log_error, message.reject_log_error
+            strategies[TASK_NAME](message, None, ack, reject, callbacks)
 
         def on_task_received(message: Any) -> None:
             try:
-                # A consumer's tag there would let kombu take the message for acknowledged already.
-                message.delivery_info.pop("consumer_tag", None)
-                hand_over(message)
-            except Exception as error:  # noqa: BLE001 - whatever it is; logged there
+                deliver(message)
+            except Exception as error:  # noqa: BLE001 - logged there
                 self._failed_on(message, error)
 
         return on_task_received
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Celery: the body is not what its content type says."""
+        """Celery: the body does not match its content type."""
         self._refuse(message, f"the body cannot be read ({type(exc).__name__})")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
@@ -142,11 +135,14 @@ class JobConsumer(consumer.Consumer):
         )
 
     def _failed_on(self, message: Any, error: Exception) -> None:
-        """Refuse a message that raised; raises where it is the connection that was lost."""
+        """Refuse a message that raised; raises the error of a lost connection."""
         if is_connection_lost(error):
             raise error
-        if isinstance(error, InvalidTaskError):
+        if isinstance(error, InvalidTaskError | ContentDisallowed):
             self.on_invalid_task(None, message, error)
+            return
+        if isinstance(error, DecodeError):
+            self.on_decode_error(message, error)
             return
         logger.error("Celery failed on a message:\n%s", place_of(error))
         self._refuse(message, f"Celery raised {type(error).__name__}")
@@ -170,7 +166,7 @@ class JobConsumer(consumer.Consumer):
         if lease is not None:
             self._failures.refuse(lease.tag, job_id, error, reason)
             return
-        # kombu's own transport keeps nothing for people to look at.
+        # kombu's own transport has no dead letters.
         if isinstance(job_id, str):
             self._failures.soon(self.app.backend.mark_as_failure, job_id, error)
         try:
@@ -180,7 +176,7 @@ class JobConsumer(consumer.Consumer):
 
     @property
     def _failures(self) -> Failures:
-        """The pool's; one of our own beside a pool of Celery's."""
+        """The pool's; one of our own with a pool of Celery's."""
         shared: Failures | None = getattr(self.pool, "failures", None)
         if shared is None:
             shared = self._own_failures = self._own_failures or Failures(self.app)
@@ -194,11 +190,6 @@ def _plain(text: str) -> str:
 
 def _headers_of(message: Any) -> dict[str, Any]:
     return message.headers if isinstance(message.headers, dict) else {}
-
-
-def _is_leased_job(message: Any) -> bool:
-    """Whether it is a job of `embed`, in protocol 2, under a lease of ours."""
-    return _headers_of(message).get("task") == TASK_NAME and lease_of(message) is not None
 
 
 def _forget(job_id: object, message: Any) -> None:

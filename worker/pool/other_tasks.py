@@ -48,7 +48,7 @@ class OtherTask:
         self.target = target
         self.args = args
         lease = lease_of(self.request.message)
-        #: Whether it may be cut off at any moment, since another run goes on where it was.
+        #: Whether it may be cut off at any moment, since another run continues from its checkpoint.
         self.resumes = args[0] == BATCH
         #: The name of its lease, or '' on a transport of kombu's own.
         self.tag = lease.tag if lease is not None else ""
@@ -60,7 +60,7 @@ class OtherTask:
 class OtherTasks:
     """Runs tasks by Celery's tracer, so that they neither block encoding nor wait for it.
 
-    All methods belong to the loop's thread, where Celery's callbacks run, too. Leases are kept
+    All methods belong to the loop's thread, on which Celery's callbacks also run. Leases are kept
     until the task has ended, so that a lost connection does not make it run twice.
     """
 
@@ -107,7 +107,7 @@ class OtherTasks:
                 del self._open[task]
 
     def withdraw(self) -> None:
-        """Give back what nobody has begun."""
+        """Release the tasks that have not begun."""
         waiting = [task for task in self._open if self._withdraw(task)]
         leases.release([task.tag for task in waiting if task.tag])
         for task in waiting:
@@ -120,7 +120,7 @@ class OtherTasks:
         return self._isolation.wait(max(deadline - time.monotonic(), 0.0)) and ended
 
     def close(self) -> None:
-        """Put back what still runs; the process is about to end."""
+        """Requeue the tasks that still run; the process is about to end."""
         self._closing.set()
         cut_off = [task for task in self._open if not task.resumes]
         if cut_off:
@@ -128,7 +128,7 @@ class OtherTasks:
         for task in cut_off:
             if task.tag:
                 leases.nack(task.tag, requeue=True)
-        # What goes on where it was is as good as never begun.
+        # A task that continues from its checkpoint counts as not begun.
         leases.release([task.tag for task in self._open if task.resumes and task.tag])
         self._isolation.cut_off(task for task in self._open if task.redelivered)
         self._open.clear()
@@ -154,7 +154,7 @@ class OtherTasks:
             if crashes:
                 call(self._give_up, task, crashes)
                 return
-        # A thread's id, so that nobody takes it for the process and ends that.
+        # A thread's id, so that it is not taken for the process, and ended.
         call(self._accept, task, threading.get_native_id(), time.monotonic())
         try:
             answer = task.target(*task.args)
@@ -195,7 +195,7 @@ class OtherTasks:
             try:
                 task.request.on_success(answer)
             finally:
-                # Its outcome is stored: whatever that raised, it is not to run again.
+                # Its outcome is stored: after an error, too, it must not run again.
                 leases.ack(task.tag)
 
     def _fail(self, task: OtherTask, info: ExceptionInfo) -> None:
@@ -218,14 +218,14 @@ class OtherTasks:
             end_unrun(task.request)
 
     def _take(self, task: OtherTask) -> bool:
-        """Whether the task had not ended yet; it has now, and nobody died of it."""
+        """Whether the task had not ended yet; it has now, and did not crash its worker."""
         if task.redelivered:
             self._isolation.ended(task)
         return self._open.pop(task, task) is None
 
 
 def _worker_lost() -> ExceptionInfo:
-    """The error that is handled now, as Celery tells those it does not pass on."""
+    """The error that is handled now, as Celery reports those it does not pass on."""
     error = ExceptionInfo().exception
     try:
         raise WorkerLostError(repr(error))

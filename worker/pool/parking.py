@@ -85,7 +85,7 @@ class ParkingLine:
 
 
 class Parking:
-    """Decides which messages wait where, before Celery sees them. Loop's thread.
+    """Decides which messages wait in Redis, before Celery sees them. Loop's thread.
 
     Messages without a lease, of kombu's own transport, are Celery's to hold.
     """
@@ -108,7 +108,7 @@ class Parking:
         name = headers.get("task")
         if name == TASK_NAME and not self._needs_tracer(message.payload):
             return False
-        # One line for all of protocol 1, and for what nobody knows.
+        # One line for all of protocol 1, and for unknown tasks.
         line = name if isinstance(name, str) and name in self._known else ""
         return self._lines.setdefault(line, ParkingLine()).parks(lease)
 

@@ -19,17 +19,17 @@ from celery.worker import state
 
 from worker import loading, tasks
 from worker.cache.store import open_cache
-from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
-from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, parse_call, resolve
+from worker.contract.errors import EmbedqError
+from worker.contract.jobs import TASK_NAME
 from worker.contract.lanes import Lane
-from worker.contract.models import prompt_text
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
-from worker.engine import Engine, Job
+from worker.engine import Engine
 from worker.pool.direct_calls import DirectCalls
 from worker.pool.failures import Failures
 from worker.pool.heartbeat import Heartbeat
 from worker.pool.in_flight import InFlightJob, Limits
+from worker.pool.job_intake import JobIntake
 from worker.pool.job_metrics import CANCELLED, EXPIRED
 from worker.pool.limits import TimeLimits
 from worker.pool.loop import LoopCalls
@@ -38,7 +38,7 @@ from worker.pool.other_tasks import OtherTask, OtherTasks
 from worker.pool.outcomes import Outcomes
 from worker.pool.parking import Parking
 from worker.pool.request import EmbedRequest
-from worker.pool.shutdown_renewal import leases_kept
+from worker.pool.shutdown_renewal import leases_renewed
 from worker.pool.spans import JobSpans
 from worker.store import server
 from worker.store.celery_jobs import store_of
@@ -59,7 +59,7 @@ class TaskPool(BasePool):
     """One engine for `embedq.embed`, a few threads for everything else.
 
     `on_apply` and every callback of Celery run on the thread of its event loop, which never waits
-    for the engine; what other threads have to tell Celery goes through `LoopCalls`.
+    for the engine; calls of other threads reach Celery through `LoopCalls`.
     """
 
     signal_safe = False
@@ -69,23 +69,36 @@ class TaskPool(BasePool):
         super().__init__(*args, **options)
         #: Requests of `embed` handed over and not ended; owned by the loop's thread.
         self._open: dict[InFlightJob, None] = {}
-        #: Jobs taken that the engine has not got yet; the loop's thread's, too.
-        self._taken: list[Job] = []
         self._stopping = False
 
     def on_start(self) -> None:
-        """Load the models, before the first message is taken. Ends the process where it cannot."""
+        """Load the models, before the first message is taken.
+
+        Raises:
+            SystemExit: a model, device or setting is missing.
+        """
         # At debug level Celery would log the arguments of every task, and so texts.
         self._does_debug = False
-        settings, encoders, store = self._loaded()
+        settings, encoders = _load_models()
+        store = self._store()
         EvictionCheck((store.client, store.broker)).start()
         loading.relieve_collector()
         loading.shorten_turns()
         self._settings = settings
         self._infos = {name: encoder.info for name, encoder in encoders.items()}
-        usual = resolve(DEFAULT_OPTIONS, self._infos)
-        #: Model and prompt of jobs that ask for nothing in particular.
-        self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
+        self._build(store, encoders)
+        self._start(store)
+
+    def _store(self) -> JobStore:
+        store = store_of(self.app)
+        if store is None:
+            logger.critical("embedq keeps results on Redis; the result backend is another")
+            raise SystemExit(EX_CONFIG)
+        return store
+
+    def _build(self, store: JobStore, encoders: dict[str, Encoder]) -> None:
+        """Make the parts, from those that others use to the engine."""
+        settings = self._settings
         self.clock = EmbedRequest.clock = store.clock
         self._loop = LoopCalls()
         self.failures = Failures(self.app)
@@ -100,47 +113,41 @@ class TaskPool(BasePool):
             traced=bool(conf.result_extended or conf.task_track_started),
         )
         self._spans = JobSpans.of_environment()
-        self._outcomes = Outcomes(
+        self._outcomes = self._make_outcomes(store)
+        self._engine = Engine(
+            encoders, crashed=self._outcomes.crashed, cache=open_cache(settings, self._infos)
+        )
+        self._engine.counts.watch = self._spans
+        self._intake = JobIntake(self._engine, self._infos, self._outcomes)
+        self._callers = DirectCalls(self._engine, self._infos)
+        self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
+
+    def _make_outcomes(self, store: JobStore) -> Outcomes:
+        conf = self.app.conf
+        return Outcomes(
             self.app,
             store,
             self._loop,
             self.failures,
             atomic=server.same_server(conf.broker_url or "", conf.result_backend or ""),
-            max_attempts=settings.max_attempts,
+            max_attempts=self._settings.max_attempts,
             clock=self.clock,
             spans=self._spans,
         )
-        self._engine = Engine(
-            encoders, crashed=self._outcomes.crashed, cache=open_cache(settings, self._infos)
-        )
-        self._engine.counts.watch = self._spans
-        self._callers = DirectCalls(self._engine, self._infos)
-        self._limits = TimeLimits(self._engine, self._outcomes.tracer, self._outcomes.counts)
+
+    def _start(self, store: JobStore) -> None:
+        """Start the threads, then let messages and callers in."""
         self._engine.start()
-        self._presence = self._present(store)
-        self._presence.start()
+        self._heartbeat = self._make_heartbeat(store)
+        self._heartbeat.start()
         # Jobs that were cancelled before this worker was there.
         self._loop.run()
-        capacity.tokens, capacity.delivered = self.room, self._hand_in
+        capacity.tokens, capacity.delivered = self._intake.tokens, self._intake.submit
         tasks.run_here = self._callers.run
         signals.task_revoked.connect(self._on_revoked)
 
-    def _loaded(self) -> tuple[Settings, dict[str, Encoder], JobStore]:
-        """The settings, every served model, and where jobs are. Raises SystemExit."""
-        try:
-            settings = Settings.from_env()
-            encoders = loading.load_encoders(settings)
-        except EmbedqError as error:
-            logger.critical("embedq cannot start: %s", error.message)
-            raise SystemExit(EX_CONFIG) from error
-        store = store_of(self.app)
-        if store is None:
-            logger.critical("embedq keeps results on Redis; the result backend is another")
-            raise SystemExit(EX_CONFIG)
-        return settings, encoders, store
-
-    def _present(self, store: JobStore) -> Heartbeat:
-        """What tells Redis of this worker, and watches its threads."""
+    def _make_heartbeat(self, store: JobStore) -> Heartbeat:
+        """The heartbeat of this worker, which also watches its threads."""
         outcomes, settings = self._outcomes, self._settings
         return Heartbeat(
             self._engine,
@@ -168,13 +175,9 @@ class TaskPool(BasePool):
             self._others.turn()
         self.parking.turn()
 
-    def room(self, lane: Lane) -> int:
-        """Tokens of a lane that may still be fetched."""
-        return self._engine.capacity(lane) if self._outcomes.tracer.has_room(lane) else 0
-
     def holds_more(self) -> bool:
         """Whether a message that cannot be parked may be fetched: one of kombu's own transport."""
-        return self._others.has_room() and self.room(Lane.NORMAL) > 0
+        return self._others.has_room() and self._intake.tokens(Lane.NORMAL) > 0
 
     def on_apply(
         self,
@@ -200,28 +203,15 @@ class TaskPool(BasePool):
     ) -> InFlightJob:
         """Take a request of `embed` over. Never waits."""
         in_flight = InFlightJob(self, self._open, request, target, limits)
-        # As Celery does with what `on_apply` returns.
+        # As Celery does with the value of `on_apply`.
         request._apply_result = ref(in_flight)  # noqa: SLF001
         if self._spans is not None:
             self._spans.open(in_flight)
-        try:
-            in_flight.job = self._job(in_flight)
-        except InvalidJob as error:
-            self._outcomes.tracer.end(in_flight, JobFailed(error.code, error.message))
-        else:
-            self._taken.append(in_flight.job)
-            if in_flight.job.lane is Lane.INTERACTIVE or not capacity.more_follow:
-                self._hand_in()
+        self._intake.add(in_flight)
         return in_flight
 
-    def _hand_in(self) -> None:
-        """Give the engine what was taken: many at once where they come so, for far less each."""
-        if self._taken:
-            jobs, self._taken = self._taken, []
-            self._engine.submit(*jobs)
-
     def flush(self) -> None:
-        """Celery: the connection is lost, and with it what it knew of the requests here.
+        """Celery: the connection is lost, and with it its list of the requests here.
 
         Leased ones go on and are shown again. Without leases (kombu's transports) the broker hands
         them out again, so those that have not begun are dropped.
@@ -237,7 +227,7 @@ class TaskPool(BasePool):
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Celery: `revoke(terminate=True)`. Jobs of `embed` are ended through `InFlightJob`."""
-        # In a handler it is a cold shutdown, which gives back whatever runs.
+        # In a handler it is a cold shutdown, which releases all jobs.
         if pid != os.getpid() and not _in_signal_handler():
             raise NotImplementedError("a task on a thread cannot be terminated")
 
@@ -265,7 +255,7 @@ class TaskPool(BasePool):
     # -- stopping ---------------------------------------------------------------------------
 
     def on_stop(self) -> None:
-        """Warm shutdown: finish what is encoding, give the rest back, within the time set."""
+        """Warm shutdown: finish the batches that run and release the rest, within the time set."""
         if not _in_signal_handler():
             self._stop(self._settings.shutdown_seconds if hasattr(self, "_settings") else 0.0)
         elif self._stopping:
@@ -278,28 +268,31 @@ class TaskPool(BasePool):
         self._stop(_COLD_SECONDS)
 
     def _stop(self, seconds: float) -> None:
-        if self._stopping or not hasattr(self, "_presence"):
+        if self._stopping or not hasattr(self, "_heartbeat"):
             return
         self._stopping = True
         capacity.tokens = lambda _: 0
         try:
-            with leases_kept(self._settings.lease_seconds):
+            with leases_renewed(self._settings.lease_seconds):
                 self._drain(time.monotonic() + seconds)
         except WorkerTerminate:
             logger.warning("The rest is given back at once")
         self._loop.run()
-        left = list(self._open)
-        self._outcomes.give_back(left)
-        if left:
-            logger.info("%d jobs are given back to the queue", len(left))
+        self._release_open()
         self._others.close()
         try:
             leases.flush()
         except redis.RedisError as error:
             logger.warning(
-                "Redis could not be told what is given back (%s); it comes back by lease",
+                "Leases were not released (%s); their jobs run again when they expire",
                 type(error).__name__,
             )
+
+    def _release_open(self) -> None:
+        left = list(self._open)
+        self._outcomes.give_back(left)
+        if left:
+            logger.info("%d jobs are given back to the queue", len(left))
 
     def _drain(self, deadline: float) -> None:
         """Finish the running batch, the endings under way and the tasks that run."""
@@ -308,33 +301,12 @@ class TaskPool(BasePool):
             return max(deadline - time.monotonic(), 0.0)
 
         self._others.withdraw()
-        self._presence.stop()
+        self._heartbeat.stop()
         self._callers.dismiss(self._engine.close(left()))
         self._outcomes.close(left())
         self._others.wait(left())
 
     # -- Celery's questions -----------------------------------------------------------------
-
-    def _job(self, in_flight: InFlightJob) -> Job:
-        """Raises InvalidJob."""
-        texts, options = parse_call(in_flight.request.args, in_flight.request.kwargs)
-        if options is DEFAULT_OPTIONS:
-            info, prompt = self._usual
-        else:
-            info = resolve(options, self._infos)
-            prompt = prompt_text(options, info)
-        return Job(
-            in_flight.id,
-            texts,
-            options,
-            info,
-            prompt=prompt,
-            owner=in_flight,
-            callbacks=self._outcomes,
-            isolated=in_flight.redelivered,
-            lane=in_flight.lane,
-            tenant=in_flight.tenant,
-        )
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
@@ -344,6 +316,16 @@ class TaskPool(BasePool):
             "processes": [os.getpid()],
             "embedq": stats_of(self._engine, self._infos),
         }
+
+
+def _load_models() -> tuple[Settings, dict[str, Encoder]]:
+    """The settings and every served model, by name. Raises SystemExit."""
+    try:
+        settings = Settings.from_env()
+        return settings, loading.load_encoders(settings)
+    except EmbedqError as error:
+        logger.critical("embedq cannot start: %s", error.message)
+        raise SystemExit(EX_CONFIG) from error
 
 
 def _in_signal_handler() -> bool:

@@ -1,4 +1,4 @@
-"""Leases that last while the worker stops, when the event loop that renews them turns no more."""
+"""Renew leases while the worker stops: the event loop that renews them turns no more."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def leases_kept(lease_seconds: float) -> Iterator[None]:
+def leases_renewed(lease_seconds: float) -> Iterator[None]:
     """Renew all leases every third of their time, on a thread of its own, until the block ends."""
     ended = threading.Event()
 
-    def keep() -> None:
+    def renew() -> None:
         while not ended.wait(lease_seconds / 3):
             try:
                 leases.renew()
             except redis.RedisError as error:
                 logger.warning("Leases were not renewed: %s", type(error).__name__)
 
-    threading.Thread(target=keep, name="embedq-keep", daemon=True).start()
+    threading.Thread(target=renew, name="embedq-renewal", daemon=True).start()
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Daemon threads for whatever may block: tasks other than `embed`, and Celery's tracer."""
+"""Daemon threads for calls that may block: tasks other than `embed`, and Celery's tracer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DaemonThreads:
 
     `concurrent.futures` joins its threads when the interpreter ends, so a task that hangs would
     hold up a shutdown for ever. Any thread may call; the lock guards the queue and is not held
-    while the function runs. What the function raises ends the worker.
+    while the function runs. An error of the function ends the worker.
     """
 
     def __init__(self, threads: int, name: str, function: Callable[[Any], None]) -> None:

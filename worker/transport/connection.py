@@ -54,8 +54,8 @@ class Connection(kombu.Connection):
         return self._transports.get(self.transport_cls) or super().get_transport_cls()
 
 
-#: Whether a task is put back when what it hands on, to a link for example, cannot be sent now. Else
-#: it fails, as with stock Celery; it has run, and may be one that must not run twice.
+#: Whether a task is requeued if a message that it publishes, to a link for example, cannot be sent
+#: now. Else it fails, as with stock Celery; it has run, and may be one that must not run twice.
 puts_back: ContextVar[bool] = ContextVar("embedq_puts_back", default=False)
 
 
@@ -70,7 +70,7 @@ class AMQP(amqp.AMQP):
 
     @cached_property
     def send_task_message(self) -> Any:
-        """Celery: what sends the message of a task, or holds it for the running one."""
+        """Celery: a function that sends the message of a task, or holds it for the running one."""
         send = self._create_task_sender()
 
         def send_or_hold(producer: Any, *args: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ class AMQP(amqp.AMQP):
 
 
 def _kombu_url(url: Any) -> Any:
-    """What kombu calls `unix://PATH?db=N`; other URLs as they are."""
+    """Kombu's form of `unix://PATH?db=N`; other URLs unchanged."""
     if not isinstance(url, str) or not url.startswith("unix://"):
         return url
     parts = urlsplit(url)

@@ -19,7 +19,7 @@ from worker.transport.leases import Lease
 
 
 class EndedElsewhere(Reject):
-    """The task had ended before: what follows it has been sent."""
+    """The task had ended before: its follow-ups have been sent."""
 
 
 class Following:
@@ -30,17 +30,17 @@ class Following:
         self.lease = lease
         #: Full names of lists, and the message that goes on each.
         self.messages: list[tuple[str, bytes]] = []
-        #: Whether the outcome is stored; what is published from then on is sent at once.
+        #: Whether the outcome is stored; messages published from then on are sent at once.
         self.stored = False
 
 
-#: What the running task publishes on its own broker, None if that is sent at once.
+#: Messages of the running task for its own broker; None if they are sent at once.
 following: ContextVar[Following | None] = ContextVar("embedq_following", default=None)
 
 
 @contextmanager
 def holding(channel: Any) -> Iterator[None]:
-    """Hold what a producer's channel is given inside, if the running task is to send it later.
+    """Hold the messages of a producer's channel inside, if the running task is to send them later.
 
     Producers have channels of kombu's own. Messages for another broker are sent at once.
     """

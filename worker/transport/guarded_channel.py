@@ -15,7 +15,7 @@ from kombu.transport import redis as stock
 
 logger = logging.getLogger(__name__)
 
-#: What redis-py raises where a connection is gone or the server refuses.
+#: Raised by redis-py if a connection is lost or the server refuses.
 _OF_THE_SERVER = (redis.RedisError, OSError)
 
 

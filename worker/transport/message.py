@@ -30,12 +30,12 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 _JSON = "application/json"
-#: What kombu's encoder writes in place of a value that JSON does not know.
+#: Written by kombu's encoder in place of a value without a JSON form.
 _MARK = b'"__type__"'
 
 
 class Message(virtual.Message):
-    """As kombu's; whatever is out of the ordinary is left to kombu, its errors included."""
+    """As kombu's; unusual messages are left to kombu, with their errors."""
 
     accept: Any
     body: Any
@@ -52,7 +52,7 @@ class Message(virtual.Message):
             super().__init__(payload, channel=channel, **kwargs)
             return
         properties = payload["properties"]
-        # As kombu's two constructors do, where there is nothing to decode or to go wrong.
+        # As kombu's two constructors do with a plain text.
         self._raw = payload
         self.errors = []
         self.channel = channel
@@ -93,7 +93,7 @@ def parse(message: bytes) -> Any:
     """The envelope as it lies in the queue. Raises ValueError.
 
     kombu's decoder makes a new parser for each text and looks into every object for its own types,
-    which are rare. The body, where numbers may be of any size, is only a string here.
+    which are rare. The body is only a string here; its numbers may be of any size.
     """
     if _MARK in message:
         return loads(message)
@@ -110,7 +110,7 @@ def task_ids(messages: Iterable[bytes]) -> list[str]:
     for message in messages:
         try:
             task_id = parse(message)["headers"]["id"]
-        except Exception as error:  # noqa: BLE001 - whatever it raises, it has no id
+        except Exception as error:  # noqa: BLE001 - it has no id
             logger.debug("A message without a task's id: %s", type(error).__name__)
             continue
         if isinstance(task_id, str):
@@ -121,7 +121,7 @@ def task_ids(messages: Iterable[bytes]) -> list[str]:
 def _check_size(payload: Any, channel: Any) -> None:
     """Raise DecodeError for a body that decompresses to too much, or may do so.
 
-    kombu has no bound. Whatever else is wrong with the body is left to kombu.
+    kombu has no bound. Other errors of the body are left to kombu.
     """
     try:
         name = payload["headers"].get("compression")
@@ -144,7 +144,7 @@ def _check_size(payload: Any, channel: Any) -> None:
 
 
 def _plain_body(payload: Any) -> bytes | None:
-    """The body where it is text as it stands; None where kombu has to decode it."""
+    """The body if it is plain text; None if kombu has to decode it."""
     body, headers = payload.get("body"), payload.get("headers")
     if not (isinstance(body, str) and isinstance(headers, dict)) or "compression" in headers:
         return None

@@ -1,4 +1,4 @@
-"""Lua scripts: what happens to leased messages on the server, each step whole or not at all.
+"""Lua scripts: the steps of leased messages on the server, each whole or not at all.
 
 Each is a file in the folder `lua`, whose header gives its keys, arguments, answer, the effect of a
 repeat, and a bound of its cost in Redis commands; each of those takes constant time, or logarithmic

@@ -1,4 +1,4 @@
-"""What stock workers left in the leased set: put back by kombu's routing, once it ran out."""
+"""Put expired messages of stock workers back, by kombu's routing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _command(
     except redis.RedisError:
         raise
     except Exception as error:  # noqa: BLE001 - it would raise the same in every worker
-        logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
+        logger.warning("An unreadable message is a dead letter now: %s", type(error).__name__)
         dead_letter = DeadLetterUpdate(tag, "unreadable", store.dead_letter_key)
         [(command, _)] = store.commands(LeaseUpdates(dead_letters=[dead_letter]))
         return command
