@@ -55,7 +55,7 @@ class Channel(GuardedChannel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
     ) -> Any:
-        """Consume; by lease where messages are acknowledged and do not come by pub/sub."""
+        """Consume; by lease if messages are acknowledged and do not come by pub/sub."""
         if self.ack_emulation and not no_ack and queue not in self._fanout_queues:
             self._receivers[queue] = callback
             self._lease_cycle.update(list(self._receivers))
@@ -67,7 +67,7 @@ class Channel(GuardedChannel):
         """One message, leased in the step that takes it."""
         if no_ack or not self.ack_emulation:
             return super().basic_get(queue, no_ack=no_ack, **kwargs)
-        # As above, where a program takes messages one by one.
+        # As above, for a program that takes messages one by one.
         _ = self.qos
         store = self.store
         fetch = store.fetch(self._lists([queue]), renewed=False, count=1, tokens_bytes=1)
@@ -88,7 +88,7 @@ class Channel(GuardedChannel):
         super().close()
 
     def _purge(self, queue: str) -> int:
-        """Remove what waits now. Jobs are told of before their messages are gone for good."""
+        """Remove the messages that wait now, after `leases.before_purge` with their jobs."""
         purged = self.leases.before_purge
         if purged is None:
             return int(super()._purge(queue))
@@ -115,7 +115,7 @@ class Channel(GuardedChannel):
         """Queues that kombu itself is to pop from."""
         return [queue for queue in super().active_queues if queue not in self._receivers]
 
-    # Seen by our fetcher.
+    # Used by the fetcher.
 
     @property
     def store(self) -> LeaseStore:
@@ -128,7 +128,7 @@ class Channel(GuardedChannel):
         return self.connection is not None and self.connection.loop is not None
 
     def demands(self) -> list[Demand]:
-        """By the pool's word, which bounds each lane by itself, or by kombu's prefetch count."""
+        """By the pool's capacity for each lane, or by kombu's prefetch count."""
         lists = self._lists(self._lease_cycle.consume(len(self._receivers)))
         if not lists:
             return []
@@ -160,7 +160,7 @@ class Channel(GuardedChannel):
         return wire
 
     def deliver(self, lease: Lease, message: bytes) -> None:
-        """Give a message to whoever consumes its queue."""
+        """Pass a message to the consumer of its queue."""
         receive = self._receivers.get(lease.queue)
         if receive is None:
             self.leases.release([lease.tag])
@@ -175,14 +175,14 @@ class Channel(GuardedChannel):
             if not self.has_loop:
                 raise
             # kombu counts it as a lost connection, and each new one would get the message again.
-            logger.exception("Buried a message that its consumer cannot read")
+            logger.exception("A message that its consumer cannot read is a dead letter now")
             self.leases.dead_letter(lease.tag, "unreadable")
 
     def restore_foreign(self, tags: Sequence[str]) -> None:
         stock_leases.restore(self, self.store, tags)
 
-    def tell(self) -> None:
-        """Tell the server of endings now, where no loop will."""
+    def flush(self) -> None:
+        """Send the ends of leases now, without an event loop."""
         if not self.has_loop:
             self.leases.flush()
 
@@ -210,15 +210,15 @@ class Channel(GuardedChannel):
         return answer
 
     def _read(self, lease: Lease, message: bytes) -> Any:
-        """The message under its lease's tag; one that nobody can read is buried."""
+        """The message under its lease's tag; None if it is unreadable, a dead letter then."""
         try:
             payload = parse(message)
             payload["properties"]["delivery_tag"] = lease.tag
             return self.Message(payload, channel=self)
         except Exception as error:  # noqa: BLE001 - it would raise the same in every worker
-            logger.warning("Buried a message that nobody can read: %s", type(error).__name__)
+            logger.warning("An unreadable message is a dead letter now: %s", type(error).__name__)
             self.leases.dead_letter(lease.tag, "unreadable")
-            self.tell()
+            self.flush()
             return None
 
     def _lists(self, queues: Sequence[str]) -> list[QueueList]:

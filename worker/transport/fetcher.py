@@ -1,4 +1,4 @@
-"""When a channel fetches, what it tells the server, and how it waits for more."""
+"""The calls of one channel to the server: fetch, send the ends of leases, wait for messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.transport.backpressure import capacity
 from worker.transport.lease_store import Demand, Fetch
 from worker.transport.leases import Lease, LeaseUpdates
 from worker.transport.renewal import FetchingChannel, LeaseRenewal, log_refusal
-from worker.transport.wire import Pause, Wire
+from worker.transport.wire import Backoff, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 #: Seconds for which the server holds back the answer while a list is empty.
 WATCH_SECONDS = 5
-#: Seconds after which a receiver that takes its time is interrupted for renewals, endings and jobs
-#: that somebody waits for.
+#: Seconds after which a slow receiver is interrupted for renewals, ends of leases, and interactive
+#: jobs.
 SLICE_SECONDS = 0.02
 
 
 class Fetcher:
-    """One channel's conversation with the server; owned by the thread that polls its sockets.
+    """One channel's calls to the server; owned by the thread that polls its sockets.
 
-    That is the event loop's, or whoever calls `drain_events`. One connection carries commands that
-    are answered at once: fetch, endings, renewal, restoration. While the queues are empty, one
-    more connection a list waits in `BLMOVE list list RIGHT RIGHT`, which takes nothing, so that
-    any of these connections may die at any moment. A lost one is made anew before the next poll;
-    where that fails the error reaches kombu's user, who reconnects.
+    That is the event loop's, or the caller's of `drain_events`. One connection carries commands
+    that are answered at once: fetch, ends of leases, renewal, restoration. While the queues are
+    empty, one more connection a list waits in `BLMOVE list list RIGHT RIGHT`, which takes nothing,
+    so that any of these connections may die at any moment. A lost one is made anew before the next
+    poll; if that fails, the error reaches kombu's user, who reconnects.
     """
 
     def __init__(self, consumer: FetchingChannel) -> None:
         self.ready: deque[tuple[Lease, bytes]] = deque()
-        #: Messages handed over so far.
+        #: Messages delivered so far.
         self.delivered = 0
         self._consumer = consumer
         self._leases = consumer.leases
@@ -51,14 +51,14 @@ class Fetcher:
         #: Lanes with a fetch under way, and those whose lists were seen empty.
         self._fetching: set[Lane | None] = set()
         self._drained: set[Lane | None] = set()
-        self._telling = 0
-        self._connect_pause = Pause()
-        self._fetch_pause = Pause()
-        self._tell_pause = Pause()
+        self._sending = 0
+        self._connect_backoff = Backoff()
+        self._fetch_backoff = Backoff()
+        self._send_backoff = Backoff()
         self._upkeep = LeaseRenewal(consumer)
 
     def turn(self) -> None:
-        """Send what there is to send; called before each poll.
+        """Send the calls that are due; called before each poll.
 
         Raises:
             redis.ConnectionError: the server cannot be reached.
@@ -69,24 +69,24 @@ class Fetcher:
         wire = self._connected()
         if wire is None:
             return
-        self._converse(wire)
+        self._send(wire)
         if self.ready and self._consumer.has_loop:
             self.deliver()
         if not self.ready:
-            self._ask(wire, demands)
+            self._fetch_or_watch(wire, demands)
 
     def deliver(self) -> None:
-        """Hand over what is ready: all of it on an event loop, else one message.
+        """Deliver the ready messages: all of them on an event loop, else one.
 
-        Where the receiver raises, the rest stays ready. The solo pool runs a task for each
-        message, so leases are kept and endings told meanwhile. Jobs that somebody waits for are
-        fetched meanwhile, too, and come next.
+        If the receiver raises, the rest stays ready. The solo pool runs a task for each message, so
+        leases are renewed and their ends sent meanwhile. Interactive jobs are fetched meanwhile,
+        too, and come next.
         """
         if self.ready and not self._consumer.has_loop:
             self._deliver()
             return
         while self.ready:
-            self._hand_over_some()
+            self._deliver_slice()
             if self.ready and self._wire is not None and self._wire.alive:
                 self._catch_up(self._wire)
 
@@ -109,7 +109,7 @@ class Fetcher:
                 wire.drop()
 
     def close(self) -> None:
-        """Give back what was not handed over, and close every connection."""
+        """Release the messages that were not delivered, and close every connection."""
         wire, self._wire = self._wire, None
         if wire is not None:
             # An answer on its way may hold messages.
@@ -119,8 +119,8 @@ class Fetcher:
         self._leases.release([lease.tag for lease, _ in self.ready])
         self.ready.clear()
 
-    def _hand_over_some(self) -> None:
-        """Hand over a slice of what is ready, and say when that was all of it."""
+    def _deliver_slice(self) -> None:
+        """Deliver for some milliseconds, then announce that."""
         slice_end = time.monotonic() + SLICE_SECONDS
         capacity.more_follow = True
         try:
@@ -138,56 +138,60 @@ class Fetcher:
         self._consumer.deliver(*self.ready.popleft())
 
     def _catch_up(self, wire: Wire) -> None:
-        """What cannot wait until everything that is ready was handed over."""
+        """Make the calls that cannot wait until every ready message is delivered."""
         for one in (wire, *self._watches.values()):
             one.on_readable()
-        self._converse(wire)
-        self._ask(wire, [one for one in self._consumer.demands() if one.lane is Lane.INTERACTIVE])
+        self._send(wire)
+        self._fetch_or_watch(
+            wire, [one for one in self._consumer.demands() if one.lane is Lane.INTERACTIVE]
+        )
 
     def _connected(self) -> Wire | None:
-        """The connection for commands; None where one was lost too often to try again now."""
+        """The connection for commands; None if one was lost too often to try again now."""
         if self._wire is not None and self._wire.alive:
             return self._wire
-        if self._connect_pause.on:
+        if self._connect_backoff.on:
             return None
         # The first attempt comes at once. A server that lets us in and drops us, as one that is
         # loading its data does, is asked less and less often.
-        self._connect_pause.longer()
+        self._connect_backoff.longer()
         self._wire = self._consumer.connect(PATIENCE)
         self._upkeep.connected(self._wire)
         return self._wire
 
-    def _converse(self, wire: Wire) -> None:
-        self._tell(wire)
+    def _send(self, wire: Wire) -> None:
+        self._send_updates(wire)
         self._upkeep.run(wire)
 
-    def _tell(self, wire: Wire) -> None:
+    def _send_updates(self, wire: Wire) -> None:
         store = self._consumer.store
-        if self._telling or self._tell_pause.on or not self._leases.has_updates(store):
+        if self._sending or self._send_backoff.on or not self._leases.has_updates(store):
             return
-        told = list(store.commands(self._leases.take_updates(store)))
-        self._telling = len(told)
-        for command, part in told:
-            wire.call(command, partial(self._told, wire, part), partial(self._untold, part))
+        sent = list(store.commands(self._leases.take_updates(store)))
+        self._sending = len(sent)
+        for command, part in sent:
+            wire.call(
+                command, partial(self._updates_sent, wire, part), partial(self._updates_lost, part)
+            )
 
-    def _told(self, wire: Wire, part: LeaseUpdates, reply: Any) -> None:
+    def _updates_sent(self, wire: Wire, part: LeaseUpdates, reply: Any) -> None:
         if isinstance(reply, ResponseError):
-            self._refused(wire, reply, self._tell_pause)
-            self._untold(part)
+            self._refused(wire, reply, self._send_backoff)
+            self._updates_lost(part)
             return
-        self._telling -= 1
+        self._sending -= 1
         if isinstance(reply, bytes):
             log_refusal(reply.decode())
-        if not self._tell_pause.on:
-            self._tell_pause.reset()
+        if not self._send_backoff.on:
+            self._send_backoff.reset()
 
-    def _untold(self, part: LeaseUpdates) -> None:
-        self._telling -= 1
+    def _updates_lost(self, part: LeaseUpdates) -> None:
+        self._sending -= 1
         self._leases.add_updates(self._consumer.store, part)
 
-    def _ask(self, wire: Wire, demands: Sequence[Demand]) -> None:
-        """Fetch what there is room for; where there was nothing, wait for it."""
-        if self._fetch_pause.on:
+    def _fetch_or_watch(self, wire: Wire, demands: Sequence[Demand]) -> None:
+        """Fetch by the demand; watch the lists that are empty."""
+        if self._fetch_backoff.on:
             return
         for demand in demands:
             if demand.messages <= 0 or demand.lane in self._fetching:
@@ -215,10 +219,10 @@ class Fetcher:
     def _fetched(self, wire: Wire, lane: Lane | None, fetch: Fetch, reply: Any) -> None:
         self._fetching.discard(lane)
         if isinstance(reply, ResponseError):
-            self._refused(wire, reply, self._fetch_pause)
+            self._refused(wire, reply, self._fetch_backoff)
             return
-        self._connect_pause.reset()
-        self._fetch_pause.reset()
+        self._connect_backoff.reset()
+        self._fetch_backoff.reset()
         consumer = self._consumer
         drained, leased = consumer.store.read_fetch(fetch, reply, consumer.owner)
         if drained:
@@ -250,15 +254,15 @@ class Fetcher:
     def _woken(self, wire: Wire, lane: Lane | None, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             # A full server refuses BLMOVE but lets us fetch, so that is tried after a pause.
-            self._refused(wire, reply, self._fetch_pause)
+            self._refused(wire, reply, self._fetch_backoff)
             self._drained.discard(lane)
         elif reply is not None:
             self._drained.discard(lane)
 
-    def _refused(self, wire: Wire, error: ResponseError, pause: Pause) -> None:
-        if not pause.on:
+    def _refused(self, wire: Wire, error: ResponseError, backoff: Backoff) -> None:
+        if not backoff.on:
             # Once for all that were sent together.
-            logger.warning("Redis refuses (%s): trying again in %.1f s", error, pause.longer())
+            logger.warning("Redis refuses (%s): trying again in %.1f s", error, backoff.longer())
         if isinstance(error, ReadOnlyError):
             # A failover: the name may lead to the new primary.
             wire.drop()

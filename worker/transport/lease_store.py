@@ -1,4 +1,4 @@
-"""The leased set of one broker database: its keys, and what is asked of its server."""
+"""The leased set of one broker database: its keys, and the calls of its server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Restored(NamedTuple):
     #: Messages of leases that ran out, and deferred ones whose time has come.
     leases: int
     deferred: int
-    #: Where the sweep goes on; None at its end.
+    #: The start of the next step; None at the end of the sweep.
     cursor: Cursor | None
     #: Tags of messages of stock workers.
     foreign: Sequence[str]
@@ -77,9 +77,9 @@ class QueueList(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What may be fetched in one step: messages of some lists, and bytes of their texts."""
+    """Bounds of one fetch: messages of some lists, and bytes of their texts."""
 
-    #: Those that share a bound; None where all lists do.
+    #: The lane of all lists; None if they share the bounds of one.
     lane: Lane | None
     lists: Sequence[QueueList]
     messages: int
@@ -126,7 +126,7 @@ class LeaseStore:
     separator: str
     #: Seconds from a renewal to the deadline.
     lease_timeout: float
-    #: Seconds from the fetch to the deadline, for leases that nobody renews.
+    #: Seconds from the fetch to the deadline, for leases that are not renewed.
     visibility_timeout: float
     #: Set by each channel that begins to consume, so that it follows a change of servers.
     client: redis.Redis = field(repr=False)
@@ -169,7 +169,7 @@ class LeaseStore:
         return bool(drained), leased
 
     def commands(self, updates: LeaseUpdates) -> Iterator[tuple[Command, LeaseUpdates]]:
-        """What tells the server of everything in `updates`, each with its part of it."""
+        """Commands that send everything in `updates`, each with its part of it."""
         keys = (self.unacked_key, self.index_key)
         for dead_letter in updates.dead_letters:
             command = Command(
@@ -205,8 +205,8 @@ class LeaseStore:
     def grace(self, server: bytes, uptime: float) -> float:
         """Seconds before leases may be restored on this server, named by its run id.
 
-        On one that started just now, or that replaced another, they are old because nobody could
-        renew them.
+        On one that started just now, or that replaced another, they are old because they
+        could not be renewed.
         """
         known, self._server = self._server, server
         if known and known != server:

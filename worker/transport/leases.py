@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Lease:
     """The right to run one delivery of one message, until it is ended or runs out.
 
-    Nobody changes one; a frozen class would take twice as long to make.
+    Never changed; a frozen class would take twice as long to make.
     """
 
     #: Names this delivery, never another one of the same message.
     tag: str
     queue: str
     #: Whether the message was handed out before and came back without an outcome: its worker died
-    #: or lost its lease, or somebody rejected it. A message given back by `release` is not marked.
+    #: or lost its lease, or it was rejected. A message released by `release` is not marked.
     redelivered: bool
     store: LeaseStore
     #: Identifies the channel that fetched it; compared, never used.
@@ -48,7 +48,7 @@ class Lease:
 
 
 class Deferral(NamedTuple):
-    """A leased message that returns to its queue later, held by nobody meanwhile."""
+    """A leased message that returns to its queue later; no worker holds it meanwhile."""
 
     tag: str
     #: Monotonic time.
@@ -66,7 +66,7 @@ class DeadLetterUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class LeaseUpdates:
-    """What the server has yet to be told about leases. Each part may be told twice."""
+    """Ends of leases that the server has not received. Each part may be sent twice."""
 
     acks: list[str] = field(default_factory=list)
     #: To go back to their queues as if never fetched.
@@ -84,7 +84,7 @@ class LeaseUpdates:
             getattr(self, part.name).extend(getattr(other, part.name))
 
 
-#: What becomes of leases; `restored` counts those of other processes, too.
+#: Events in the life of leases; `restored` also counts those of other processes.
 EVENTS = (
     *("fetched", "acked", "settled", "released", "requeued", "deferred", "buried", "lost"),
     "restored",
@@ -92,13 +92,13 @@ EVENTS = (
 
 
 class Leases:
-    """The leases of this process and the endings that the server has yet to hear of.
+    """The leases of this process and the ends that the server has not received.
 
     Every method may be called from any thread: one lock guards all state and is never held across
-    I/O. Endings are collected and sent by the event loop once a tick, all in one script; a send
-    that fails is repeated, on the next connection if need be. Where no loop turns, `flush` sends
-    them. A tag that is not live any more, because somebody ended it or because it ran out, may be
-    ended again: nothing happens then, so a late `message.ack()` cannot touch a newer delivery.
+    I/O. Ends are collected and sent together by the event loop, once a tick; a send that fails is
+    repeated, on the next connection if need be. Without an event loop `flush` sends them. A tag
+    that is not live any more, since it was ended or has expired, may be ended again: nothing
+    happens then, so a late `message.ack()` cannot touch a newer delivery.
     """
 
     def __init__(self) -> None:
@@ -115,17 +115,16 @@ class Leases:
         #: set by the application. If it raises, the messages return to their queue.
         self.before_purge: Callable[[Sequence[str]], None] | None = None
 
-    # What the pool uses.
+    # Used by the pool.
 
     def get(self, tag: str) -> Lease | None:
         """The live lease of this name."""
         return self._live.get(tag)
 
     def detach(self, tag: str) -> Lease | None:
-        """The live lease of this name, which the caller will end itself from now on.
+        """Keep a lease when its channel closes: the caller ends it. None if it is not live.
 
-        Whatever becomes of the connection it came by; others go back to their queues when their
-        channel closes, as with kombu's own transport.
+        Others go back to their queues then, as with kombu's own transport.
         """
         with self._lock:
             lease = self._live.get(tag)
@@ -146,13 +145,13 @@ class Leases:
             self.ack(tag)
 
     def release(self, tags: Sequence[str]) -> None:
-        """Give messages back that nobody began: next in line, in the order given, not marked."""
+        """Return messages to their queues: next in line, in this order, not marked."""
         self._end(tags, "released", lambda updates, lease: updates.releases.append(lease.tag))
 
     def defer(self, tag: str, seconds: float) -> None:
         """Return the message to its queue after so many seconds: next in line, not marked.
 
-        Meanwhile it is nobody's, survives every process, and counts as held by none.
+        Meanwhile it belongs to no worker and survives every process.
         """
         until = time.monotonic() + seconds
         self._end(
@@ -176,7 +175,7 @@ class Leases:
             self.wake()
 
     def dead_letter(self, tag: str, reason: str, key: str | None = None) -> None:
-        """Move the raw message to a dead-letter list, for people to look at.
+        """Move the raw message to a dead-letter list.
 
         `key` is the list's full name; None stands for the transport option `dead_letter_key`.
         The entry is JSON: `{"tag", "reason", "queue", "buried_at", "message"}`, the message as the
@@ -191,19 +190,19 @@ class Leases:
         )
 
     def remove_completed(self, tags: Iterable[str]) -> None:
-        """The server knows already that these ended: a script of the caller's removed them."""
+        """Remove leases that a script of the caller has ended on the server."""
         with self._lock:
             for tag in tags:
                 if self._drop(tag) is not None:
                     self._counts["settled"] += 1
 
     def flush(self) -> None:
-        """Tell the servers now, in this thread, over connections of their own.
+        """Send the ends of leases now, in this thread, over connections of their own.
 
-        For the end of a process and for programs without an event loop; the loop needs no call.
+        For the end of a process and for programs without an event loop.
 
         Raises:
-            redis.RedisError: the server could not be told; everything is kept for the next time.
+            redis.RedisError: they were not sent; they are kept for the next time.
         """
         with self._lock:
             stores = list(self._updates)
@@ -221,7 +220,7 @@ class Leases:
         For the end of a process, when no loop turns and work goes on.
 
         Raises:
-            redis.RedisError: the server could not be told.
+            redis.RedisError: the leases were not renewed.
         """
         with self._lock:
             stores = {lease.store for lease in self._live.values()}
@@ -230,33 +229,33 @@ class Leases:
                 self.remove_lost(tag.decode() for tag in store.run(command))
 
     def stats(self) -> dict[str, int]:
-        """Leases held now, and what became of leases since the process began."""
+        """Return the number of live leases, and of each event since the process began."""
         with self._lock:
             return {"live": len(self._live)} | {name: self._counts[name] for name in EVENTS}
 
-    # What the transport uses.
+    # Used by the transport.
 
     def add(self, granted: Sequence[Lease]) -> None:
-        """These were fetched just now."""
+        """Add leases that were fetched just now."""
         with self._lock:
             self._live.update((lease.tag, lease) for lease in granted)
             self._by_owner.update(lease.owner for lease in granted)
             self._counts["fetched"] += len(granted)
 
     def count_owned(self, owner: object) -> int:
-        """Leases that a channel fetched and that are neither ended nor kept."""
+        """Count the leases that a channel fetched and that are neither ended nor detached."""
         with self._lock:
             return self._by_owner[owner]
 
     def renewable(self, store: LeaseStore) -> list[str]:
-        """Tags of the leases that an event loop renews."""
+        """Tags of the leases that the event loop renews."""
         with self._lock:
             return [
                 tag for tag, lease in self._live.items() if lease.store is store and lease.renewed
             ]
 
     def release_owned(self, owner: object) -> None:
-        """A channel closes: what it fetched and nobody keeps goes back to the queues."""
+        """Release the leases of a channel that closes, without the detached ones."""
         with self._lock:
             tags = [
                 tag
@@ -266,14 +265,14 @@ class Leases:
         self.release(tags)
 
     def remove_lost(self, tags: Iterable[str]) -> None:
-        """The server does not know these any more: they ran out, or were purged."""
+        """Remove leases that have expired or were purged."""
         with self._lock:
             for tag in tags:
                 if self._drop(tag) is not None:
                     self._counts["lost"] += 1
 
     def count_restored(self, count: int) -> None:
-        """Leases of dead processes went back to their queues."""
+        """Count leases of dead processes that went back to their queues."""
         with self._lock:
             self._counts["restored"] += count
 
@@ -281,7 +280,7 @@ class Leases:
         return store in self._updates
 
     def take_updates(self, store: LeaseStore) -> LeaseUpdates:
-        """Everything the server of `store` has yet to hear; `put_back` what it did not."""
+        """Take the updates that were not sent; `add_updates` returns those that fail."""
         with self._lock:
             return self._updates.pop(store, None) or LeaseUpdates()
 

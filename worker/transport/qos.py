@@ -1,4 +1,4 @@
-"""How deliveries are acknowledged: leases through the process's ledger, others as kombu does."""
+"""How deliveries are acknowledged: leases through `leases`, others as kombu does."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class QoS(stock.QoS):
     def ack(self, delivery_tag: str) -> None:
         if is_lease(delivery_tag):
             self.channel.leases.ack(delivery_tag)
-            self.channel.tell()
+            self.channel.flush()
         else:
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if is_lease(delivery_tag):
             self.channel.leases.nack(delivery_tag, requeue=requeue)
-            self.channel.tell()
+            self.channel.flush()
         else:
             super().reject(delivery_tag, requeue=requeue)
 

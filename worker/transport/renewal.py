@@ -1,4 +1,4 @@
-"""How leases are kept while their process lives, and taken back when it does not."""
+"""Renew the leases of this process and restore those of dead ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def log_refusal(error: str) -> None:
 class FetchingChannel(Protocol):
     """The channel, as its fetcher sees it."""
 
-    #: Compared, never used: the owner of what is fetched.
+    #: The owner of fetched leases; only compared.
     owner: object
     leases: Leases
     restore_interval: float
@@ -42,7 +42,7 @@ class FetchingChannel(Protocol):
         """Whether an event loop turns, which renews leases and hands out many messages at once."""
 
     def demands(self) -> Sequence[Demand]:
-        """What may be fetched now, the most urgent first; nothing where nobody consumes."""
+        """Bounds of the next fetches, the most urgent first; empty without a consumer."""
 
     def connect(self, patience: float) -> Wire:
         """A new connection whose socket is polled."""

@@ -19,8 +19,8 @@ class Transport(stock.Transport):
     """kombu's Redis transport with our channels and poller."""
 
     Channel = Channel
-    #: Besides kombu's: what a server says that is full or not the primary any more. For Celery it
-    #: is a reason to connect anew; as a channel error it would end the worker.
+    #: Besides kombu's: the errors of a server that is full or not the primary any more. For Celery
+    #: they are a reason to connect anew; as channel errors they would end the worker.
     connection_errors = (
         *stock.Transport.connection_errors,
         *(MasterDownError, OutOfMemoryError, ReadOnlyError),

@@ -1,4 +1,4 @@
-"""A connection to Redis on which nothing waits: commands go out, answers come when they come."""
+"""A connection to Redis that never blocks: commands are pipelined, replies read on arrival."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OnReply = Callable[[Any], None]
 #: The connection went away before the answer came: the command may have run or not.
 OnLost = Callable[[], None]
 
-#: What redis-py raises where a connection is gone; its error replies are values here.
+#: Raised by redis-py if a connection is lost; its error replies are values here.
 CONNECTION_LOST = (RedisError, OSError)
 
 
 @dataclass(slots=True)
-class _Call:
+class _PendingCall:
     command: Command | None
     on_reply: OnReply
     on_lost: OnLost
@@ -35,7 +35,7 @@ class Wire:
 
     `on_readable` takes every answer that has arrived, also those that TLS or the parser already
     hold, since the poller would not report them again. Any failure of the connection ends in
-    `drop`: each outstanding command hears `on_lost`, nothing is raised.
+    `drop`: `on_lost` of each outstanding command is called, nothing is raised.
     """
 
     def __init__(self, connection: Any, patience: float) -> None:
@@ -46,7 +46,7 @@ class Wire:
         """
         self.connection = connection
         self.patience = patience
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[_PendingCall] = deque()
         connection.connect()
         self.fd: int = connection._sock.fileno()  # noqa: SLF001 - redis-py has no other way
 
@@ -60,19 +60,19 @@ class Wire:
 
     def call(self, command: Command, on_reply: OnReply, on_lost: OnLost) -> None:
         """Call a script; one that the server does not know is sent in full."""
-        self._send(command.by_digest, _Call(command, on_reply, on_lost, self._due()))
+        self._send(command.by_digest, _PendingCall(command, on_reply, on_lost, self._due()))
 
     def send(self, args: Sequence[Any], on_reply: OnReply, on_lost: OnLost, *, wait: float) -> None:
         """Send a plain command that the server may take `wait` seconds to answer."""
-        self._send(args, _Call(None, on_reply, on_lost, self._due() + wait))
+        self._send(args, _PendingCall(None, on_reply, on_lost, self._due() + wait))
 
     def on_readable(self) -> None:
-        """Take the answers that are there."""
+        """Take the answers that have arrived."""
         while self.alive and self._take_one():
             pass
 
     def wait(self, timeout: float) -> None:
-        """Block until every answer is there; drops the connection after `timeout` seconds."""
+        """Block until every answer has arrived; drops the connection after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while self.alive and self._calls:
             left = deadline - time.monotonic()
@@ -90,7 +90,7 @@ class Wire:
         return bool(self._calls) and time.monotonic() > self._calls[0].due
 
     def drop(self) -> None:
-        """Close the connection and tell everybody who waits for an answer."""
+        """Close the connection and call `on_lost` of each outstanding command."""
         self.connection.disconnect()
         calls, self._calls = self._calls, deque()
         for call in calls:
@@ -99,7 +99,7 @@ class Wire:
     def _due(self) -> float:
         return time.monotonic() + self.patience
 
-    def _send(self, args: Sequence[Any], call: _Call) -> None:
+    def _send(self, args: Sequence[Any], call: _PendingCall) -> None:
         self._calls.append(call)
         if not self.alive:
             self.drop()
@@ -111,7 +111,7 @@ class Wire:
             self.drop()
 
     def _take_one(self) -> bool:
-        """Take one answer; False where none is there, or the connection is gone."""
+        """Take one answer; False if none has arrived, or the connection is lost."""
         reply: Any
         try:
             if not self.connection.can_read(timeout=0):
@@ -122,7 +122,7 @@ class Wire:
         except CONNECTION_LOST:
             self.drop()
             return False
-        if not self._calls:  # Nobody asked: the stream is out of step.
+        if not self._calls:  # An answer without a question: the stream is out of step.
             self.drop()
             return False
         call = self._calls.popleft()
@@ -134,8 +134,8 @@ class Wire:
         return True
 
 
-class Pause:
-    """Time to leave a server alone that refuses, twice as long each time."""
+class Backoff:
+    """A pause between calls that a server refuses, twice as long each time; seconds."""
 
     FIRST = 0.1
     LONGEST = 5.0
