@@ -16,7 +16,6 @@ from pathlib import Path
 
 from api.errors import STATUS_OF
 from worker.contract import keys
-from worker.contract.errors import EmbedqError
 from worker.metrics.registry import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -72,19 +71,16 @@ def _metrics() -> set[str]:
 
 def _codes() -> set[str]:
     """All error codes: of requests, of jobs and of texts."""
-    return {*STATUS_OF, *(error.code for error in _subclasses(EmbedqError))} | {
-        "poisoned",
-        "text_too_long",
-        "non_finite_vector",
-        "time_limit",
+    of_classes = {
+        one.value.value
+        for _, _, node in _nodes()
+        if isinstance(node, ast.ClassDef)
+        for one in node.body
+        if isinstance(one, ast.Assign)
+        and ast.unparse(one.targets[0]) == "code"
+        and isinstance(one.value, ast.Constant)
     }
-
-
-def _subclasses(error: type[EmbedqError]) -> Iterator[type[EmbedqError]]:
-    yield error
-    for subclass in error.__subclasses__():
-        if subclass.__module__.startswith(("worker", "api")):
-            yield from _subclasses(subclass)
+    return {*STATUS_OF, *of_classes, "poisoned", "text_too_long", "non_finite_vector", "time_limit"}
 
 
 def _status(code: str) -> str:
