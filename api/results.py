@@ -14,14 +14,7 @@ from flask import Request, Response
 
 from api.errors import Problem
 from api.responses import json_body
-from worker.contract.results import (
-    NoVectors,
-    blob,
-    failure_of,
-    matrix,
-    success_text,
-    summary_of,
-)
+from worker.contract.results import NoVectors, blob, failure_of, matrix, success_text, summary_of
 
 JSON = "application/json"
 NPY = "application/x-npy"

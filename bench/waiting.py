@@ -32,7 +32,8 @@ from bench.texts import texts
 from tests.processes import START_TIMEOUT_S, Api, answers, eventually, start_api
 from worker.contract import messages
 from worker.contract.jobs import Status
-from worker.contract.results import Outcome, payload, success_meta
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, success_meta
 from worker.store.jobs import Completion, JobRequest, JobStore
 
 QUEUE = "embedq"

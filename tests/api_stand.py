@@ -26,7 +26,8 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.lanes import lists_of
 from worker.contract.models import ModelInfo
-from worker.contract.results import Outcome, TextError, payload, success_meta
+from worker.contract.outcomes import Outcome, TextError
+from worker.contract.results import payload, success_meta
 from worker.contract.settings import Settings
 from worker.engine.slot import BatchTotals
 from worker.pool.heartbeat import Heartbeat

@@ -15,7 +15,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.encoder.protocol import Cause
 from worker.encoder.tokens import TokenBlock
 from worker.engine import Job, JobCallbacks

@@ -15,7 +15,7 @@ from celery import states
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from worker.contract import keys
 from worker.contract.app import make_app
-from worker.contract.results import TextError
+from worker.contract.outcomes import TextError
 
 #: Celery's own backend calls what redis-py calls deprecated.
 by_celery = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")

@@ -139,12 +139,12 @@ def test_lint_extras_and_documents_know_every_backend() -> None:
     contracts = project["tool"]["importlinter"]["contracts"]
     protected = {name for one in contracts for name in one.get("protected_modules", ())}
     rows = (ROOT / "docs/operations.md").read_text().splitlines()
-    readme = (ROOT / "README.md").read_text()
+    settings = (ROOT / "docs" / "settings.md").read_text()
     options = {option.name: option.help or "" for option in verify_command.params}  # type: ignore[attr-defined]
     for name, backend in backends().items():
         assert backend.library in protected
         assert backend.extra in project["project"]["optional-dependencies"]
         assert name in options["backend"]
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in settings
         for dtype in backend.dtypes:
             assert any(row.startswith(f"| `{name}`") and f"`{dtype}`" in row for row in rows)

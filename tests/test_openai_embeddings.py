@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from tests.api_stand import MODEL, ApiStand, api_stand
 from tests.processes import eventually
 from worker.contract import keys
-from worker.contract.results import TextError
+from worker.contract.outcomes import TextError
 
 VECTORS: NDArray[np.float32] = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
 

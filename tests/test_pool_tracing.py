@@ -21,7 +21,7 @@ from worker.contract.app import make_app
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.contract.settings import Settings
 from worker.pool import celery_tracer
 from worker.pool.celery_tracer import Tracer

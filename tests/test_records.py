@@ -22,7 +22,8 @@ from worker.contract import keys
 from worker.contract.app import make_app
 from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.jobs import TASK_NAME, Status
-from worker.contract.results import Outcome, payload, plain
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain
 from worker.contract.settings import Settings
 from worker.store import celery_jobs
 from worker.store.jobs import JobRecord, JobStore

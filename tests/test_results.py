@@ -19,7 +19,7 @@ from celery.result import AsyncResult
 from worker.contract import keys, results
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import EncodingFormat
-from worker.contract.results import Outcome, TextError
+from worker.contract.outcomes import Outcome, TextError
 
 #: Numbers that JSON writers like to get wrong.
 AWKWARD = np.array(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from worker import app
 from worker.contract.errors import JobFailed
-from worker.contract.results import TextError, matrix
+from worker.contract.outcomes import TextError
+from worker.contract.results import matrix
 from worker.store.celery_jobs import store_of
 from worker.tasks import embed
 

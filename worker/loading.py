@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from worker import tuned
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 from worker.encoder.tokens import TokenBlock

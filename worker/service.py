@@ -17,7 +17,7 @@ import numpy as np
 from worker.contract.errors import EmbedqError, InvalidJob, JobFailed
 from worker.contract.jobs import DEFAULT_OPTIONS, JobOptions, parse_options, resolve
 from worker.contract.models import ModelInfo, prompt_text
-from worker.contract.results import Matrix, Outcome, TextError
+from worker.contract.outcomes import Matrix, Outcome, TextError
 from worker.contract.settings import Settings
 from worker.encoder.protocol import Encoder
 from worker.engine import Engine, Job

@@ -17,7 +17,8 @@ from worker.contract.errors import InvalidJob, JobFailed
 from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME, JobOptions, parse_call, parse_options
 from worker.contract.messages import new_headers, new_id, shown_args
-from worker.contract.results import Outcome, payload, plain
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain
 from worker.store import celery_jobs
 from worker.store.submissions import JobRequest
 

@@ -20,7 +20,7 @@ from worker.batches.coordinator import Coordinator
 from worker.batches.resources import Resources
 from worker.contract.errors import JobFailed
 from worker.contract.lanes import lists_of
-from worker.contract.results import TextError
+from worker.contract.outcomes import TextError
 from worker.store.files import BATCH, FileRecord, object_name
 from worker.store.files import new_id as new_file_id
 from worker.store.openai_batch import COMPLETION_SECONDS, OpenAIBatch, new_id

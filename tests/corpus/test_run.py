@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from worker.contract.errors import JobFailed
-from worker.contract.results import Outcome, TextError
+from worker.contract.outcomes import Outcome, TextError
 from worker.offline import Report, run
 from worker.offline.encoding import WINDOW
 from worker.offline.rows import CorpusError, RowSource

@@ -34,7 +34,7 @@ from tests.fakes import (
 from tests.processes import eventually
 from worker.cache.entries import Keys
 from worker.cache.store import Cache
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.engine import Engine
 from worker.engine.queue import Capacity
 

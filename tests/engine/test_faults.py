@@ -15,7 +15,7 @@ from tests.fakes import (
     job_of,
 )
 from tests.processes import eventually
-from worker.contract.results import TextError
+from worker.contract.outcomes import TextError
 from worker.engine.encode import DeviceLost
 
 BAD = [

@@ -23,7 +23,8 @@ from worker.contract import messages
 from worker.contract.estimates import USUAL_MODEL
 from worker.contract.jobs import DEFAULT_OPTIONS, TASK_NAME
 from worker.contract.lanes import Lane, lists_of
-from worker.contract.results import Matrix, matrix
+from worker.contract.outcomes import Matrix
+from worker.contract.results import matrix
 from worker.store import celery_jobs
 from worker.store.jobs import Capacity, JobRequest
 from worker.tasks import embed

@@ -12,7 +12,7 @@ from celery.result import AsyncResult
 from tests.integration.stand import ANSWER_S, MARKER, TEXTS, Stand, embed_at
 from tests.processes import Processes, ValkeyServer, eventually
 from worker.contract import keys
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.tasks import embed
 
 pytestmark = pytest.mark.timeout(120)

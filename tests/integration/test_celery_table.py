@@ -41,7 +41,7 @@ from tests.integration.stand import (
 )
 from tests.processes import Process, ValkeyServer, eventually
 from worker.contract.errors import JobFailed
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.service import default_service
 from worker.tasks import embed
 

@@ -14,7 +14,8 @@ from tests.stored import failure_meta
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
-from worker.contract.results import Outcome, payload, success_meta
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, success_meta
 from worker.store.jobs import Completion, JobRequest, JobStore
 
 QUEUE = "embedq"

@@ -23,9 +23,7 @@ from tests.store.stand import (
 from tests.stored import outcome_of
 from worker.contract import keys
 from worker.contract.jobs import Status
-from worker.contract.results import (
-    plain,
-)
+from worker.contract.results import plain
 from worker.store.jobs import JobStore, LeaseKeys
 
 #: Celery's own way of storing a result.

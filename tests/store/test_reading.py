@@ -20,7 +20,8 @@ from tests.stored import outcome_of
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
-from worker.contract.results import Outcome, payload, plain, revoked_meta
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain, revoked_meta
 from worker.store.jobs import JobStore
 
 #: Celery's own way of storing a result.

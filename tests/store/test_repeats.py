@@ -79,6 +79,9 @@ class Repeating:
     def note(self, command: tuple[Any, ...]) -> None:
         name = next((n for n, text in SCRIPTS.items() if sha(text) in command[:2]), "")
         self.ran.add(name)
+        if name == "WITHDRAW":
+            # A job is withdrawn by its caller, whose submission has returned: no repeat follows.
+            self._earlier.clear()
         if name.lower() not in IN_ORDER:
             self._earlier.append(command)
 

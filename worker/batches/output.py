@@ -19,7 +19,7 @@ import orjson
 from worker.batches.resources import Resources
 from worker.contract import keys
 from worker.contract.jobs import EncodingFormat
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.openai import answers
 from worker.store.files import BATCH_OUTPUT, FileRecord, object_name
 from worker.store.openai_batch import OpenAIBatch, OpenAIBatchStatus

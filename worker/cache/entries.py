@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 
 if TYPE_CHECKING:
     from worker.contract.jobs import JobOptions

@@ -7,7 +7,7 @@ In reading order:
 - `errors`: errors with the code that users see
 - `models`: the properties of a loaded model
 - `jobs`, `lanes`, `estimates`: a validated job, its lane and its expected cost
-- `results`: the outcome of a job, and the formats in which it is stored
+- `outcomes`, `results`: the outcome of a job, and the formats in which it is stored
 - `keys`: every Redis key
 - `messages`: a job as a Celery message
 - `backoff`, `bisection`: retry with growing pauses; find the items that make a call fail

@@ -1,55 +1,26 @@
-"""Outcomes of jobs, and how they are stored: Celery's format, floats or one base64 blob."""
+"""The stored form of outcomes: Celery's format, vectors as floats or one base64 blob."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from celery import states
-from numpy.typing import NDArray
 
 from worker.contract.errors import EmbedqError, JobFailed
 from worker.contract.jobs import EncodingFormat
-
-Matrix = NDArray[np.float32]
+from worker.contract.outcomes import Matrix, Outcome
 
 #: What stands around the result in a success as `_meta` writes it.
 _SUCCESS_HEAD = b'{"status":"SUCCESS","result":'
 _RESULT_TAIL = b',"traceback":null,"children":[],"date_done":"'
 #: What Celery raises in a task, or stores for it, that took too long.
 _TIME_LIMITS = ("TimeLimitExceeded", "SoftTimeLimitExceeded")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TextError:
-    """Why one text of a job has no vector."""
-
-    index: int
-    code: str
-    message: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The outcome of a job that has at least one vector.
-
-    Never changed; a frozen class would take three times as long to make.
-
-    `vectors` float32 (n, d), the rows of failed texts zero. `token_counts` one number a text, 0
-    if the model has not read it, or empty if the job does not ask for it.
-    """
-
-    model: str
-    vectors: Matrix
-    prompt_tokens: int
-    errors: Sequence[TextError] = ()
-    truncated: Sequence[int] = ()
-    token_counts: Sequence[int] = ()
 
 
 class NoVectors(EmbedqError):

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.encoder.tokens import TokenBlock
 from worker.engine.encode import Fault
 from worker.engine.job import Job, Piece

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract.models import MOST_WINDOWS
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.encoder.protocol import Encoder
 from worker.encoder.tokens import TokenBlock
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.encoder.tokens import TokenBlock
 from worker.engine.encode import Fault
 

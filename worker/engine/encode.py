@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worker.contract.backoff import Backoff
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.encoder.protocol import Cause, Encoder
 from worker.encoder.tokens import TokenBlock
 

@@ -15,7 +15,7 @@ from worker.contract import estimates
 from worker.contract.errors import JobFailed
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo, most_tokens
-from worker.contract.results import Matrix, Outcome, TextError
+from worker.contract.outcomes import Matrix, Outcome, TextError
 from worker.encoder.tokens import TokenBlock
 from worker.engine.callbacks import JobCallbacks
 from worker.engine.chunks import ChunkedTexts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 
 
 def unit(vectors: Matrix) -> Matrix:

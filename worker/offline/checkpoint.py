@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.offline.encoding import EncodedRows
 from worker.offline.rows import CorpusError
 

@@ -16,7 +16,8 @@ import urllib3
 
 from worker.contract.backoff import Backoff
 from worker.contract.errors import EmbedqError, JobFailed
-from worker.contract.results import Outcome, TextError, matrix
+from worker.contract.outcomes import Outcome, TextError
+from worker.contract.results import matrix
 from worker.metrics.redaction import redact
 
 #: Seconds that one request waits for a job's end.

@@ -13,7 +13,7 @@ import numpy as np
 
 from worker.contract.bisection import bisect
 from worker.contract.errors import JobFailed
-from worker.contract.results import Matrix, Outcome, TextError
+from worker.contract.outcomes import Matrix, Outcome, TextError
 from worker.offline.rows import TextRow
 
 #: Texts of one job: full batches for any device, and little to do again after an interruption.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.offline.client import Remote
 from worker.service import EmbeddingService
 

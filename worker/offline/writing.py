@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 from worker.offline.rows import CorpusError, RowSource, import_parquet
 
 OUTPUTS = ("npy", "jsonl", "parquet")

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from worker.contract.jobs import EncodingFormat
-from worker.contract.results import Matrix
+from worker.contract.outcomes import Matrix
 
 #: Characters of a message or a name in an error: they may quote what the caller made up.
 LONGEST_DETAIL: Final = 500

@@ -15,7 +15,8 @@ from worker import tasks
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import EncodingFormat
 from worker.contract.lanes import Lane
-from worker.contract.results import Outcome, payload, plain
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, plain
 from worker.pool.failures import Failures, is_connection_lost, place_of
 from worker.pool.in_flight import InFlightJob
 from worker.pool.job_metrics import Ended, JobMetrics, ended_by

@@ -11,7 +11,7 @@ from celery.exceptions import WorkerShutdown
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import JobOptions, resolve
 from worker.contract.models import ModelInfo, prompt_text
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.engine import Engine, Job
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.contract.errors import JobFailed
-from worker.contract.results import Outcome
+from worker.contract.outcomes import Outcome
 from worker.metrics.recorder import Recorder
 from worker.pool.in_flight import InFlightJob
 

@@ -14,7 +14,8 @@ from celery import Celery
 from worker.contract import keys
 from worker.contract.errors import JobFailed
 from worker.contract.jobs import Status
-from worker.contract.results import Outcome, payload, success_meta
+from worker.contract.outcomes import Outcome
+from worker.contract.results import payload, success_meta
 from worker.engine import Job, JobCallbacks
 from worker.pool.celery_tracer import Tracer
 from worker.pool.failures import Failures

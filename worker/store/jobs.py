@@ -168,7 +168,7 @@ class JobStore(JobRecords):
         known = self._completions.complete(
             completions, lease_keys, waiting=waiting, follow=follow, outbox=self._outbox.key
         )
-        if not known:
+        if follow and not known:
             names = (f"{completions[0].id}:{number}" for number in count(1))
             self._outbox.send(dict(zip(names, follow, strict=False)))
         return known
