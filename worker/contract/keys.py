@@ -87,7 +87,7 @@ def ledger(queue: str) -> str:
 
 
 def quota(queue: str, owner: str) -> str:
-    """Hash: what is left of the minute of an owner, see `quota`."""
+    """Hash: what is left of the minute of an owner, see `quotas`."""
     return f"{queue}:quota:{owner}"
 
 
@@ -165,5 +165,5 @@ def cache_used(queue: str) -> str:
 
 
 def pulse(queue: str) -> str:
-    """Stream: what the engines of a queue's workers did in the last minutes, see `pulse`."""
+    """Stream: what the engines of a queue's workers did in the last minutes, see `store.queue_history`."""
     return f"embedq:pulse:{queue}"
