@@ -1,4 +1,4 @@
-"""The calls that a job's callbacks get, their threads, and what they can hold up."""
+"""The calls of a job's callbacks, their threads, and their effect on other stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 from concurrent.futures import Future
 
 import pytest
-from worker.contract.outcomes import Outcome
 
 from tests.engine.stand import (
     Start,
@@ -25,6 +24,7 @@ from tests.fakes import (
 )
 from tests.processes import eventually
 from worker.contract.errors import JobFailed
+from worker.contract.outcomes import Outcome
 from worker.engine.scheduler import BATCHES_TO_WRITE
 
 
@@ -52,7 +52,7 @@ def test_a_sink_that_blocks_holds_the_device_back_and_loses_nothing(
             job = job_of(["word " * 32], f"{number}")
             engine.submit(job)
         eventually(lambda: len(encoder.batches) == 1 + BATCHES_TO_WRITE)
-        # It would be in its next batch at once, and not much later.
+        # Without the limit, the next batch would start at once.
         assert not threading.Event().wait(0.05)
         assert len(encoder.batches) == 1 + BATCHES_TO_WRITE
         assert engine.busy_since is None
