@@ -24,7 +24,7 @@ In reading order:
 - `backend`: the state that the routes share
 - `serving`: gunicorn's configuration
 - `request_ids`, `logs`: common fields of log lines
-- `revocations`: tell workers of cancelled jobs
+- `revocations`: announce cancelled jobs to the workers
 - `metrics`, `worker_metrics`: metrics of this process and of the workers
 """
 
@@ -41,22 +41,22 @@ __all__ = ["blueprint", "create_app"]
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """A WSGI application; its settings are those of the environment unless given.
+    """Return a WSGI application; its settings come from the environment unless given.
 
-    Raises SettingsError. Nothing is connected yet, and no thread runs: both come with the first
-    request, in the process that serves it. `app.extensions["embedq"].close()` ends them.
+    Raises SettingsError. Connections and threads start with the first request, in the process
+    that serves it. `app.extensions["embedq"].close()` ends them.
     """
-    # Not before: gunicorn reads `api.serving` before gevent has patched what Flask imports.
+    # Imported here: gunicorn reads `api.serving` before gevent patches the modules Flask imports.
     from api.app import make_app
 
     return make_app(settings)
 
 
 def blueprint(settings: Settings | None = None) -> Blueprint:
-    """All routes as one blueprint, to be registered once in one's own Flask application.
+    """Return all routes as one blueprint, to be registered once in your own Flask application.
 
     `app.register_blueprint(api.blueprint(), url_prefix="/embeddings")`. Settings, errors and
-    connections as in `create_app`; hooks and error handlers are for these routes alone.
+    connections are those of `create_app`; hooks and error handlers apply only to these routes.
     """
     from api.app import make_blueprint
 

@@ -97,7 +97,7 @@ def _add_hooks(
 
     @place.before_request
     def begin() -> None:
-        # Nothing is connected before the first request.
+        # The connections of this process start with its first request.
         backend.eviction.start()
         request, g = current_request(), current_g()
         g.began = time.perf_counter()

@@ -26,7 +26,7 @@ class ApiKeys:
     """The keys of a file, read again when it changes; one an application.
 
     Safe to share between threads: one at a time checks the file, the others use the keys read
-    before. A file that has become unreadable leaves the last good keys in force.
+    before. If the file becomes unreadable, the last valid keys remain in use.
     """
 
     def __init__(self, file: KeyFile) -> None:
@@ -60,7 +60,7 @@ class ApiKeys:
                 logger.error("The keys stay as they were: %s", error.message)  # noqa: TRY400
             self._unread = stamp
         else:
-            # Not before: an unreadable file is read again, changed or not.
+            # Set only on success: an unreadable file is read again, changed or not.
             self._stamp, self._unread = stamp, None
 
     def _look(self) -> Stamp:
@@ -87,13 +87,13 @@ def authenticate(keys: ApiKeys, request: Request) -> ApiKey:
 
 
 def key() -> ApiKey | None:
-    """The key of the current request; None if the route or the application needs none."""
+    """The key of the current request; None if the route or the application needs no key."""
     found: ApiKey | None = current_g().get("key")
     return found
 
 
 def owner() -> str:
-    """The owner of what the current request submits and lists: its key's id, "" without a key.
+    """The owner of objects that the current request submits or lists: its key's id, or "".
 
     Jobs submitted through Celery have the owner "", too.
     """
@@ -102,7 +102,7 @@ def owner() -> str:
 
 
 def _sent(request: Request) -> str:
-    """Return the key in the headers of a request, '' if there is none."""
+    """Return the key in the headers of a request, or ''."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()

@@ -26,7 +26,7 @@ from worker.store.worker_registry import WorkerRegistry
 
 EXTENSION = "embedq"
 
-#: Seconds. A request is answered 503 rather than kept longer by a Redis that hangs.
+#: Seconds. If Redis hangs for longer, the request is answered 503.
 _CONNECT_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 1.5
 _PROBE_TIMEOUT = 1.0
@@ -95,7 +95,7 @@ class Backend:
         return request.path.removeprefix(self.prefix)
 
     def route(self, request: Request) -> str:
-        """The rule that a request matches, `unknown` if none does."""
+        """The rule that a request matches, or `unknown`."""
         rule = request.url_rule
         return "unknown" if rule is None else rule.rule.removeprefix(self.prefix)
 
@@ -127,7 +127,7 @@ def _connect(settings: Settings, url: str, timeout: float) -> redis.Redis:
         sentinel_master=settings.sentinel_master,
         socket_connect_timeout=_CONNECT_TIMEOUT,
         socket_timeout=timeout,
-        # One more try for a pooled connection that died unseen; none for a server that hangs.
+        # Retry once if a pooled connection died unseen; do not retry if the server hangs.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
     return server.share(client, _CONNECTIONS, patience=timeout)

@@ -1,8 +1,8 @@
-"""Request bodies that have to arrive: a slow one is cut off, so that it occupies no server.
+"""Deadlines of request bodies: a slow body is cut off, so that it does not occupy the server.
 
-A body has GRACE_SECONDS, and more as its bytes come, by LEAST_RATE. Servers read in a loop of their
-own, which may wait for every byte anew; so one thread of the process watches the deadlines and ends
-the reading side of a late connection.
+A body has GRACE_SECONDS, and more time for each byte received, by LEAST_RATE. Servers read in
+their own loops and may wait anew for each byte. So one thread of the process watches the deadlines
+and shuts down the reading side of a late connection.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TimedBody:
             self._thread.remove(self)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, none at the end.
+        """At most `size` bytes, or b"" at the end.
 
         Raises Problem with `request_timeout` or `malformed_body`. Servers raise an OSError for
         invalid chunks (RFC 9112, 7.1), gunicorn an error of its own.
@@ -96,7 +96,7 @@ class TimedBody:
 class _DeadlineThread:
     """Cuts off late bodies, on a thread that starts with the first one.
 
-    `_open`, the bodies that are read now, is shared under `_lock`, as is the right to cut one off:
+    `_lock` guards `_open`, the bodies that are being read. A body is cut off only under the lock:
     the connection of a removed body may serve the next request.
     """
 
@@ -126,7 +126,7 @@ class _DeadlineThread:
     def _run(self) -> None:
         while True:
             self._busy.wait()
-            # A body that comes during the pause is late no earlier than its end.
+            # A body that begins during this wait has a deadline after the end of the wait.
             self._never.wait(min(self._seconds_left(), GRACE_SECONDS))
             with self._lock:
                 now = time.monotonic()

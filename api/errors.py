@@ -131,7 +131,7 @@ def seconds_to_encode(tokens: int, tokens_per_second: float) -> int:
 def problem_response(problem: Problem) -> Response:
     """`type`, `title`, `status`, `detail`, `code`, and `field` if the problem has one."""
     body = {
-        # The title says no more than the status; programs go by the code.
+        # The title only repeats the status; programs use the code.
         "type": "about:blank",
         "title": problem.status.phrase,
         "status": problem.status.value,

@@ -29,7 +29,7 @@ def response(backend: Backend, job_id: str, request: Request) -> Response:
     longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
     stream = _events(backend, job_id, backend.root(request), longest, auth.owner())
     answer = Response(stream, content_type="text/event-stream")
-    # Or a proxy would collect the events.
+    # Prevents a proxy from buffering the events.
     answer.headers["X-Accel-Buffering"] = "no"
     return answer
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from worker.metrics.registry import WAIT_SECONDS
 from worker.store.queue_history import KEPT, Sample, Work
 
-#: Seconds of one step: a few samples of each worker, so that none is empty by chance.
+#: Seconds of one step: long enough for a few samples of each worker.
 STEP = 5
 STEPS = KEPT // STEP
 
@@ -58,8 +58,8 @@ def history(samples: Iterable[Sample], now: float) -> History:
 def quantile(counts: Sequence[int], share: float) -> float | None:
     """The longest time of a share of the jobs, in seconds; None if no job ended.
 
-    `counts` by `WAIT_SECONDS`. Between two bounds times count as spread evenly, as in Prometheus's
-    `histogram_quantile`; longer times count as the last bound.
+    `counts` by `WAIT_SECONDS`. Times between two bounds are assumed to be evenly distributed, as in
+    Prometheus's `histogram_quantile`; longer times count as the last bound.
     """
     wanted = share * sum(counts)
     if not wanted:
@@ -73,7 +73,7 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
 
 
 def _rate(samples: Sequence[Sample], count: str) -> float | None:
-    """The workers' rates added up, each over the seconds of its own samples."""
+    """The sum of the workers' rates, each over the seconds of its own samples."""
     if not samples:
         return None
     seconds: dict[str, float] = defaultdict(float)
@@ -86,7 +86,7 @@ def _rate(samples: Sequence[Sample], count: str) -> float | None:
 
 def _fill(works: Sequence[Work]) -> float | None:
     capacity = sum(work.capacity for work in works)
-    # One text may be longer than the budget; it goes alone.
+    # A text longer than the budget is a batch of its own.
     return round(min(sum(work.tokens for work in works) / capacity, 1.0), 4) if capacity else None
 
 
@@ -96,7 +96,7 @@ def _forward(works: Sequence[Work]) -> float | None:
 
 
 def _job_counts(works: Sequence[Work]) -> list[int]:
-    """The workers' counts added up, but for those of a version with other bounds."""
+    """Sum the workers' counts, except those of a version with other bounds."""
     size = len(WAIT_SECONDS) + 1
     known = [work.job_counts for work in works if len(work.job_counts) == size]
     return [sum(column) for column in zip(*known, strict=True)]

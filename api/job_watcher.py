@@ -54,9 +54,9 @@ class JobWatcher:
     """Wakes watches by the notices on `keys.EVENTS`.
 
     One daemon thread (under gevent: a greenlet) owns the subscription. It starts with the first
-    watch, so that it belongs to the process that serves, not to one that forks; `close` ends it.
-    `_watches` is shared with the threads that wait, under `_lock`, never held across I/O. After
-    every subscription all waiters look again, since notices meanwhile are lost.
+    watch, so that it belongs to the serving process, not to its parent; `close` ends it. `_lock`
+    guards `_watches`, which the waiting threads share, and is never held across I/O. After every
+    subscription all waiters read their jobs again, since notices in between are lost.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -64,7 +64,7 @@ class JobWatcher:
         self._lock = threading.Lock()
         self._watches: dict[str, set[JobWatch]] = {}
         self._thread: threading.Thread | None = None
-        #: The process whose thread listens; a forked child inherits the value, not the thread.
+        #: Id of the process that started the thread; a forked child inherits only the id.
         self._listens_in: int | None = None
         self._closing = threading.Event()
         self._pubsub: PubSub | None = None
@@ -112,10 +112,11 @@ class JobWatcher:
             thread.join(2 * _SILENCE)
 
     def _ensure_running(self) -> None:
-        """Start the thread if this process has none.
+        """Start the thread if this process has not started it yet.
 
-        Outside the lock: a start waits until the thread runs. If the application was made before
-        gevent patched the process, the lock is the system's, which stops all greenlets.
+        `start` is called outside the lock because it waits until the thread runs. If the
+        application was made before gevent patched the process, the lock is the system's and would
+        stop all greenlets.
         """
         here = os.getpid()
         with self._lock:
@@ -123,7 +124,7 @@ class JobWatcher:
                 return
             self._listens_in = here
             if not self._closing.is_set():
-                # One that is this process's, patched or not, like the thread that waits on it.
+                # Created in this process, so patched like the thread that waits on it.
                 self._closing = threading.Event()
             thread = threading.Thread(target=self._run, name="embedq-waiting", daemon=True)
             self._thread = thread
@@ -134,7 +135,7 @@ class JobWatcher:
                 self._listens_in = None
             raise
 
-    # On the thread.
+    # The methods below run on the thread.
 
     def _run(self) -> None:
         pauses = iter(_BACKOFF)
@@ -151,7 +152,7 @@ class JobWatcher:
                     logger.warning("The subscription was lost: %s", type(error).__name__)
                     self._closing.wait(next(pauses))
         finally:
-            # No wait is left asleep, also if this thread dies; the next watch starts another.
+            # Wake all waits even if this thread dies; the next watch starts another thread.
             with self._lock:
                 self._listens_in = None
             self._wake_all()

@@ -1,4 +1,4 @@
-"""gunicorn's logger, and the application's beside it."""
+"""gunicorn's logger, which also writes the application's records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEXT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s"
 class Logger(glogging.Logger):
     """Writes the application's records to gunicorn's stream, from gunicorn's level on.
 
-    gunicorn configures its own loggers only; records of others would have no time and be dropped
+    gunicorn configures only its own loggers; other records would have no time and be dropped
     below WARNING. `EMBEDQ_LOG_FORMAT=json` makes all of them JSON.
     """
 
@@ -37,7 +37,7 @@ class Logger(glogging.Logger):
             use_json(self.error_log, self.access_log, root)
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
-        """One request: as gunicorn's line, or as facts."""
+        """Log a request: as gunicorn's line, or as JSON."""
         if not self._json:
             super().access(resp, req, environ, request_time)
         elif self.access_log_enabled:
@@ -48,7 +48,7 @@ def _wants_json() -> bool:
     try:
         return Settings.from_env().log_format == "json"
     except SettingsError:
-        # The application will say so, as it is made.
+        # The application reports the error when it is created.
         return False
 
 

@@ -20,14 +20,14 @@ from worker.store.worker_registry import WorkerRegistry, live_workers
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-#: Methods with a series of their own; a caller can send any word, and the others share one.
+#: Methods with their own series; all other methods, which may be any word, share one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
-    """Counts of this process; state in Redis is read for each request.
+    """Metrics of this process; state in Redis is read for each request.
 
-    If `PROMETHEUS_MULTIPROC_DIR` is set, counts are those of all processes that share it.
+    If `PROMETHEUS_MULTIPROC_DIR` is set, they include all processes that share it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Metrics:
         self._refused.labels(reason).inc()
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         registry = self._registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             registry = CollectorRegistry()
@@ -107,7 +107,7 @@ class Metrics:
 
 
 class _State(Collector):
-    """Gauges that are read at the moment of asking."""
+    """Gauges that are read for each scrape."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class _State(Collector):
         self._waiting = waiting
 
     def describe(self) -> Iterator[Metric]:
-        """None by name: registering must not ask Redis."""
+        """Return no metrics, so that registering does not query Redis."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:

@@ -39,7 +39,7 @@ def read_document() -> Response:
 
 @lru_cache(maxsize=1)
 def document(app: Flask) -> JsonObject:
-    """Return what an application accepts and answers: a shared object, not to be changed."""
+    """Return the OpenAPI document of an application: a shared object, not to be changed."""
     routes = list(_routes(app, backend_of(app)))
     paths: JsonObject = {}
     for path, method, operation, summary in routes:
@@ -51,7 +51,7 @@ def document(app: Flask) -> JsonObject:
         "info": {"title": "embedq", "version": _version(), "description": _ABOUT},
         "tags": [{"name": name} for name in dict.fromkeys(one.group.name for one in operations)],
         "paths": paths,
-        # Without a file of keys, none.
+        # The empty entry: without a file of keys, no key is necessary.
         "security": [{"bearer": []}, {"key": []}, {}],
         "components": {
             "schemas": schemas,
@@ -155,7 +155,7 @@ def _schemas(operations: Iterable[Operation]) -> tuple[JsonObject, Mapping[str, 
 
 
 def _renamed(found: JsonObject, names: Mapping[str, str]) -> JsonObject:
-    """A document whose references name schemas by their titles, not by their classes."""
+    """The document, with references that name schemas by their titles, not by their classes."""
     text = orjson.dumps(found)
     for name, title in names.items():
         text = text.replace(f'"{_REFERENCE}{name}"'.encode(), f'"{_REFERENCE}{title}"'.encode())

@@ -1,4 +1,4 @@
-"""The registry of routes: each declares its operation for the OpenAPI document beside its function.
+"""The registry of routes: each declares its operation for the OpenAPI document at its function.
 
 The document, the check of API keys and the check of hosts derive from these declarations.
 """
@@ -44,7 +44,7 @@ class Operation:
 
     group: OperationGroup
     answers: Mapping[int, Answer]
-    #: HTTP statuses of its errors, beside those that follow from the flags.
+    #: HTTP statuses of its errors, in addition to those that follow from the flags.
     errors: Sequence[int] = ()
     description: str = ""
     parameters: Sequence[JsonObject] = ()
@@ -72,7 +72,7 @@ _operations: Final[dict[View, Operation]] = {}
 
 
 def operation_of(app: Flask, endpoint: str | None) -> Operation | None:
-    """Return the declaration of an endpoint, or None if it has none."""
+    """Return the declaration of an endpoint, or None."""
     return None if endpoint is None else _operations.get(app.view_functions[endpoint])
 
 

@@ -23,7 +23,7 @@ _OWN = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-#: No inline script or style, nothing from elsewhere, and no string ever becomes markup.
+#: No inline script or style, no foreign origins, and strings never become markup.
 _PAGE_POLICY = f"{_OWN}; require-trusted-types-for 'script'; trusted-types 'none'"
 #: Swagger UI draws its icons from `data:` addresses and makes markup of its own.
 _DOCS_POLICY = _OWN.replace("img-src 'self'", "img-src 'self' data:")
@@ -103,7 +103,7 @@ class Asset(NamedTuple):
         return response
 
     def immutable(self, request: Request) -> Response:
-        """The same, for caches to keep."""
+        """The same response, for caches to store."""
         response = self.response(request)
         response.headers["Cache-Control"] = _FOREVER
         return response
@@ -133,6 +133,6 @@ def assets() -> Assets:
 def _asset(name: str, body: bytes, address: str) -> Asset:
     if name.endswith(".html"):
         body = body.replace(b"{{assets}}", address.encode())
-    # No time in it, so that every process sends the same.
+    # Without a timestamp, so that every process sends the same bytes.
     compressed = gzip.compress(body, mtime=0) if len(body) >= _WORTH_COMPRESSING else b""
     return Asset(_CONTENT_TYPES[PurePath(name).suffix], body, compressed)

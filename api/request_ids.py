@@ -18,8 +18,8 @@ def request_id(given: str | None) -> str:
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
-    """A filter that drops nothing: a record made for a request gets the request's id."""
-    # Not before: gunicorn reads this before gevent has patched what Flask imports.
+    """A log filter that adds the id of the current request to a record; it keeps all records."""
+    # Imported here: gunicorn reads this before gevent patches the modules that Flask imports.
     from flask import g, has_request_context
 
     if has_request_context() and "request_id" in g:

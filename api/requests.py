@@ -18,7 +18,7 @@ from api.errors import Problem
 _CHUNK = 64 * 1024
 #: zlib's way to ask for a gzip header and trailer.
 _GZIP = zlib.MAX_WBITS | 16
-#: gzip members of one body: empty ones are 20 bytes each, and cost time without end.
+#: Most gzip members of a body: empty ones are only 20 bytes each but cost time.
 _MOST_MEMBERS = 1024
 
 # The methods of Flask's proxies have no types.
@@ -60,7 +60,7 @@ def read_json(request: Request, limit: int) -> Any:
 
 
 def read_body(request: Request, limit: int) -> bytes:
-    """A body, inflated if it is gzip. No more than `limit` bytes are held at any time."""
+    """Return the body, inflated if it is gzip. At most `limit` bytes are in memory at a time."""
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise Problem(
@@ -78,7 +78,7 @@ def read_body(request: Request, limit: int) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse strictly, but take lone surrogates: such a text fails alone, in the worker."""
+    """Parse strictly, but accept lone surrogates: the worker fails only the text with one."""
     with _uncollected():
         try:
             return orjson.loads(body)
@@ -93,7 +93,7 @@ def parse_json(body: bytes) -> Any:
 
 def _check_media_type(request: Request) -> None:
     if request.environ.get("CONTENT_TYPE") == "application/json":
-        # As most send it; there is nothing to parse.
+        # The most common value needs no parsing.
         return
     if request.mimetype != "application/json":
         given = request.mimetype or "none"
@@ -144,9 +144,10 @@ def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the collector, which would look at millions of new lists again and again.
+    """Disable the garbage collector, which would traverse millions of new lists repeatedly.
 
-    Of two threads here, the one that found it on turns it on; the other only saves less.
+    With two threads here, the one that found it enabled enables it again, maybe early for the
+    other.
     """
     on = gc.isenabled()
     gc.disable()

@@ -12,9 +12,9 @@ from werkzeug.datastructures import Headers
 
 
 def json_body(value: Any) -> bytes:
-    """`value` as JSON; may hold numpy rows, times, and strings with lone surrogates.
+    """`value` as JSON; may contain numpy rows, times, and strings with lone surrogates.
 
-    Callers can put those into any name, and get it back in an error.
+    A caller's name may contain lone surrogates, and an error may quote it.
     """
     try:
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
@@ -26,7 +26,7 @@ class CompleteResponse(Response):
     """A response with a body in memory, an absolute `Location` at most, and a status above 204."""
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
-        # Werkzeug's copies the headers to correct them, at the cost of all other steps together.
+        # Werkzeug's method copies and corrects the headers, which costs as much as all other steps.
         return self.headers
 
 

@@ -59,7 +59,7 @@ def response(meta: bytes, media: str, form: str) -> Response:
 
 
 def fragment(meta: bytes | None) -> orjson.Fragment | dict[str, Any] | None:
-    """A stored success as the job asked for it, to go inside a larger answer; None if it is none.
+    """Return a stored success in the job's format, for use inside a larger answer, or None.
 
     Its vectors stay JSON text.
     """

@@ -14,8 +14,8 @@ from worker.contract.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Ids that wait to be sent; beyond it they are dropped. A cancelled job has its outcome already,
-#: the broadcast only saves the work.
+#: Most waiting ids; further ones are dropped. A cancelled job already has its outcome, so the
+#: broadcast only saves work.
 _LONGEST_QUEUE = 10_000
 #: Ids in one broadcast.
 _AT_ONCE = 1_000
@@ -74,7 +74,7 @@ class Revocations:
             app.close()
 
     def _next(self) -> list[str]:
-        """The waiting ids, at least one; none when it is closed."""
+        """The waiting ids, at least one; an empty list when the queue is closed."""
         first = self._ids.get()
         ids = [] if first is None else [first]
         while ids and len(ids) < _AT_ONCE:

@@ -11,7 +11,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-#: fsspec talks to buckets by an event loop of asyncio's, which gevent's patches break.
+#: fsspec uses an asyncio event loop for buckets, which gevent's patches break.
 _BUCKET = "://" in os.environ.get("EMBEDQ_FILES", "").removeprefix("file://")
 #: A greenlet for each request, so that a wait costs no thread; with a bucket, a thread.
 worker_class = "gthread" if _BUCKET else "gevent"
@@ -21,7 +21,7 @@ worker_connections = 4_000
 #: Seconds that open requests and idle connections have when the server is to end.
 graceful_timeout = 5
 control_socket_disable = True
-#: The application's records beside gunicorn's, as lines or as JSON (EMBEDQ_LOG_FORMAT).
+#: Writes gunicorn's records and the application's, as lines or as JSON (EMBEDQ_LOG_FORMAT).
 logger_class = "api.logs.Logger"
 #: gunicorn's own form and the request's id.
 access_log_format = (
@@ -43,14 +43,14 @@ def _freeze(cfg: Any) -> None:
 def _release_on_sigterm(worker: Any) -> None:
     """Let SIGTERM also end all waits, with the jobs as they stand.
 
-    Otherwise a stop would take as long as the longest wait, and then cut it off.
+    Otherwise a stop would take as long as the longest wait, and then abort it.
     """
     waiting = worker.wsgi.extensions["embedq"].waiting
     end = signal.getsignal(signal.SIGTERM)
 
     def release_and_end(number: int, frame: FrameType | None) -> None:
-        # Elsewhere, since it takes a lock that the interrupted code may hold. A Thread would wait
-        # for its own start, which the greenlet that runs signal handlers must not.
+        # On another thread, since it takes a lock that the interrupted code may hold. Not with
+        # `Thread.start`, which blocks: the greenlet that runs signal handlers must not.
         _thread.start_new_thread(waiting.release, ())
         if callable(end):
             end(number, frame)

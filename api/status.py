@@ -30,7 +30,7 @@ blueprint = Blueprint("status", __name__)
 
 _DONE: Final = Answer("It does.", content={"application/json": {"schema": {"type": "object"}}})
 _TEXT: Final = {"text/plain": {"schema": {"type": "string"}}}
-#: Seconds over which a worker's share of busy time is taken.
+#: Seconds over which a worker's share of busy time is measured.
 _LATELY = 10.0
 
 
@@ -165,7 +165,7 @@ def workers(
             facts = {"silent_seconds": round(silent, 1), "live": silent <= SILENCE}
             found.append(Worker(**said | facts | {"name": name, "busy": busy.get(name)}))
         except (ValueError, TypeError, KeyError) as error:
-            # One worker of another version must not take the others from the page.
+            # A worker of another version must not hide the others from the page.
             logger.warning("Worker %r is not understood: %s", name, type(error).__name__)
     return found
 
@@ -179,7 +179,7 @@ def _busy(samples: Iterable[Sample], now: float) -> dict[str, float]:
             node = sample.node
             seconds[node] = seconds.get(node, 0.0) + sample.work.seconds
             spent[node] = spent.get(node, 0.0) + sample.work.busy_seconds
-    # A pass is counted when it ends, so it may be longer than the time it is counted in.
+    # A pass counts when it ends, so it may be longer than its sample's period.
     return {
         node: round(min(spent[node] / total, 1.0), 3) for node, total in seconds.items() if total
     }

@@ -15,14 +15,14 @@ from api.errors import Problem
 from worker.contract.hosts import ANY_HOST, LOCAL_HOSTS, TrustedHosts, split_host
 from worker.contract.settings import Settings
 
-#: Methods that change nothing (RFC 9110, 9.2.1).
+#: Safe methods: they do not change state (RFC 9110, 9.2.1).
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 #: `Sec-Fetch-Site` of the API's own page, and of an address that the user entered.
 _OWN_SITE = frozenset({"same-origin", "none"})
 #: The request's target, by gunicorn's name and by that of other servers.
 _TARGETS = ("RAW_URI", "REQUEST_URI")
 _AUTHORITY_END = re.compile(r"[/?#]")
-#: Headers of whom the check is remembered; a server bounds their lengths.
+#: Number of `Host` headers with a cached check; a server bounds their lengths.
 _HOSTS_KEPT = 64
 _PORTS = {"http": "80", "https": "443"}
 

@@ -42,7 +42,7 @@ PARAMETERS: Final = (
 
 
 class WaitOption:
-    """The wait that a request asks for: `?wait=N`, else `Prefer: wait=N`, else none.
+    """The requested wait: `?wait=N`, else `Prefer: wait=N`, else no wait.
 
     Raises Problem naming the one that is not 0 to 60 whole seconds.
     """
@@ -123,7 +123,7 @@ def await_accepted(
 ) -> tuple[JobRecord, bytes | None]:
     """Return an accepted job and its stored outcome when it has ended or the wait is over.
 
-    `watch` is older than the job, so there is nothing to read before it wakes. If Redis fails
+    `watch` is older than the job, so the job is not read before the watch wakes. If Redis fails
     meanwhile, the job is returned as it was last read: its caller must get the id.
     """
     meta = None
@@ -141,7 +141,7 @@ def _visible(record: JobRecord | None, owner: str) -> JobRecord:
 
 
 def _of_other_task(record: JobRecord) -> bool:
-    """Whether there is only an outcome, and one without vectors: users have tasks of their own."""
+    """Whether the record is only an outcome without vectors, as those of users' own tasks."""
     return record.status is Status.SUCCEEDED and record.total is None
 
 

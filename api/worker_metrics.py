@@ -53,7 +53,7 @@ def families(heartbeats: Mapping[bytes, bytes]) -> Iterator[Family]:
 
 
 class _Worker:
-    """One worker's heartbeat, as far as it is understood."""
+    """The known parts of one worker's heartbeat."""
 
     def __init__(self, node: str, heartbeat: Mapping[str, Any]) -> None:
         self.node = node

@@ -1,7 +1,8 @@
 """`python -m bench` (`make bench`): the set of benchmarks, one process each, in a quarter hour.
 
-`--publish` writes each one's figures into the documentation as soon as it has ended, so that none
-loses another's; `--resume` goes on where a run was interrupted, without those that have ended.
+`--publish` writes the figures of each benchmark into the documentation as soon as it has ended. A
+later failure does not lose them. `--resume` continues an interrupted run and skips the benchmarks
+that have ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: About how many seconds each takes on two cores.
+#: Approximate seconds of each benchmark on two cores.
 SECONDS = {
     "gemm": 40,
     "throughput": 250,
@@ -31,7 +32,7 @@ SECONDS = {
 }
 #: Not part of the set.
 ALONE = {"bulk": 300, "leak": 900, "gpu": 500}
-#: One that takes so many times as long hangs; a busy machine makes it two to five.
+#: Multiple of the expected time after which a benchmark hangs. A busy machine needs two to five.
 _PATIENCE = 10
 
 
@@ -52,7 +53,7 @@ def main() -> int:
         if not _ran(name, out, options.quick):
             failed.append(name)
         elif options.publish:
-            # Only here: it draws pictures, which needs more libraries than a benchmark.
+            # Imported late: drawing pictures needs more libraries than a benchmark.
             from bench.publish import publish
 
             publish({name: json.loads(file.read_text())})
@@ -81,7 +82,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _ran(name: str, out: Path, quick: bool) -> bool:
-    """Whether a benchmark ended well and in time."""
+    """Run a benchmark; return whether it succeeded in time."""
     program = [sys.executable, "-m", f"bench.{name}", "--out", str(out)]
     limit = _PATIENCE * _expected(name, quick)
     try:
@@ -92,12 +93,12 @@ def _ran(name: str, out: Path, quick: bool) -> bool:
 
 
 def _expected(name: str, quick: bool) -> float:
-    # To start processes takes its time, however little they do then.
+    # Starting the processes takes time, even in a quick run.
     return 45.0 if quick else float((SECONDS | ALONE)[name])
 
 
 def _warn_of_load() -> None:
-    """Say so where the machine is not idle: then its figures tell little."""
+    """Print a warning if the machine is not idle: its figures then mean little."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores / 4:
         print(f"This machine is busy: {load:.1f} programs ran on its {cores} cores just now.")

@@ -1,6 +1,6 @@
-"""`SentenceTransformer.encode` where nothing of embedq's engine is loaded: what all is compared to.
+"""The baseline of all comparisons: `SentenceTransformer.encode` without embedq's engine.
 
-In a process of its own, since embedq's settings of torch and of the C library would speed it up.
+It runs in its own process, because embedq's settings of torch and the C library would speed it up.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from bench.peer import Peer, serve
 
 
 class Baseline(Peer):
-    """The library's default model, warmed up."""
+    """The library with the default model, warmed up."""
 
     def __init__(self) -> None:
         super().__init__("bench.baseline")
         self.encode(["warm"] * 64)
 
     def encode(self, texts: Sequence[str]) -> float:
-        """Seconds of one call over all texts, batch 32."""
+        """Return the seconds of one call over all texts, batch 32."""
         return cast("list[float]", self.ask(calls=[list(texts)], pause=0.0))[0]
 
     def encode_each(self, parts: Sequence[Sequence[str]], pause: float) -> list[float]:
-        """Seconds of a call for each part of some texts, with a pause before it."""
+        """Return the seconds of one call for each part, with a pause before each."""
         return cast("list[float]", self.ask(calls=[list(part) for part in parts], pause=pause))
 
 

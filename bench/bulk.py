@@ -1,8 +1,8 @@
-"""A file of requests as one batch, beside the raw engine over the same texts in the same minutes.
+"""A file of requests as one batch, and the raw engine over the same texts in the same minutes.
 
-Once with nobody else there, once beside a caller who asks for one short text after another: what
-the caller costs the batch, and the batch the caller. Also the memory of worker and API, beyond what
-they took for a batch of one hundredth. The caller runs on the same cores.
+The batch runs once alone and once with a caller that submits one short text after another. The
+figures show the slowdown of both. They also show the memory of worker and API beyond their memory
+for a batch of one hundredth. The caller runs on the same cores.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tests.processes import Api, Process
 from worker.contract.settings import DEFAULT_MODEL_NAME
 
 _LINES = 50_000
-#: The raw engine runs before, between and after the batches, each time over such a part.
+#: The raw engine runs before, between and after the batches, each time over one part in five.
 _RAW_PART = 5
-#: Seconds between two looks at the batch and the memory, and between two requests of the caller.
+#: Seconds between two checks of the batch and the memory, and between two requests of the caller.
 _LOOK, _PAUSE = 0.5, 0.05
-#: Requests of the caller alone, and of one turn of his.
+#: Requests of the caller alone, and of each of its turns with the batch.
 _CALLS, _CALLS_A_TURN = 100, 20
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -84,14 +84,14 @@ def main(options: Options) -> list[Table]:
 
 
 class _Raw:
-    """The engine without a service, over one part of the texts after the other."""
+    """The engine without a service; each run takes the next part of the texts."""
 
     def __init__(self, raw: models.RawEngine, given: Sequence[str]) -> None:
         self._raw = raw
         size = len(given) // _RAW_PART
         self._parts = [given[at : at + size] for at in range(0, len(given), size)]
         raw.encode(given[:500], 32)
-        #: Texts a second, run by run.
+        #: Texts a second, one figure for each run.
         self.rates: list[float] = []
 
     def run(self) -> None:
@@ -103,25 +103,25 @@ class _Raw:
 
     @property
     def a_batch(self) -> float:
-        """Seconds of a batch, all but the last of a run being full."""
+        """Mean seconds of a batch. All batches of a run except the last are full."""
         return self._raw.engine.totals.busy_seconds / self._raw.engine.totals.batches
 
 
 @dataclass
 class _Measured:
-    """One batch: seconds from created to completed, and with upload and download."""
+    """One batch: seconds from creation to completion, and with upload and download."""
 
     seconds: float = 0.0
     whole: float = 0.0
-    #: Seconds of each of the caller's requests meanwhile.
+    #: Seconds of each of the caller's requests during the batch.
     waits: list[float] = field(default_factory=list)
-    #: What worker and API took in memory beyond what they had, MiB.
+    #: Growth of the worker's and the API's memory over that before the batch, MiB.
     growth: list[float] = field(default_factory=list)
 
 
 @dataclass
 class _Scene:
-    """A service, its client and its caller, each in a process of its own but for the client."""
+    """A service, its client and its caller. Only the client runs in this process."""
 
     worker: Process
     api: Api
@@ -130,7 +130,7 @@ class _Scene:
     asked: int = 0
 
     def batch(self, given: Sequence[str], *, beside: bool) -> _Measured:
-        """Run all texts as one batch, beside the caller or not."""
+        """Run all texts as one batch, with the caller or without."""
         measured = _Measured()
         over = threading.Event()
         caller = threading.Thread(target=lambda: self._call(measured.waits, over))
@@ -157,8 +157,8 @@ class _Scene:
         return measured
 
     def calls(self, count: int) -> Sequence[float]:
-        """Seconds of requests with one short text, one after another."""
-        # Never the same: requests that are alike share a job.
+        """Send requests with one short text, one after another; return the seconds of each."""
+        # All texts differ: equal requests share a job.
         asked = [f"question number {self.asked + number}" for number in range(count)]
         self.asked += count
         return self.caller(asked, pause=_PAUSE).waits
@@ -170,7 +170,7 @@ class _Scene:
 
 @contextmanager
 def _scene(given: Sequence[str]) -> Iterator[_Scene]:
-    """A service that has run a batch of a hundredth of the texts; it ends with the block."""
+    """Start a service and run a batch of a hundredth of the texts; the block's end stops it."""
     with stage() as processes:
         env = {"EMBEDQ_FILES": str(processes.processes.folder / "files")}
         worker, api = processes.worker(env=env), processes.api(env)
@@ -208,7 +208,7 @@ def _lines(given: Sequence[str]) -> bytes:
 
 
 def _check(client: openai.OpenAI, batch: Batch, lines: int) -> None:
-    """Every line has its answer, once."""
+    """Check that every line has exactly one answer."""
     assert batch.status == "completed", batch
     assert batch.output_file_id is not None
     answers = client.files.content(batch.output_file_id).iter_lines()

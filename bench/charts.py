@@ -1,4 +1,4 @@
-"""The figures as pictures: PNG files for light and for dark pages, from the benchmarks' JSON."""
+"""Pictures of the benchmarks' JSON: PNG files for light and dark pages."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-#: A benchmark's figures as its JSON has them.
+#: A benchmark's figures in the form of its JSON.
 Report = Mapping[str, Any]
 
 _WIDTH_IN, _DPI, _COLOURS = 9.0, 110, 48
-#: Inches of a bar with the gap below it, and of what is above and below all bars.
+#: Inches of a bar with the gap below it, and of the frame above and below all bars.
 _BAR_IN, _FRAME_IN = 0.3, 0.85
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A way to do it, and how it fared; `ours` are drawn in colour."""
+    """One contestant and its value; `ours` are drawn in colour."""
 
     label: str
     value: float
@@ -74,7 +74,7 @@ _THEMES = {
 
 
 def charts_of(name: str, report: Report) -> dict[str, Chart]:
-    """What is drawn of a benchmark, by the pictures' names; nothing of most."""
+    """Return a benchmark's charts by the pictures' names; most benchmarks have no chart."""
     makers: dict[str, dict[str, Callable[[Report], Chart]]] = {
         "throughput": {"throughput": throughput},
         "peers": {"peers": peers, "latency": latency},
@@ -83,12 +83,12 @@ def charts_of(name: str, report: Report) -> dict[str, Chart]:
 
 
 def throughput(report: Report) -> Chart:
-    """The raw engine and the way through the queue, beside the library's one call."""
+    """Compare the raw engine and the path through the queue with one call of the library."""
     raw, remote = report["tables"]
     panels = []
     for name in ("short", "mixed"):
         first, *bars = _bars(raw, f"{name} texts/s", with_ratio=True)
-        # The library's own rate stands in both tables.
+        # Both tables contain the library's rate.
         bars += _bars(remote, f"{name} texts/s", with_ratio=True)[1:]
         bars = [replace(bar, ours=True) for bar in bars if not bar.label.startswith("encoder")]
         panels.append(Panel(f"{name} texts a second", [first, *bars]))
@@ -96,7 +96,7 @@ def throughput(report: Report) -> Chart:
 
 
 def peers(report: Report) -> Chart:
-    """The first shape: most callers with one text each."""
+    """Return the chart of the first shape, the only one with all servers."""
     table = report["tables"][0]
     panels = [
         Panel(f"{name} texts a second", _bars(table, f"{name} texts/s", with_ratio=True))
@@ -107,14 +107,14 @@ def peers(report: Report) -> Chart:
 
 
 def latency(report: Report) -> Chart:
-    """The last table: one text at a time."""
+    """Return the chart of the last table: one text at a time."""
     table = report["tables"][-1]
     panels = [Panel(f"{name}, milliseconds", _bars(table, name)) for name in ("p50", "p95")]
     return Chart("One short text at a time, idle system", panels)
 
 
 def draw(chart: Chart, path: Path) -> Pictures:
-    """Write `path` with `-light` and with `-dark` before its suffix."""
+    """Write two files: `path` with `-light` and with `-dark` before its suffix."""
     return Pictures(*(_drawn(chart, path, name, theme) for name, theme in _THEMES.items()))
 
 
@@ -123,14 +123,14 @@ def _drawn(chart: Chart, path: Path, name: str, theme: _Theme) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = io.BytesIO()
     _figure(chart, theme).savefig(pixels, dpi=_DPI)
-    # A third of the size; nobody can tell.
+    # A third of the size, without a visible difference.
     with Image.open(pixels) as image:
         image.convert("RGB").quantize(_COLOURS).save(file, optimize=True)
     return file
 
 
 def _bars(table: Mapping[str, Any], column: str, *, with_ratio: bool = False) -> list[Bar]:
-    """One bar a row; the ratio stands in the next column."""
+    """Return one bar for each row; the ratio is in the next column."""
     at = table["columns"].index(column)
     return [
         Bar(

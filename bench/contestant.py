@@ -1,7 +1,7 @@
-"""One way to run the model, in a process of its own: encode texts, say how long it took.
+"""One way to run the model, in its own process: encode texts, report the seconds.
 
-Processes apart, since threads that compute slow each other down: see
-`worker.loading.on_passing_thread`.
+Each contestant has its own process, because computing threads of one process slow each other down;
+see `worker.loading.on_passing_thread`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Own(Peer):
         self.encode(["warm"] * 64)
 
     def encode(self, texts: Sequence[str], texts_a_job: int = 1) -> float:
-        """Seconds until all vectors were there."""
+        """Return the seconds until all vectors were available."""
         return cast("float", self.ask(texts=list(texts), texts_a_job=texts_a_job)["seconds"])
 
     def vectors(self, texts: Sequence[str]) -> Matrix:
-        """The vectors, float32 (n, d)."""
+        """Return the vectors, float32 (n, d)."""
         answer = self.ask(texts=list(texts), texts_a_job=1, wanted=True)
         return np.asarray(answer["vectors"], dtype=np.float32)
 
@@ -39,7 +39,7 @@ class Own(Peer):
 def _encoding(backend: str, dtype: str, alone: str) -> Callable[[list[str], int], Matrix]:
     make = functools.partial(models.encoder, backend, dtype, padded=alone == "padded")
     if alone:
-        # Loaded and run by this thread alone.
+        # Only this thread loads and runs the model.
         model = make()
         return lambda texts, _: models.encode_in_order(model, texts)
     engine = models.RawEngine(make())

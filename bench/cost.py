@@ -1,8 +1,8 @@
 """Processor time of a request over REST, by process, with a model that costs nothing.
 
-What is left of a one-text job is the API, Redis, the worker's bookkeeping and the callers' own
-client. Processor time depends on who else uses the machine, too, if by a fifth and not by several
-times: what is to be compared runs in turns.
+The remaining cost of a one-text job is the API, Redis, the worker's bookkeeping and the callers'
+own client. Processor time also depends on other load on the machine, but by a fifth and not by
+several times, so compare only figures of runs in turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.texts import texts
 
 _CALLERS = 64
 _REQUESTS = 4_000
-#: As many numbers as the packaged model's vectors have.
+#: The dimensions of the packaged model's vectors.
 _DIMENSIONS = "384"
 _KINDS = {"rest": "POST /jobs, Prefer: wait", "openai": "POST /v1/embeddings"}
 _PATHS = {"rest": "", "openai": "/v1/embeddings"}
@@ -28,7 +28,7 @@ _PATHS = {"rest": "", "openai": "/v1/embeddings"}
 def main(options: Options) -> list[Table]:
     count = _REQUESTS // (4 if options.quick else 1)
     pool = texts("short", 512)
-    # Each its own: equal requests under way at once share a job.
+    # All texts differ: equal requests that run at the same time share a job.
     given = [f"{number} {pool[number % len(pool)]}" for number in range(count)]
     table = Table(
         f"Processor time, µs a request: one text, {_CALLERS} callers, a model that costs nothing",
@@ -64,7 +64,7 @@ def _turn(
     parts: Mapping[str, int],
     client: redis.Redis,
 ) -> list[float]:
-    """Microseconds a request of each process and of all, requests a second, Redis commands each."""
+    """Return µs a request by process and in all, requests a second, Redis commands a request."""
     before = {name: cpu_seconds(pid) for name, pid in parts.items()}
     client.config_resetstat()
     answer = load(given, callers=_CALLERS)

@@ -1,10 +1,11 @@
-"""A worker whose model costs nothing: what is left is queue, pool and results.
+"""A worker with a model that costs no time: only queue, pool and results remain.
 
 `celery -A bench.costless worker` is embedq's own worker with only the encoder replaced. Vectors
-are a fixed function of the text, so that whoever reads a result can tell whether it is right.
-`EMBEDQ_BENCH_FORWARD_MS` makes a batch take that long, as a device would;
-`EMBEDQ_BENCH_DIMENSIONS`, a multiple of 8, makes results as large as a model's;
-`EMBEDQ_BENCH_TRANSPORT=stock` replaces the transport with kombu's own, which can lose jobs.
+are a fixed function of the text, so that a reader of a result can check it.
+
+- `EMBEDQ_BENCH_FORWARD_MS` is the time of a batch, to simulate a device.
+- `EMBEDQ_BENCH_DIMENSIONS`, a multiple of 8, makes results as large as a model's.
+- `EMBEDQ_BENCH_TRANSPORT=stock` replaces the transport with kombu's own, which can lose jobs.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from worker.encoder.tokens import TokenBlock
 
 __all__ = ["DIMENSIONS", "CostlessEncoder", "app", "expected"]
 
-#: Numbers that differ in a vector; longer ones repeat them.
+#: Distinct numbers of a vector; longer vectors repeat them.
 DIMENSIONS = 8
-#: Texts are told apart by this many of their first bytes.
+#: Only this many first bytes of a text determine its vector.
 MOST_TOKENS = 64
 _PLACES = np.arange(MOST_TOKENS, dtype=np.int32)
-#: int32 (MOST_TOKENS, DIMENSIONS): what a byte counts for in each number, by its place.
+#: int32 (MOST_TOKENS, DIMENSIONS): the weight of a byte in each number, by its position.
 _WEIGHTS = (_PLACES[:, None] + 1) % (np.arange(DIMENSIONS, dtype=np.int32) + 3) + 1
 
 
 class CostlessEncoder:
-    """Bytes as tokens, sums as vectors."""
+    """An encoder with bytes as tokens and weighted sums as vectors."""
 
     def __init__(
         self, name: str = "costless", milliseconds: float = 0.0, dimensions: int = DIMENSIONS
@@ -93,7 +94,7 @@ class CostlessEncoder:
 
 
 def expected(texts: Sequence[str], dimensions: int = DIMENSIONS) -> NDArray[np.float32]:
-    """The normalised vectors that a job of these texts must give, float32 (n, dimensions)."""
+    """Return the correct result of a job: normalized vectors, float32 (n, dimensions)."""
     encoder = CostlessEncoder(dimensions=dimensions)
     vectors = encoder.forward(encoder.tokenize(texts))
     lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -110,10 +111,10 @@ def _load(settings: Settings) -> dict[str, Encoder]:
 
 @celeryd_init.connect
 def _replace_encoders(**_: object) -> None:
-    # Only in a worker: who reads results imports this module, too.
+    # Only in a worker: readers of results also import this module.
     loading.load_encoders = _load
 
 
 if os.environ.get("EMBEDQ_BENCH_TRANSPORT") == "stock":
-    # A killed worker's messages return within the run, for a fair comparison.
+    # For a fair comparison, a killed worker's messages return within the run.
     use_stock_transport(app, visibility_timeout=Settings.from_env().lease_seconds)

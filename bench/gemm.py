@@ -1,7 +1,7 @@
-"""The machine's limit for float32 matrix products, and how much of it the engine reaches.
+"""The machine's limit for float32 matrix products, and the engine's share of it.
 
-The limit is the best rate of products shaped like the model's own layers over a full batch; the
-model's arithmetic is that of its linear layers, from its configuration, attention left out.
+The limit is the best rate of products in the shapes of the model's layers over a full batch. The
+model's arithmetic is that of its linear layers, from its configuration, without attention.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(options: Options) -> list[Table]:
 
 
 def _limit(config: PretrainedConfig) -> float:
-    """Operations a second of the best of the model's shapes and of a large square one."""
+    """Return the operations a second of the best of the model's shapes and a large square one."""
     hidden, inner = config.hidden_size, config.intermediate_size
     best = 0.0
     with torch.inference_mode():

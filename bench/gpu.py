@@ -1,12 +1,12 @@
-"""A GPU, and how fast it is reached: the encoder, jobs in one process, faults.
+"""The speed of a GPU: the encoder alone, jobs in one process, faults.
 
-Runs from a source tree with torch, transformers, tokenizers, sentence-transformers and numpy. The
-models are all-MiniLM-L6-v2 (the packaged one, or the folder EMBEDQ_BENCH_MODEL, else random weights
-of its sizes) and a BERT-base with random weights. On a CPU the same code runs, to be tested; its
-figures mean nothing.
+The benchmark needs a source tree, torch, transformers, tokenizers, sentence-transformers and numpy.
+The models are all-MiniLM-L6-v2 (the packaged one, or the folder EMBEDQ_BENCH_MODEL, else random
+weights of its sizes) and a BERT-base with random weights. The same code runs on a CPU for tests;
+its figures there are meaningless.
 
-Figures of a GPU count only if each model ran by the path `kernel`: with another one the command
-ends with status 1, and the figures cannot be published.
+Figures of a GPU count only if each model ran by the path `kernel`. With another path the command
+exits with status 1, and the figures cannot be published.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from worker.encoder.reference import Reference
 from worker.encoder.tokens import TokenBlock
 from worker.loading import on_passing_thread
 
-#: Seconds of one figure of the encoder alone.
+#: Seconds of measurement for each figure of the encoder alone.
 _SECONDS = 0.5
-#: Texts whose vectors are compared with the library's.
+#: Number of texts in the comparison of vectors with the library's.
 _COMPARED = 256
-#: Texts a job of the run that is profiled, at most.
+#: Maximum texts of a job in the profiled run.
 _PROFILED = 256
 
 
 class Sizes(NamedTuple):
-    """What is measured."""
+    """The parameters of the measurements."""
 
     batches: Sequence[int]
     tokens_a_text: Sequence[int]
@@ -78,7 +78,7 @@ _QUICK = Sizes(
 
 
 class Model(NamedTuple):
-    """A loaded model and where it is."""
+    """A loaded encoder and its model's specification."""
 
     spec: ModelSpec
     encoder: Encoder
@@ -131,7 +131,7 @@ def _agreement(loaded: Sequence[Model]) -> Table:
 
 
 def _alone(model: Model, sizes: Sizes, options: Options) -> Table:
-    """Forward passes by tokens of a batch and of its texts, all texts of one length."""
+    """Measure forward passes by tokens of a batch and of a text; texts have equal lengths."""
     spec, encoder = model
     columns = [f"{count} a text" for count in sizes.tokens_a_text]
     table = Table(f"Encoder alone, tokens a second: {spec.name}", ["tokens a batch", *columns])
@@ -156,7 +156,7 @@ def _alone(model: Model, sizes: Sizes, options: Options) -> Table:
 
 
 def _jobs(model: Model, sizes: Sizes, options: Options) -> Table:
-    """Short texts: the library, and the engine by texts of a job."""
+    """Measure short texts: the library, and the engine by texts of a job."""
     spec, encoder = model
     given = texts("short", sizes.texts)
     engine = models.RawEngine(encoder)
@@ -204,7 +204,7 @@ def _faults(model: Model) -> Table:
 
 
 def _block(count: int, length: int) -> TokenBlock:
-    """`count` texts of `length` tokens of no meaning."""
+    """Return `count` texts of `length` random tokens."""
     rng = np.random.default_rng(0)
     return TokenBlock(
         rng.integers(1_000, 20_000, count * length, dtype=np.int32),
@@ -215,7 +215,7 @@ def _block(count: int, length: int) -> TokenBlock:
 
 
 def _matrix_rate(encoder: Encoder, size: int, seconds: float) -> float:
-    """Operations a second of a product of two matrices (size, size), in the model's format."""
+    """Return the operations a second of a product of (size, size) matrices in the model's dtype."""
     place, dtype = torch.device(encoder.info.device), getattr(torch, encoder.info.dtype)
     left, right = (torch.randn(size, size, device=place, dtype=dtype) for _ in range(2))
 
@@ -228,7 +228,7 @@ def _matrix_rate(encoder: Encoder, size: int, seconds: float) -> float:
 
 
 def _seconds(call: Callable[[], object], seconds: float) -> float:
-    """The median duration of a call that is repeated for so long, three times at least."""
+    """Repeat a call for `seconds`, at least three times; return its median duration."""
     call()
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -240,7 +240,7 @@ def _seconds(call: Callable[[], object], seconds: float) -> float:
 
 
 def _idle_share(call: Callable[[], object], place: torch.device) -> float | None:
-    """The share of a call's time in which the GPU runs nothing; None without one."""
+    """Return the GPU's idle share of a call's time, or None without a GPU."""
     if place.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as record:
@@ -251,7 +251,7 @@ def _idle_share(call: Callable[[], object], place: torch.device) -> float | None
     for span in sorted(
         (event.time_range.start, event.time_range.end)
         for event in record.events() or ()
-        # Without this they include the calls on the host.
+        # Without this condition the events include calls on the host.
         if event.device_type.name == "CUDA"
     ):
         busy += max(span[1] - max(span[0], reached), 0.0)
@@ -266,5 +266,5 @@ if __name__ == "__main__":
             os.environ["EMBEDQ_BENCH_MODEL"] = str(made)
         found = objections(run("gpu", main)[0])
     print(*(f"no figures of a GPU: {one}" for one in found), sep="\n", file=sys.stderr)
-    # Without a GPU the command is only tried.
+    # A run without a GPU is only a trial and succeeds.
     sys.exit(bool(found) and torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""Faults of a GPU on purpose: memory that another process fills, and a device assert."""
+"""Deliberate faults of a GPU: memory that another process fills, and a device assert."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from worker.encoder.tokens import TokenBlock
 from worker.engine.encode import BatchEncoder, DeviceLost
 
 _TEXTS, _TEXTS_A_JOB = 4_096, 256
-#: Seconds that the memory stays full.
+#: Maximum seconds for which the memory stays full.
 _FULL_S = 5.0
-#: Seconds within which all that waited has to be done, and a program has to answer.
+#: Maximum seconds for all waiting jobs to end, and for a program to answer.
 _LONGEST_S = 120.0
-#: A token that no vocabulary has.
+#: A token outside every vocabulary.
 _NO_TOKEN = 10**7
 
 
 def filled(encoder: Encoder) -> tuple[str, float]:
-    """Encode while another process holds the GPU's memory. The outcome, and seconds afterwards."""
+    """Encode while another process fills the GPU. Return the outcome and the seconds afterwards."""
     given = texts("mixed", _TEXTS)
     engine = models.RawEngine(encoder)
     found: list[models.Matrix] = []
@@ -61,7 +61,7 @@ def filled(encoder: Encoder) -> tuple[str, float]:
 
 
 def asserted(spec: ModelSpec) -> tuple[str, float]:
-    """Raise a device assert in another process. The outcome, and seconds until it is known."""
+    """Raise a device assert in another process. Return the outcome and its delay in seconds."""
     with _program("assert", spec.name, spec.source or "") as other:
         out, _ = other.communicate(timeout=_LONGEST_S)
     words, _, seconds = out.decode().strip().rpartition(" ")
@@ -74,7 +74,7 @@ def _program(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def _fill(device: str) -> None:
-    """Take all the memory there is, say so, and hold it until the input ends."""
+    """Allocate all free memory, print `full`, and keep the memory until the input ends."""
     held, size = [], 2**32
     while size >= 2**21:
         try:

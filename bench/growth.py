@@ -1,7 +1,7 @@
-"""How the engine's speed changes with the length of texts and with the depth of the queue.
+"""The engine's speed by the length of texts and by the depth of the queue.
 
-Beside `encode` with as much: over all texts of a length in one call, and over as many texts in one
-call as there are jobs.
+The comparison is `encode` with equal work: one call over all texts of a length, and one call over
+the texts of all jobs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bench.texts import texts, texts_of
 
 #: Words of a text; English has about 1.35 tokens a word.
 _WORDS = (4, 11, 22, 45, 90, 170)
-#: Words that one turn encodes of each length.
+#: Words of one turn, for each length.
 _WORDS_A_TURN = 3_600
-#: Jobs of one short text each that are there at once, and the fewest that one turn encodes.
+#: Jobs of one short text that are queued together, and the minimum number of jobs of one turn.
 _DEPTHS, _JOBS_A_TURN = (1, 8, 64, 512), 64
 
 
@@ -84,7 +84,7 @@ def _depths(baseline: Baseline, own: Own, options: Options) -> Table:
 
 
 def _sum(encode: Callable[[Sequence[str]], float], parts: Sequence[Sequence[str]]) -> float:
-    """Seconds of all parts, one after another."""
+    """Return the seconds of all parts, one after another."""
     return sum(encode(part) for part in parts)
 
 

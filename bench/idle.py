@@ -1,4 +1,4 @@
-"""What a worker, an API and the Valkey between them cost while nobody asks for anything."""
+"""The cost of an idle worker, an idle API and the Valkey between them."""
 
 from __future__ import annotations
 

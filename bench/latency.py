@@ -1,6 +1,6 @@
-"""One small job on an idle system: how long the caller waits beyond the model's own time.
+"""One small job on an idle system: the caller's wait beyond the model's own time.
 
-One caller, a pause between two jobs, so that everything sleeps when a job comes. The stages of a
+One caller pauses between two jobs, so that all processes sleep when a job arrives. The stages of a
 REST job come from the times in its record: one machine, one clock.
 """
 
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 #: Seconds between two jobs.
 _PAUSE = 0.02
-#: Jobs of one turn, and turns: short ones, so that all contestants see the same machine.
+#: Jobs of one turn, and turns. Turns are short, so that all contestants see the same machine.
 _JOBS, _TURNS = 25, 8
-#: From when the caller asks, by the record's times, to when the caller has the vectors.
+#: From the caller's request to the caller's vectors, by the times in the record.
 _STAGES = (
     ("request read, job accepted", "asked", "created_at"),
     ("fetched, tokenised, batch cut", "created_at", "started_at"),
@@ -68,7 +68,7 @@ def _waits(
     baseline: Baseline,
     callers: dict[str, Load],
 ) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
-    """Seconds of each part's vectors by way, and the jobs over REST. A first turn warms up."""
+    """Return seconds of each part by contestant, and the REST jobs. A first turn warms up."""
     waits: dict[str, list[float]] = {}
     jobs: list[dict[str, Any]] = []
     blocks = [model.tokenize(part) for part in parts]
@@ -93,7 +93,7 @@ def _waits(
 
 
 def _alone(call: Callable[[T], object], given: Iterable[T]) -> list[float]:
-    """Seconds of each call, with a pause before it."""
+    """Return the seconds of each call, with a pause before each."""
     pause = threading.Event()
     seconds = []
     for one in given:
@@ -122,7 +122,7 @@ def _breakdown(jobs: Sequence[dict[str, Any]]) -> Table:
 
 
 def _clock(at: str | float) -> float:
-    """A caller's clock, or the API's way to write it."""
+    """Return a time of the caller or of the API as seconds since the epoch."""
     return at if isinstance(at, float) else datetime.fromisoformat(at).timestamp()
 
 

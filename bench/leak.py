@@ -1,9 +1,9 @@
-"""Whether a hundred thousand requests leave anything behind: memory, threads, descriptors, clients.
+"""Growth of memory, threads, descriptors and Redis clients over a hundred thousand requests.
 
-`python -m bench.leak` starts Valkey, a worker with a model that costs nothing, and the API under
-`gunicorn -k gevent` with our configuration. Callers send what callers send: jobs with and without a
-wait, requests in OpenAI's form, polls, events, wrong bodies, and requests they hang up on. After
-each tenth all of them pause, and both processes are looked at.
+`python -m bench.leak` starts Valkey, a worker with a costless model, and the API under
+`gunicorn -k gevent` with our configuration. Callers send typical requests: jobs with and without a
+wait, requests in OpenAI's form, polls, events, wrong bodies, and requests that they abort. After
+each tenth all callers pause, and the benchmark inspects both processes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.processes import START_TIMEOUT_S, Process, answers, eventually, start
 
 REQUESTS = 100_000
 CALLERS = 32
-#: Requests of one connection, so that many connections come and go as well.
+#: Requests of one connection, so that many connections open and close as well.
 REQUESTS_A_CONNECTION = 20
 MARKS = 10
-#: Seconds without a caller before a look: gunicorn closes idle connections after two.
+#: Seconds without callers before an inspection: gunicorn closes idle connections after two.
 SETTLE_S = 4
 SEED = 7
-#: Share of requests whose caller is gone before the answer.
+#: Share of requests that the caller aborts before the answer.
 HANG_UPS = 0.02
 
 JSON = "Content-Type: application/json\r\n"
@@ -37,7 +37,7 @@ JSON = "Content-Type: application/json\r\n"
 
 @dataclass
 class Callers:
-    """Callers of one API; `ids` are jobs that they were told of, `statuses` what they got."""
+    """Callers of one API; `ids` are recent jobs, `statuses` counts answers by HTTP status."""
 
     host: str
     port: int
@@ -47,7 +47,7 @@ class Callers:
     hung_up: int = 0
 
     async def run(self, requests: int) -> None:
-        """So many requests by all of them; every connection is closed then."""
+        """Send this number of requests over all callers, then close every connection."""
         shares = [requests // CALLERS + (at < requests % CALLERS) for at in range(CALLERS)]
         await asyncio.gather(*(self._call(share) for share in shares))
 
@@ -93,12 +93,12 @@ class Callers:
         return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
     async def _answer(self, reader: asyncio.StreamReader) -> bool:
-        """Read one answer; false where the connection ended with it."""
+        """Read one answer; return False if the connection ended with it."""
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         status = int(head.split(b" ", 2)[1])
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if b"content-length:" not in head:
-            # Events, in chunks; the last one is empty.
+            # Events are sent in chunks; the last chunk is empty.
             await reader.readuntil(b"\r\n0\r\n\r\n")
             return True
         length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
@@ -149,7 +149,7 @@ def _columns(name: str) -> list[str]:
 
 
 def _look(process: Process) -> tuple[float, int, int]:
-    """Resident MiB, threads and open descriptors of a process and its children."""
+    """Return resident MiB, threads and open descriptors of a process and its children."""
     root = psutil.Process(process.pid)
     family = [root, *root.children(recursive=True)]
     return (

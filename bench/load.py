@@ -1,15 +1,15 @@
-"""Callers in a process of their own: each submits a job, waits for its vectors, takes the next.
+"""Callers in their own process: each submits a job, waits for its vectors and takes the next.
 
-A `Load` starts `python -m bench.load rest|openai|celery|plain ADDRESS` and tells it what to submit;
-it answers with the seconds that it all took and those of each job. All callers are greenlets of one
-thread; the HTTP client is a socket and a parser of two headers, so that the load leaves the cores
-to what is measured.
+A `Load` starts `python -m bench.load rest|openai|celery|plain ADDRESS` and sends it the texts. The
+process answers with the total seconds and the seconds of each job. All callers are greenlets of one
+thread. The HTTP client is a socket and a small parser of the answer, so that the load leaves the
+cores to the measured processes.
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # Before anything else makes a socket; Celery's client then has one greenlet that listens.
+    # Before the first socket. Celery's client then has one greenlet that listens.
     from gevent import monkey
 
     monkey.patch_all()
@@ -30,24 +30,24 @@ import orjson
 from bench.peer import Peer, serve
 from worker.contract.settings import DEFAULT_MODEL_NAME
 
-#: Seconds that a caller waits for one job.
+#: Timeout of one job, seconds.
 TIMEOUT = 120
 Call = Callable[[list[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What some callers saw."""
+    """The callers' measurements of one load."""
 
     seconds: float
-    #: Seconds of each job, in the order in which they ended.
+    #: Seconds of each job, in the order of completion.
     waits: Sequence[float]
-    #: The job as REST shows it, in the order in which they ended; empty over Celery.
+    #: The jobs in REST's form, in the order of completion; empty for other kinds than `rest`.
     jobs: Sequence[dict[str, Any]]
 
 
 class Load(Peer):
-    """The process with the callers, seen from the benchmark."""
+    """The benchmark's handle of the process with the callers."""
 
     def __init__(self, kind: str, address: str) -> None:
         env = {"CELERY_BROKER_URL": address, "CELERY_RESULT_BACKEND": address}
@@ -57,14 +57,14 @@ class Load(Peer):
     def __call__(
         self, texts: Sequence[str], *, texts_a_job: int = 1, callers: int = 1, pause: float = 0.0
     ) -> Answer:
-        """Submit all texts and wait for their vectors. Raises where a job did not succeed."""
+        """Submit all texts and wait for their vectors. Raises if a job did not succeed."""
         answer = self.ask(texts=list(texts), texts_a_job=texts_a_job, callers=callers, pause=pause)
         return Answer(**answer)
 
 
 @contextmanager
 def loads(**addresses: str) -> Iterator[dict[str, Load]]:
-    """Callers of each kind, ended with the block."""
+    """Start callers of each kind; the block's end stops them."""
     with ExitStack() as stack:
         yield {
             kind: stack.enter_context(Load(kind, address)) for kind, address in addresses.items()
@@ -77,8 +77,8 @@ def loads(**addresses: str) -> Iterator[dict[str, Load]]:
 def main() -> None:
     kind, address = sys.argv[1:]
     connect = {"rest": _rest, "openai": _openai, "celery": _celery, "plain": _plain}[kind]
-    # Collected between two turns: a result of Celery's that ends in the middle of a wait of
-    # gevent's waits for a lock, and what interrupts the one interrupts the other.
+    # Garbage is collected between two turns. A collected result of Celery takes a lock, which must
+    # not happen in the middle of a wait of gevent.
     gc.disable()
     serve(functools.partial(_submit, connect, address))
 
@@ -92,7 +92,7 @@ def _submit(
     callers: int,
     pause: float,
 ) -> dict[str, Any]:
-    # Only in this process: who starts it needs no greenlets.
+    # Only in this process: the benchmark that starts it needs no greenlets.
     import gevent
 
     parts = [texts[at : at + texts_a_job] for at in range(0, len(texts), texts_a_job)]
@@ -119,7 +119,7 @@ def _submit(
 
 
 def _rest(address: str) -> Call:
-    """`POST /jobs` with `Prefer: wait`."""
+    """Return a function that calls `POST /jobs` with `Prefer: wait`."""
     post = _poster(f"{address}/jobs", "Prefer: wait=60\r\n")
 
     def call(texts: list[str]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _rest(address: str) -> Call:
 
 
 def _openai(address: str) -> Call:
-    """An embeddings request in OpenAI's shape, to whoever understands it."""
+    """Return a function that sends an OpenAI embeddings request to any compatible server."""
     post = _poster(address)
 
     def call(texts: list[str]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _openai(address: str) -> Call:
 
 
 def _poster(address: str, headers: str = "") -> Callable[[object], tuple[int, Any]]:
-    """Sends JSON to an address, on one connection; status and answer."""
+    """Return a function that sends JSON on one connection and returns status and answer."""
     url = urlsplit(address)
     connection = socket.create_connection((url.hostname, url.port), timeout=TIMEOUT)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -180,7 +180,7 @@ def _read(answers: BinaryIO) -> tuple[int, Any]:
 
 
 def _celery(_: str) -> Call:
-    """`embed.delay(texts).get()`; the address is in the environment."""
+    """Return a function for `embed.delay(texts).get()`; the address is in the environment."""
     from worker.tasks import embed
 
     def call(texts: list[str]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _celery(_: str) -> Call:
 
 
 def _plain(_: str) -> Call:
-    """The same for the task of `bench.plain_task`."""
+    """Return a function that calls the task of `bench.plain_task`."""
     from bench.plain_task import app
 
     def call(texts: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Contestants in turns, and what their figures say."""
+"""Measure contestants in turns; rates, ratios and percentiles of their figures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Race:
     baseline: str
 
     def rate(self, name: str, count: int) -> float:
-        """Things a second, where each turn did `count` of them: the median of the rounds."""
+        """Return the median rate of the rounds, items a second; each turn has `count` items."""
         return count / statistics.median(self.seconds[name])
 
     def ratio(self, name: str, to: str = "") -> float:
-        """How many times the speed of `to`, or of the baseline: the median of the rounds' own."""
+        """Return the speed relative to `to` or the baseline: the median of the rounds' ratios."""
         pairs = zip(self.seconds[name], self.seconds[to or self.baseline], strict=True)
         return statistics.median(base / own for own, base in pairs)
 
@@ -32,7 +32,7 @@ class Race:
 def race(contestants: Mapping[str, Contestant], rounds: int) -> Race:
     """Let contestants take turns, `rounds` times; the first is the baseline.
 
-    A contestant that measures itself returns its seconds as a float; else its call is timed.
+    A contestant that measures itself returns its seconds as a float. Other calls are timed here.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(1, rounds + 1):
@@ -47,7 +47,7 @@ def race(contestants: Mapping[str, Contestant], rounds: int) -> Race:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that `percent` of the values do not exceed (nearest rank)."""
+    """Return the value that `percent` of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     rank = max(-(-len(ordered) * percent // 100), 1)
     return ordered[int(rank) - 1]

@@ -1,6 +1,6 @@
-"""The library's model and ours, for this process: encode, encoder alone, engine.
+"""The library's model and ours, in this process: encode, encoder alone, engine.
 
-`python -m bench.models` prints the path by which our model runs, see `ModelInfo.path`.
+`python -m bench.models` prints the path of our model, see `ModelInfo.path`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Plain:
-    """The default options of a job, as the engine reads them, without pydantic."""
+    """The default job options that the engine reads, without pydantic."""
 
     dimensions: int | None = None
     normalize: bool = True
@@ -45,12 +45,12 @@ _PLAIN = cast("JobOptions", _Plain())
 
 
 def spec() -> ModelSpec:
-    """The model that is measured: the packaged one, or the one in the folder EMBEDQ_BENCH_MODEL."""
+    """Return the measured model: the packaged one, or that in the folder EMBEDQ_BENCH_MODEL."""
     return ModelSpec(DEFAULT_MODEL_NAME, os.environ.get("EMBEDQ_BENCH_MODEL"))
 
 
 def library() -> Reference:
-    """`SentenceTransformer` with the default model, warmed up."""
+    """Return `SentenceTransformer` with the default model, warmed up."""
 
     def ready() -> Reference:
         model = Reference(spec())
@@ -61,19 +61,19 @@ def library() -> Reference:
 
 
 def configuration(of: ModelSpec) -> PretrainedConfig:
-    """The sizes of a model's layers, as transformers names them."""
+    """Return the transformers configuration of a model, with the sizes of its layers."""
     model: Any = Reference(of)._model[0]  # noqa: SLF001 - as it was loaded
     return cast("PretrainedConfig", model.auto_model.config)
 
 
 def flops_a_token(config: PretrainedConfig) -> float:
-    """Operations of a BERT-like encoder's linear layers: four of h × h and two of h × i a layer."""
+    """Return the operations of BERT's linear layers: four of h × h and two of h × i a layer."""
     hidden, inner = config.hidden_size, config.intermediate_size
     return float(config.num_hidden_layers * 2 * (4 * hidden * hidden + 2 * hidden * inner))
 
 
 def encoder(backend: str = "auto", dtype: str = "auto", *, padded: bool = False) -> Encoder:
-    """Our encoder of the same model, warmed up."""
+    """Return our encoder of the same model, warmed up."""
 
     def ready() -> Encoder:
         loaded = load(spec(), backend=backend, dtype=dtype, padded=padded)
@@ -84,13 +84,13 @@ def encoder(backend: str = "auto", dtype: str = "auto", *, padded: bool = False)
 
 
 def encode_in_order(model: Encoder, texts: Sequence[str]) -> Matrix:
-    """The encoder alone: tokenise all, run batches of the token budget in arrival order."""
+    """Run the encoder alone: tokenize all, encode batches of the token budget in arrival order."""
     batches = batches_of(model.tokenize(texts), model.info.batch_tokens)
     return np.concatenate([ran.vectors for ran in run_in_slots(model, batches)])
 
 
 def tokens_of(model: Encoder, texts: Sequence[str]) -> TokenBlock:
-    """The texts as the model sees them."""
+    """Return the tokens of the texts."""
     return model.tokenize(texts)
 
 
@@ -106,7 +106,7 @@ class RawEngine:
         self.engine.start()
 
     def encode(self, texts: Sequence[str], texts_a_job: int = 1) -> Matrix:
-        """Submit everything in jobs of so many texts, in order, and wait for all of it."""
+        """Submit all texts in order, `texts_a_job` to a job, and wait for all jobs."""
         jobs = [
             Job(
                 str(at),
@@ -129,7 +129,7 @@ class RawEngine:
         self.engine.close(10.0)
 
     def _crash(self, error: BaseException) -> None:
-        # Release every caller: no more results will come.
+        # Release the waiting caller: there will be no further results.
         self._error = error
         self._ended.release(1_000_000)
 

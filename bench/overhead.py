@@ -1,8 +1,8 @@
 """Jobs a second, and the worker's processor time for each, with a model that costs nothing.
 
-What is left is fetching, Celery's bookkeeping, the engine's threads, and results; on this
-project's transport and pool, on kombu's transport, and on Celery's own pools. Jobs are queued with
-their records before the clock starts, as if a burst had come.
+The remaining cost is fetching, Celery's bookkeeping, the engine's threads, and results. It is
+measured on this project's transport and pool, on kombu's transport, and on Celery's own pools. Jobs
+are queued with their records before the clock starts, as in a burst.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.store.jobs import JobRequest, JobStore
 
 _BACKLOG = "bench:backlog"
 _APP = "bench.costless"
-#: Jobs of a queue that is nearly empty, and of one that is very full.
+#: Jobs of a short queue and of a very long one.
 _FEW, _MANY = 1_000, 200_000
 
 
@@ -53,7 +53,7 @@ CONTESTANTS = (
 def main(options: Options) -> list[Table]:
     share = 4 if options.quick else 1
     with stage() as processes, processes.valkey.client() as client:
-        # Else Valkey rewrites its file, mostly of what queueing wrote, on a core of the turn's.
+        # Else Valkey rewrites its append-only file, mostly queueing's part, on a core of the turn.
         client.config_set("auto-aof-rewrite-percentage", 0)
         lines = [_Line(processes, client, one, share) for one in CONTESTANTS]
         ran = race({line.contestant.name: line.turn for line in lines}, options.rounds)
@@ -98,11 +98,11 @@ class _Line:
             },
         )
         self._run(200)
-        # Idle workers poll, and talk to one another.
+        # Idle workers poll and exchange messages.
         self._worker.signal(signal.SIGSTOP)
 
     def turn(self) -> float:
-        """Queue jobs, let the worker have them all at once, the others halted; seconds for each."""
+        """Give the worker all jobs at once, with the others stopped. Return the seconds a job."""
         self._worker.signal(signal.SIGCONT)
         seconds = self._run(self.contestant.jobs // self._share, measured=True)
         self._worker.signal(signal.SIGSTOP)
@@ -147,9 +147,9 @@ def _memory(few: int, many: int) -> Table:
 def _fill(
     client: redis.Redis, queue: str, given: Iterator[str], store: JobStore | None = None
 ) -> str:
-    """Put jobs on a list that nobody consumes, with their records where there is a store.
+    """Put jobs on a list without consumers, and their records into the store if there is one.
 
-    Returns the id of the last one.
+    Returns the id of the last job.
     """
     job_id = ""
     pipe = client.pipeline(transaction=False)
@@ -166,7 +166,7 @@ def _fill(
 
 
 def _is_done(client: redis.Redis, queue: str, last: str) -> bool:
-    """Whether no job waits or runs, and the last one has its result."""
+    """Return whether no job waits or runs and the last one has its result."""
     with client.pipeline() as pipe:
         pipe.llen(queue)
         pipe.hlen(keys.LEASED)
@@ -180,7 +180,7 @@ def _texts(count: int) -> Iterator[str]:
 
 
 def _wait(worker: Process, done: Callable[[], bool]) -> float:
-    """Seconds until it is done, looked at fifty times a second."""
+    """Return the seconds until `done`, checked fifty times a second."""
     pause = threading.Event()
     began = time.perf_counter()
     while not done():

@@ -1,6 +1,6 @@
 """A program on the other end of a pipe: one request a line, one answer a line, JSON both ways.
 
-What is measured in a process of its own stays warm in it from round to round.
+A contestant in its own process stays warm from round to round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.processes import ROOT, clean_environment
 
 
 class Peer:
-    """Starts a module of this package that calls `serve`; ends it with the block."""
+    """Starts a module of this package that calls `serve`; the block's end stops it."""
 
     def __init__(
         self, module: str, *arguments: str, env: Mapping[str, str | None] | None = None
@@ -37,7 +37,7 @@ class Peer:
         return self._process.pid
 
     def ask(self, **request: Any) -> Any:
-        """The answer to one request. Raises RuntimeError where the program has ended."""
+        """Return the answer to one request. Raises RuntimeError if the program has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(orjson.dumps(request) + b"\n")
@@ -65,14 +65,14 @@ class Peer:
 
 
 def serve(answer: Callable[..., Any]) -> None:
-    """Answer requests, their fields as arguments, until the other end closes."""
-    # Whatever a library prints must not get between the answers.
+    """Answer requests, with their fields as arguments, until the other end closes."""
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # Who asked may be gone before the answer is there.
+    # The other end may close before the answer is ready.
     with suppress(BrokenPipeError):
         for line in sys.stdin.buffer:
             answers.write(orjson.dumps(answer(**orjson.loads(line))) + b"\n")
             answers.flush()
-    # Without the farewells of libraries whose greenlets and threads are gone by then.
+    # Skip the exit handlers of libraries: their greenlets and threads no longer run.
     os._exit(0)

@@ -1,9 +1,9 @@
-"""What else people put their model behind: infinity-emb, and a Celery task that calls `encode`.
+"""Alternatives to embedq: infinity-emb, and a Celery task that calls `encode`.
 
-Beside embedq's REST in float32 as it runs by default, and in OpenVINO's int8 where that is
-installed; the same texts, callers on the same cores, in turns. Everything keeps its own defaults
-and one process for its model. infinity-emb runs in an environment of its own, see
-`bench.infinity`; where that cannot be made, the rest is measured without it.
+They run in turns with embedq's REST in float32, its default, and in OpenVINO's int8 if that is
+installed. Texts are the same and callers run on the same cores. Each server keeps its own defaults
+and one process for its model. infinity-emb runs in its own virtual environment, see
+`bench.infinity`; if the environment cannot be made, the others are measured without it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(options: Options) -> list[Table]:
 
 @contextmanager
 def _callers(processes: Stage, *, with_infinity: bool) -> Iterator[dict[str, Load]]:
-    """Callers of every server there is, the servers started together."""
+    """Start all available servers together; yield their callers."""
     has_int8 = find_spec("openvino") is not None and find_spec("nncf") is not None
     processes.worker()
     processes.worker("-P", "solo", app="bench.plain_task")
@@ -83,14 +83,14 @@ def _callers(processes: Stage, *, with_infinity: bool) -> Iterator[dict[str, Loa
 
 
 def _chosen(callers: dict[str, Load], shape: tuple[int, int]) -> dict[str, Load]:
-    """All for the first shape; then without the slowest, and with one of two much alike."""
+    """Return all for the first shape, else all without the slowest and one near-duplicate."""
     left_out = () if shape == SHAPES[0] else (PLAIN, OPENAI)
     return {name: load for name, load in callers.items() if name not in left_out}
 
 
 @dataclass
 class _Shape:
-    """A number of callers and of texts a request."""
+    """One shape of load: a number of callers and of texts a request."""
 
     shape: tuple[int, int]
     rounds: int
@@ -123,7 +123,7 @@ class _Shape:
         for way, load in callers.items():
             waits = self.waits.setdefault(f"{name} {way}", [])
             contestants[way] = functools.partial(self._turn, load, given, waits)
-            # Warm, and for all lengths that come.
+            # Warm up with the lengths of the measured texts.
             count, size = self.shape
             load(given[: count * size], texts_a_job=size, callers=count)
         return race(contestants, self.rounds)
@@ -136,7 +136,7 @@ class _Shape:
 
 
 def _latency(callers: dict[str, Load], turns: int) -> Table:
-    """One caller with a pause between two requests, so that every process sleeps when one comes."""
+    """Measure one caller that pauses between requests, so that all processes sleep before each."""
     waits: dict[str, list[float]] = {}
     with Baseline() as baseline:
         for turn in range(-1, turns):

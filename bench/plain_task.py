@@ -1,4 +1,4 @@
-"""A Celery task that calls `encode`, as one writes it without embedq; to compare with.
+"""A Celery task that calls `encode`, as written without embedq; for comparison.
 
 `celery -A bench.plain_task worker -P solo`: stock transport, stock pool, one model in one process.
 """
@@ -26,7 +26,7 @@ app.conf.update(
 
 @app.task(name="bench.encode")
 def encode(texts: list[str]) -> list[list[float]]:
-    """Vectors of some texts."""
+    """Return the vectors of some texts."""
     vectors: list[list[float]] = _model().encode(texts).tolist()
     return vectors
 

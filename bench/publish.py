@@ -1,8 +1,8 @@
-"""The documentation's figures: tables, pictures and JSON, from what benchmarks measured.
+"""The documentation's figures: tables, pictures and JSON, from the benchmarks' reports.
 
-Each benchmark has a block of its own in `docs/benchmarks.md`, between two comments that name it,
-and an entry in `docs/benchmarks/results.json`; the README shows the first picture, too. The figures
-of a benchmark that failed or was not run stay.
+Each benchmark has its own block in `docs/benchmarks.md`, between two comments with its name, and an
+entry in `docs/benchmarks/results.json`. The README also shows the first picture. The figures of a
+benchmark that failed or did not run stay.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from bench.report import Table, objections
 
 ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = Path("benchmarks") / "results.json"
-#: The benchmark whose picture the README shows.
+#: The benchmark of the README's picture.
 _FIRST = "throughput"
 
 
 def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None:
     """Put the figures of some benchmarks into the documentation.
 
-    Raises KeyError for a new one, and ValueError for figures of a GPU that are none. Whole files or
-    nothing: whoever is interrupted finds them as they were.
+    Raises KeyError for a benchmark without a block, and ValueError for `gpu` figures that are not
+    of a GPU. The JSON, the page and the README are each replaced as a whole: an interruption leaves
+    none of them partly written.
     """
     if "gpu" in reports:
         found = objections(Table(**reports["gpu"]["tables"][0]))
@@ -60,7 +61,7 @@ def publish(reports: Mapping[str, Mapping[str, Any]], root: Path = ROOT) -> None
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A benchmark's tables, and the machine they are of."""
+    """Return a benchmark's tables and the description of its machine."""
     machine = report["machine"]
     parts = []
     for fields in report["tables"]:
@@ -69,14 +70,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         if table.notes:
             parts.append("\n".join(f"{note}." for note in table.notes))
     where = f"{machine['date']}, {machine['cores']} of {machine['processor']}, {machine['python']}"
-    # Reports of earlier versions have neither.
+    # Reports of earlier versions lack both.
     for name in ("gpu", "path"):
         where += f", {machine[name]}" if name in machine else ""
     return "\n\n".join([*parts, f"*{where}; {machine['versions']}.*"])
 
 
 def _shown(chart: Chart, files: Pictures, base: Path) -> str:
-    """The chart for light and dark pages; in words for those who do not see it."""
+    """Return the chart's HTML for light and dark pages, with a description as its alt text."""
     words = "; ".join(
         f"{panel.title}: " + ", ".join(f"{bar.label} {bar.words}" for bar in panel.bars)
         for panel in chart.panels

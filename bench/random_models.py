@@ -1,4 +1,4 @@
-"""Models of real sizes with random weights, where no trained one is at hand: speed is the same."""
+"""Models of real sizes with random weights, if no trained ones are available: speed is the same."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bench.texts import texts
 VOCABULARY = 30_522
 MAX_TOKENS = 512
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-#: Texts that the vocabulary is made of.
+#: Number of texts that the vocabulary is trained on.
 _TEXTS = 4_000
 
 
 def save_bert(folder: Path, *, layers: int, hidden: int, heads: int) -> Path:
-    """Save a BERT of these sizes with mean pooling in `folder`; return where it is."""
+    """Save a BERT of these sizes with mean pooling in `folder`; return its path."""
     parts, whole = folder / "parts", folder / "model"
     config = BertConfig(
         vocab_size=VOCABULARY,

@@ -1,4 +1,4 @@
-"""Options of a benchmark, the machine it ran on, its tables on the screen and as JSON."""
+"""A benchmark's options, its machine, and its tables on the screen and as JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from importlib import metadata
 from pathlib import Path
 
 Cell = str | int | float | None
-#: The path that figures of a GPU are of, see `ModelInfo.path`.
+#: The required path of a GPU's figures, see `ModelInfo.path`.
 GPU_PATH = "kernel"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every benchmark is told."""
+    """The options of every benchmark."""
 
     quick: bool = False
     #: Turns of each contestant.
@@ -34,7 +34,7 @@ class Options:
 
 @dataclass
 class Table:
-    """Rows of figures under a title; the first column names the row."""
+    """Rows of figures with a title; the first column names the row."""
 
     title: str
     columns: list[str]
@@ -45,7 +45,7 @@ class Table:
         self.rows.append(list(cells))
 
     def text(self) -> str:
-        """The table in columns, for a terminal."""
+        """Return the table in columns, for a terminal."""
         rows = [self.columns, *([_shown(cell) for cell in row] for row in self.rows)]
         widths = [max(len(row[at]) for row in rows) for at in range(len(self.columns))]
         lines = [
@@ -59,14 +59,14 @@ class Table:
         return "\n".join([self.title, rule, lines[0], rule, *lines[1:], *self.notes])
 
     def markdown(self) -> str:
-        """The table for a document, without its title."""
+        """Return the table for a document, without its title."""
         rows = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1)]
         rows += [[_shown(cell) for cell in row] for row in self.rows]
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> Sequence[Table]:
-    """The program of one benchmark: read options, measure, print, write JSON, return the tables."""
+    """Run one benchmark: read options, measure, print, write JSON, return the tables."""
     options = _parse(name)
     machine = describe_machine()
     print(" · ".join(str(value) for value in machine.values()), flush=True)
@@ -87,7 +87,7 @@ def run(name: str, measure: Callable[[Options], Sequence[Table]]) -> Sequence[Ta
 
 
 def objections(paths: Table) -> list[str]:
-    """Why figures are none of a GPU; `paths` has columns `model`, `device` and `path` first."""
+    """Return why figures are not of a GPU; `paths` starts with `model`, `device` and `path`."""
     return [
         f"{name} ran on {device} by the path {path!r}, not {GPU_PATH!r}"
         for name, device, path, *_ in paths.rows
@@ -96,13 +96,13 @@ def objections(paths: Table) -> list[str]:
 
 
 def progress(text: str) -> None:
-    """Show on a terminal what is being done, in place of what was shown before."""
+    """Show the current step on a terminal, in place of the previous one."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def describe_machine() -> Mapping[str, str]:
-    """The machine and what runs on it, without its name or its user's."""
+    """Describe the machine and its software, without host name and user name."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -124,7 +124,7 @@ def _versions() -> Iterator[str]:
 
 
 def _gpu() -> str:
-    """Its name and driver; "no GPU" without one, or without its command."""
+    """Return the GPU's name and driver, or "no GPU" without a GPU or `nvidia-smi`."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
@@ -134,13 +134,13 @@ def _gpu() -> str:
 
 
 def _path() -> str:
-    """The path by which the model runs here, asked of another process: its threads stay there."""
+    """Return the model's path here. It runs in another process, to keep its threads out of ours."""
     command = [sys.executable, "-m", "bench.models"]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
-    """Its name, and the instructions that decide how fast it multiplies matrices."""
+    """Return the name, and the instruction sets that matter for matrix products."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()

@@ -1,7 +1,7 @@
-"""`EmbeddingService` in somebody's own program: threads beside a lock, and an event loop.
+"""`EmbeddingService` inside an application: threads against a lock, and an event loop.
 
-Eight threads that each encode one text after another, by the service and by `encode` behind a lock;
-then 64 coroutines at once on one event loop, whose pauses a ticker measures.
+Eight threads each encode one text after another, by the service and by `encode` behind a lock. Then
+64 coroutines run at once on one event loop, and a ticker measures the pauses of the loop.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _loop(service: EmbeddingService, rounds: int) -> Table:
 
 
 async def _gather(service: EmbeddingService, given: Sequence[str]) -> tuple[float, float]:
-    """Seconds that all calls took, and the longest time for which the loop did not turn."""
+    """Return the seconds of all calls, and the longest pause of the loop."""
     longest = 0.0
 
     async def tick() -> None:

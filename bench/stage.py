@@ -1,4 +1,4 @@
-"""Valkey, workers and the API as processes of their own, for one benchmark."""
+"""Valkey, workers and the API for one benchmark, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.processes import (
 
 @dataclass
 class Stage:
-    """A Valkey with an append-only file, reached over its socket as `embedq up` does."""
+    """A Valkey, by default with an append-only file, on a Unix socket as in `embedq up`."""
 
     processes: Processes
     valkey: ValkeyServer
@@ -43,7 +43,7 @@ class Stage:
         name: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Process:
-        """A worker that is about to take jobs, by default under its application's name."""
+        """Start a worker and do not wait until it is ready; its default name is that of `app`."""
         return start_worker(
             self.processes,
             self.url,
@@ -57,7 +57,7 @@ class Stage:
         )
 
     def api(self, env: Mapping[str, str] | None = None) -> Api:
-        """The API, once it has seen a live worker."""
+        """Start the API; return when it has seen a live worker."""
         api = start_api(self.processes, self.url, env=env)
         eventually(lambda: answers(api, "/readyz"), START_TIMEOUT_S, message=self.processes.logs)
         return api
@@ -65,7 +65,7 @@ class Stage:
 
 @contextmanager
 def stage(*, persistent: bool = True) -> Iterator[Stage]:
-    """Everything started on it ends with the block."""
+    """Start Valkey; the block's end stops all processes of the stage."""
     folder = Path(tempfile.mkdtemp(prefix="embedq-bench-"))
     processes = Processes(folder)
     try:
@@ -78,12 +78,12 @@ def stage(*, persistent: bool = True) -> Iterator[Stage]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and its children so far."""
+    """Return the processor time of a process and its children so far."""
     return sum(sum(member.cpu_times()[:2]) for member in _family(pid))
 
 
 def resident_bytes(process: Process) -> int:
-    """Memory of a process and its children; what they share counts for each."""
+    """Return the memory of a process and its children; shared memory counts for each."""
     return sum(member.memory_info().rss for member in _family(process.pid))
 
 

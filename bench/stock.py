@@ -1,4 +1,4 @@
-"""kombu's own Redis transport in place of embedq's, to compare with."""
+"""kombu's own Redis transport in place of embedq's, for comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def use_stock_transport(app: Any, *, visibility_timeout: int = 3600) -> None:
-    """Let a Celery application without connections use kombu's transport, which can lose jobs.
+    """Configure an application without connections for kombu's transport, which can lose jobs.
 
     A message of a killed worker returns to its queue after `visibility_timeout` seconds.
     """

@@ -1,8 +1,8 @@
-"""Real English of known lengths, from what is on any machine that runs this.
+"""Real English of known lengths, from text that is on every machine with Python.
 
-Descriptions of installed packages and docstrings of Python's standard library, as sentences; a
-text is a run of them, cut where its length is reached. The same seed on the same installation
-gives the same texts.
+The sources are the descriptions of installed packages and the docstrings of Python's standard
+library, split into sentences. A text is a run of sentences, cut at its length. The same seed on the
+same installation gives the same texts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _FEWEST_WORDS = 4
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many words the texts of a set have: log-normal, between bounds.
+    """Words of the texts of a set: log-normal, between bounds.
 
-    `median` and `spread` are those of the logarithm; English of this kind has about 1.35 tokens a
-    word, and two more for each text.
+    `median` is the median in words; `spread` is the standard deviation of the logarithm. English of
+    this kind has about 1.35 tokens a word, and two more for each text.
     """
 
     median: float
@@ -50,12 +50,12 @@ SETS = {
     "mixed": Lengths(median=21, spread=1.05, fewest=3, most=300),
     "long": Lengths(median=150, spread=0.3, fewest=90, most=400),
 }
-#: Texts that occur again and again, as popular queries do: the set `repeated`.
+#: Mean number of copies of each text in the set `repeated`, as of popular queries.
 REPEATED_SHARE = 16
 
 
 def texts(name: str, count: int, seed: int = 1) -> list[str]:
-    """`count` texts of the set `name`: one of `SETS`, or `repeated`."""
+    """Return `count` texts of the set `name`: one of `SETS`, or `repeated`."""
     rng = random.Random(f"{name} {seed}")
     if name == "repeated":
         pool = texts("short", max(count // REPEATED_SHARE, 1), seed)
@@ -64,7 +64,7 @@ def texts(name: str, count: int, seed: int = 1) -> list[str]:
 
 
 def texts_of(words: int, count: int, seed: int = 1) -> list[str]:
-    """`count` texts of just so many words."""
+    """Return `count` texts of exactly `words` words."""
     rng = random.Random(f"{words} {seed}")
     return [_text(words, rng) for _ in range(count)]
 
@@ -83,7 +83,7 @@ def _text(words: int, rng: random.Random) -> str:
 
 @functools.cache
 def _documents() -> list[list[str]]:
-    """Documents as lists of sentences, in an order that only depends on what is installed."""
+    """Return documents as lists of sentences; the order depends only on the installed packages."""
     documents = [list(_sentences(text)) for text in (*_descriptions(), *_docstrings())]
     found = [document for document in documents if document]
     if not found:
@@ -100,14 +100,14 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _descriptions() -> Iterator[str]:
-    """What the installed packages say of themselves."""
+    """Yield the descriptions of the installed packages."""
     installed = {dist.metadata["Name"]: dist for dist in metadata.distributions()}
     for name in sorted(installed, key=str.lower):
         yield str(cast("Any", installed[name].metadata).get_payload() or "")
 
 
 def _docstrings() -> Iterator[str]:
-    """Docstrings of the modules at the top of the standard library."""
+    """Yield the docstrings of the top-level modules of the standard library."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-z]*.py")):
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):

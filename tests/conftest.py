@@ -34,21 +34,21 @@ from tests.processes import (
 )
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell without job control starts what it does not wait for; whatever is started here
-    # would ignore it, too.
+    # A shell without job control starts background programs with SIGINT ignored; the tests' own
+    # programs would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What one process compiled is for all others: those of a parallel run, and workers and APIs.
+# Compiled bytecode is shared by all processes: those of a parallel run, workers and APIs.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Threads of torch that wait for work sleep: spinning, they would take the cores from other tests.
+# Idle torch threads sleep: spinning, they would take the cores from other tests.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 VALKEY = {"valkey", "redis_url", "redis_client", "valkey_server", "service"}
 PROCESSES = {"processes", "worker_process", "api_process", "service"}
 INTEGRATION = Path(__file__).parent / "integration"
-#: The property of a test's report that names a real part which it ran on.
+#: The property of a test's report that names a real part used by the test.
 REAL_PART = "real part"
 
 
@@ -167,7 +167,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if sys.platform == "linux" and not config.option.no_fork and not hasattr(config, "workerinput"):
         config.add_cleanup(ForkServer(clean_environment()).close)
-    # What was tuned on this machine is not what the tests are about.
+    # The tests do not use the results of `embedq tune` on this machine.
     os.environ["EMBEDQ_TUNED"] = os.devnull
 
 
@@ -185,7 +185,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Wait for the other processes where a test needs the machine for itself."""
+    """Wait for the other processes if a test needs the machine for itself."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     of_the_run = item.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Sch
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say what a test ran on, and show the processes' logs beside a failure."""
+    """Record the real parts of a test, and show the processes' logs with a failure."""
     report = yield
     if call.when != "call":
         return report
@@ -221,7 +221,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Count the tests that ran on real parts, wherever they ran."""
+    """Count the tests that ran on real parts, in all processes of the run."""
     tests: dict[str, set[str]] = {"Valkey": set(), "processes": set()}
     for report in chain.from_iterable(terminalreporter.stats.values()):
         for name, part in getattr(report, "user_properties", ()):

@@ -21,7 +21,7 @@ from worker.metrics.registry import METRICS
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "debugging.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
-#: Files that declare the names, and do not use them.
+#: Files that declare the names, but do not use them.
 _DECLARATIONS = {
     "worker/metrics/registry.py",
     "worker/contract/keys.py",

@@ -1,4 +1,4 @@
-"""Whether answers are what the OpenAPI document says: their status, media type and body."""
+"""Check that answers match the OpenAPI document: their status, media type and body."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from api.openapi import document
 from worker.contract.settings import Settings
 
 DOCUMENT = document(create_app(Settings()))
-#: Bytes of a body past which checking would take longer than the test.
+#: Bytes; checking a larger body would take longer than the test.
 _LARGE = 200_000
 
 
 def watch(app: Flask) -> list[str]:
-    """Check every answer of an application; what is not as documented is added to the list."""
+    """Check every answer of an application; undocumented ones are added to the list."""
     surprises: list[str] = []
 
     @app.after_request
     def check(response: Response) -> Response:
-        # What routing answers by itself belongs to no operation.
+        # Flask's own answers on unknown paths and methods belong to no operation.
         if request.url_rule is not None and request.url_rule.endpoint != "page.send_asset":
             path = re.sub(r"<[\w:]+>", "{id}", request.url_rule.rule)
             body = b"" if response.is_streamed else response.get_data()
@@ -49,7 +49,7 @@ def examples() -> list[tuple[str, str, Any]]:
 
 
 def surprise(method: str, path: str, status: int, mimetype: str, body: bytes) -> str | None:
-    """What is undocumented of an answer, in words; `path` with `{id}` for its parameters."""
+    """Describe the undocumented parts of an answer; `path` has `{id}` for its parameters."""
     name = f"{method} {path}: {status}"
     if method in ("HEAD", "OPTIONS") or status in (304, 405):
         return None

@@ -1,4 +1,4 @@
-"""A model without a model, and callbacks that record, for tests of the engine's own decisions."""
+"""A fake encoder and callbacks that record, for tests of the engine's own decisions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.engine import Job, JobCallbacks
 DEADLINE = 10.0
 DIMENSIONS = 6
 
-#: Words that a text does something with, wherever it stands.
+#: Words with an effect in any position of a text.
 POISON, NAN, INFINITE, OPPOSITES = "POISON", "NAN", "INFINITE", "OPPOSITES"
 UNREADABLE = "UNREADABLE"
 
@@ -48,21 +48,21 @@ def _nothing(_: object) -> None:
 
 
 class OutOfMemory(RuntimeError):
-    """What `FakeEncoder` raises for a batch of more tokens than its memory holds."""
+    """Raised by `FakeEncoder` for a batch of more tokens than its memory holds."""
 
 
 class FakeEncoder:
-    """An `Encoder` whose tokens are words. Remembers the texts of every batch it was given.
+    """An `Encoder` with words as tokens. Records the texts of every batch.
 
-    A word's id is its checksum, so that a text's vector depends on its words alone.
+    A word's id is its checksum, so a text's vector depends on its words alone.
     """
 
     def __init__(self, info: ModelInfo | None = None) -> None:
         self._info = info or model_info()
-        #: Texts of each forward pass, as words; the probe of a device included.
+        #: Texts of each forward pass, as words, including the probe of a device.
         self.batches: list[list[str]] = []
         self.tokenised: list[int] = []
-        #: Tokens that a batch may have before memory runs out.
+        #: Tokens of a batch before memory runs out.
         self.memory: int | None = None
         self.releases = 0
         self.lost = False
@@ -133,14 +133,14 @@ class FakeEncoder:
 
     @property
     def seen(self) -> list[str]:
-        """Every text that was in a batch, as often as it was."""
+        """Every text of every batch, with its repetitions."""
         return [text for batch in self.batches for text in batch]
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Begin with the device inside a batch, which ends with the block.
+        """Start with the device inside a batch, which ends with the block.
 
-        Whatever is submitted inside waits for the next batch.
+        Texts submitted inside wait for the next batch.
         """
         entered, leave = threading.Event(), threading.Event()
 
@@ -162,7 +162,7 @@ class FakeEncoder:
 
 
 def vector_of(text: str, *, prompt: str = "", normalize: bool = True) -> NDArray[np.float32]:
-    """What a job is to get for a text."""
+    """Return the expected vector of a text."""
     vector = _vector(" ".join(f"{prompt} {text}".split()[:64]))
     return vector / np.float32(np.linalg.norm(vector)) if normalize else vector
 
@@ -192,7 +192,7 @@ class RecordingSink(JobCallbacks):
     outcomes: dict[str, Outcome | JobFailed] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     error: BaseException | None = None
-    #: Called with each event's name before it is remembered.
+    #: Called with each event's name before it is recorded.
     before: Callable[[str], None] = _nothing
 
     def __post_init__(self) -> None:
@@ -224,7 +224,7 @@ class RecordingSink(JobCallbacks):
             self._changed.notify_all()
 
     def of(self, event: str) -> list[str]:
-        """Ids of the jobs an event was told of, in order."""
+        """Ids of the jobs of an event, in order."""
         with self._changed:
             return [job_id for heard, job_id, _ in self.heard if heard == event]
 
@@ -233,13 +233,13 @@ class RecordingSink(JobCallbacks):
             return {thread for heard, _, thread in self.heard if heard == event}
 
     def outcome(self, job_id: str) -> Outcome:
-        """Wait until a job ends with vectors, and return them."""
+        """Wait until a job completes with vectors, and return them."""
         outcome = self._ended(job_id)
         assert isinstance(outcome, Outcome), outcome
         return outcome
 
     def failure(self, job_id: str) -> JobFailed:
-        """Wait until a job ends without vectors."""
+        """Wait until a job completes without vectors."""
         outcome = self._ended(job_id)
         assert isinstance(outcome, JobFailed), outcome
         return outcome

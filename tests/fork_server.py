@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-#: What a worker imports that is not ours; loaded for the first caller.
+#: Third-party modules that a worker imports; loaded for the first caller.
 LIBRARIES = (
     "sentence_transformers",
     "sentence_transformers.sentence_transformer.modules",
@@ -79,7 +79,7 @@ class Call:
 
 
 def serve(name: str) -> Call | None:
-    """Answer callers. Returns in a child with its call, and None when standard input ends."""
+    """Answer callers. Returns in a child with its call, or None when standard input ends."""
     selector = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"\0{name}")
@@ -101,7 +101,7 @@ def serve(name: str) -> Call | None:
 
 
 def _fork(caller: socket.socket, selector: selectors.BaseSelector) -> Call | None:
-    """In the child the call; in the server None, with the child's end to be reported."""
+    """Return the call in the child; in the server, return None and watch for the child's end."""
     message, files, _, _ = socket.recv_fds(caller, MOST_BYTES, 3)
     if not message:
         caller.close()
@@ -135,13 +135,13 @@ def _load() -> None:
         return
     for name in LIBRARIES:
         importlib.import_module(name)
-    # A collection in a child would copy every page with an object of theirs.
+    # A garbage collection in a child would copy every page with an object of the libraries.
     gc.collect()
     gc.freeze()
 
 
 def main() -> Any:
-    # The folder of this file is no place to import from.
+    # Modules must not be imported from this file's folder.
     del sys.path[0]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     call = serve(sys.argv[1])

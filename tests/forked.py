@@ -1,4 +1,4 @@
-"""Programs that the fork server starts, with the interface of `subprocess.Popen` that tests use."""
+"""Programs that the fork server starts, with the part of `subprocess.Popen` that tests use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import IO, cast
 
 from worker.local.children import Children
 
-#: The environment variable with the name of the run's fork server; absent: programs are started.
+#: The environment variable with the name of the run's fork server. If absent, programs are started.
 SERVER = "TESTS_FORK_SERVER"
-#: Variables that the interpreter or a library reads as it starts.
+#: Prefixes of variables that the interpreter or a library reads at startup.
 _READ_EARLY = ("PYTHON", "LD_", "HF_", "OMP_", "MKL_", "TORCH", "PYTORCH", "TRANSFORMERS_", "OTEL_")
 
 
 class ForkServer:
-    """The server of this run, for this process and those that it starts."""
+    """The fork server of this run, for this process and its children."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         """Start it with `env`; it loads the libraries for its first caller."""
@@ -70,7 +70,7 @@ class Forked:
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended; `subprocess.TimeoutExpired` past `timeout` seconds."""
+        """Return the exit code at its end; `subprocess.TimeoutExpired` after `timeout` seconds."""
         if self.returncode is None:
             select.select([self._server], [], [], timeout)
         code = self.poll()
@@ -85,14 +85,14 @@ class Forked:
 
     def _read_end(self) -> None:
         said = os.read(self._server, 64)
-        # A server that has ended cannot say how its children end.
+        # A server that has ended cannot report the ends of its children.
         self.returncode = json.loads(said) if said else -signal.SIGKILL
 
 
 def can_fork(env: Mapping[str, str], usual: Mapping[str, str]) -> bool:
-    """Whether a fork of the server becomes what a start with `env` would.
+    """Whether a fork of the server equals a process started with `env`.
 
-    Not if `env` differs from `usual`, the server's own, in what is read early.
+    False if `env` differs from `usual`, the server's own, in a variable that is read at startup.
     """
     folders = env.get("PYTHONPATH", "").split(os.pathsep)
     customized = any(Path(folder, "sitecustomize.py").exists() for folder in folders)

@@ -1,8 +1,8 @@
-"""What JSON, headers, addresses and forms can hold, nearly hold, or must not hold."""
+"""Valid, nearly valid and invalid contents of JSON, headers, addresses and forms."""
 
 from __future__ import annotations
 
-#: Values that JSON can hold, nearly hold, or must not hold, as they are written.
+#: Values that JSON can hold, nearly hold, or must not hold, in their written form.
 VALUES = [
     *(b"null", b"true", b"0", b"-0", b"-1", b"1.5", b"1e400", b"-1e-400", b"NaN", b"-Infinity"),
     *(b"9" * 5000, b"1" + b"0" * 400, b"18446744073709551616", b"0x10", b"01", b"1.", b".5"),
@@ -36,7 +36,7 @@ TYPES = [
     ),
 ]
 ENCODINGS = ["", "br", "deflate", "gzip, gzip", "gzip", "x-gzip", "GZIP", "identity", "\xff", "*"]
-#: Headers that something reads, with values nobody should send.
+#: Headers that the server reads, with values that no client should send.
 HEADERS = {
     "Idempotency-Key": ["", "k" * 256, "k" * 8000, "\xff\xfe", "../", "%00", "a b", "\t"],
     "Prefer": ["wait", "wait=", "wait=NaN", "wait=-1", "wait=1e9", "wait=0x3", "wait=9" * 99, ";="],

@@ -1,4 +1,4 @@
-"""Messages that nobody should send, made from those that producers do send."""
+"""Invalid messages, made from the messages of producers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from tests.malformed import VALUES
 
-#: Stands for a value that is put in as it is written.
+#: Placeholder for a value that is inserted verbatim.
 _HOLE = "\ue000hole\ue000"
 #: The one eta that is far ahead, so that its message waits.
 LATER = "2999-01-01T00:00:00+00:00"
 
-#: Values that something in a worker reads, as they are written, by the key that has them.
+#: Values that a worker reads, in their written form, by key.
 _LIMITS = [b"[NaN,null]", b"[null,Infinity]", b"[-1,-1]", b'["1","2"]', b"[1]", b"3", b"{}"]
 _TIMES = [b"0", b"-1", b"1e400", b'"tomorrow"', b'"0001-01-01T00:00:00"', b"[]", b'"10000-01-01"']
 _LINKS = [
@@ -52,7 +52,7 @@ TARGETED: dict[str, list[bytes]] = {
     "embedq_owner": [b"5", b'"' + b"o" * 5000 + b'"', b'"\\ud800"', b"{}"],
     "traceparent": [b'"00-zz"', b"5", b"{}", b'"00-' + b"0" * 32 + b'"'],
 }
-#: Keys that no producer of the seeds sends, by where they belong.
+#: Keys that no producer of the seeds sends, by their place.
 _ADDED = {
     "headers": ["compression", "redelivered", "embedq_owner", "traceparent", "embedq_submitted_at"],
     "properties": ["content_type", "expiration", "headers", "consumer_tag", "redelivered"],
@@ -62,13 +62,13 @@ _ADDED = {
 
 @dataclass(frozen=True)
 class Bad:
-    """One message as it lies in the queue. `mark` stands in it; `id` is its job's, if any."""
+    """One message of the queue. It contains `mark`; `id` is its job's, if any."""
 
     mark: str
     id: str | None
     raw: bytes
     later: bool = False
-    #: Whether its result is to be ignored, so that nothing tells of its end.
+    #: Whether its result is ignored, so that no result shows its end.
     ignored: bool = False
 
 
@@ -80,7 +80,7 @@ class Mutations:
         self._seeds = [json.loads(message) for message in seeds]
 
     def make(self, count: int) -> Iterator[Bad]:
-        """So many messages, each with a mark and a job's id of its own."""
+        """Yield so many messages, each with its own mark and job id."""
         for number in range(count):
             yield self._bad(f"fuzz-{number:06d}")
 
@@ -101,7 +101,7 @@ class Mutations:
         return _told(mark, raw)
 
     def _change(self, message: dict[str, Any], body: list[Any], holes: list[bytes]) -> None:
-        """Delete, replace or add one thing."""
+        """Delete, replace or add one value."""
         rng = self._random
         embed = body[2] if len(body) > 2 and isinstance(body[2], dict) else {}
         places: list[Any] = [message, body]
@@ -126,7 +126,7 @@ class Mutations:
         holes.append(rng.choice(known if known and rng.random() < 0.7 else VALUES))
 
     def _spoil(self, raw: bytes, mark: str) -> bytes:
-        """Something that is no envelope any more, or hardly."""
+        """Return bytes that are not, or hardly, an envelope."""
         rng = self._random
         keep = raw.index(b",")
         at = rng.randrange(keep, len(raw))
@@ -146,7 +146,7 @@ class Mutations:
 
 
 def deep_body(job_id: str, seed: bytes, depth: int = 100_000) -> bytes:
-    """A message whose envelope is right and whose body is nested."""
+    """A message with a valid envelope and a nested body."""
     message = json.loads(seed)
     message["headers"] |= {"id": job_id}
     message["properties"]["body_encoding"] = "utf-8"
@@ -171,7 +171,7 @@ def _body_of(message: dict[str, Any]) -> list[Any]:
 
 
 def _sealed(message: dict[str, Any], body: list[Any], holes: list[bytes]) -> bytes:
-    """The envelope with its body as bytes, and what stands in the holes written into both."""
+    """The envelope with its body as bytes, with the values of the placeholders inserted."""
 
     def filled(raw: bytes) -> bytes:
         for number, value in enumerate(holes):
@@ -189,7 +189,7 @@ def _sealed(message: dict[str, Any], body: list[Any], holes: list[bytes]) -> byt
 
 
 def _told(mark: str, raw: bytes) -> Bad:
-    """A message with what a worker may read in it."""
+    """A message with the fields that a worker may read."""
     try:
         headers = json.loads(raw.decode("utf-8", "surrogateescape"))["headers"]
         job_id = headers.get("id")

@@ -1,4 +1,4 @@
-"""Valid requests and what a careless or hostile caller makes of them. Pure, the same each time."""
+"""Valid requests and a careless or hostile caller's variants of them. Pure and deterministic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Request:
-    """A request as its caller writes it; the head is latin-1, as HTTP/1.1 has it."""
+    """A request as written by its caller; the head is latin-1, as HTTP/1.1 has it."""
 
     method: str
     path: str
@@ -37,7 +37,7 @@ class Request:
     body: bytes = b""
 
     def raw(self) -> bytes:
-        """What goes over the wire; its length is stated unless a header does that already."""
+        """The bytes of the request; with a Content-Length unless a header states the length."""
         given = {name for name, _ in self.headers}
         usual = (("Host", "localhost"), ("Connection", "close"))
         headers = (*self.headers, *(one for one in usual if one[0] not in given))
@@ -53,7 +53,7 @@ class Request:
 
 
 def json_request(path: str, body: Mapping[str, Any]) -> Request:
-    """A `POST` as every client writes it."""
+    """A `POST` in every client's usual form."""
     return Request("POST", path, (("Content-Type", "application/json"),), orjson.dumps(body))
 
 
@@ -64,7 +64,7 @@ def form_request(path: str, *parts: bytes) -> Request:
 
 
 def form(*parts: bytes) -> bytes:
-    """The body of a multipart form (RFC 7578) whose parts have their own headers."""
+    """The body of a multipart form (RFC 7578); each part has its own headers."""
     edge = f"--{BOUNDARY}".encode()
     return b"".join(edge + b"\r\n" + part + b"\r\n" for part in parts) + edge + b"--\r\n"
 
@@ -78,7 +78,7 @@ Mutation = Callable[[Random, Request], Request]
 
 
 def mutated(valid: Sequence[Request], count: int, seed: int) -> Iterator[Request]:
-    """So many different requests: every way in turn, each with the next of `valid`, some twice."""
+    """`count` different requests: each mutation in turn on the next of `valid`; some have two."""
     chance, number, seen = Random(seed), 0, set[Request]()
     while len(seen) < count:
         request = valid[number % len(valid)]
@@ -93,7 +93,7 @@ def mutated(valid: Sequence[Request], count: int, seed: int) -> Iterator[Request
 
 
 def _member(chance: Random, request: Request) -> Request:
-    """Another value for one member, or one that there is no such member for."""
+    """Another value for one member, or a member that does not exist."""
     name = chance.choice([*_object(request), "input", "dimensions", "no such"])
     return replace(request, body=_spelled(request, {name: chance.choice(VALUES)}))
 
@@ -121,7 +121,7 @@ def _whole(chance: Random, request: Request) -> Request:
 
 
 def _flipped(chance: Random, request: Request) -> Request:
-    """A few bytes that are others now."""
+    """Replace a few bytes."""
     body = bytearray(request.body or b"\x00")
     for _ in range(chance.randrange(1, 5)):
         body[chance.randrange(len(body))] = chance.randrange(256)
@@ -137,7 +137,7 @@ def _repeated(chance: Random, request: Request) -> Request:
 
 
 def _recoded(chance: Random, request: Request) -> Request:
-    """Another encoding of the characters, said or not."""
+    """Another encoding of the characters, stated or not."""
     charset = chance.choice(["utf-16", "utf-32", "utf-7", "cp500", "utf-8-sig"])
     body = request.body.decode("utf-8", "replace").encode(charset, "replace")
     told = chance.choice([charset, "utf-8", "x-none"])
@@ -146,7 +146,7 @@ def _recoded(chance: Random, request: Request) -> Request:
 
 
 def _packed(chance: Random, request: Request) -> Request:
-    """A gzip body, broken in some way or none, under a name that may be another's."""
+    """A gzip body, valid or broken, under the right or another encoding's name."""
     packed = gzip.compress(request.body, mtime=0)
     middle = len(packed) // 2
     body = chance.choice(
@@ -233,14 +233,14 @@ def _parted(chance: Random, request: Request) -> Request:
 
 
 def _edged(chance: Random, request: Request) -> Request:
-    """A form whose boundaries are not where they should be."""
+    """A form with misplaced boundaries."""
     edge = f"--{BOUNDARY}".encode()
     others = [b"", b"--", edge[:-1], edge + b"--", edge + b"x" * 5000, edge + b"\n", b"\r\n" * 3000]
     return replace(request, body=request.body.replace(edge, chance.choice(others), 1))
 
 
 def _object(request: Request) -> dict[str, Any]:
-    """The members of a body; none where it is no object any more, or deeper than can be written."""
+    """The members of a body; {} if it is not an object, or nested too deeply to be written."""
     if b"[" * 99 in request.body or b'{"a":' * 99 in request.body:
         return {}
     try:

@@ -2,7 +2,7 @@
 
 pip has no option to ignore a bound of the project that it installs. So `make test-newest` installs
 these requirements and then the project without its dependencies. Bounds that other libraries set
-for each other hold, and releases that are marked as previews are left out.
+for each other hold, and preview releases are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the product uses of other libraries beyond their documented interfaces.
+"""The product's uses of other libraries beyond their documented interfaces.
 
 Found in its sources, in four forms: private attributes of other objects, members of the libraries'
 classes in classes derived from them, private names in `getattr`, and imports from undocumented
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("worker", "api")
-#: Modules whose names a library documents for its users, and those that are built into Python.
+#: Modules with names that their library documents for its users, and Python's built-in modules.
 DOCUMENTED = frozenset(
     {
         *("celery", "celery.exceptions", "celery.result", "celery.signals", "celery.states"),
@@ -32,7 +32,7 @@ DOCUMENTED = frozenset(
         *("transformers", "tokenizers", "openvino", "nncf"),
     }
 )
-#: Libraries whose imports are looked at.
+#: Libraries; imports of others are ignored.
 LIBRARIES = frozenset(
     {
         *("billiard", "celery", "gevent", "gunicorn", "kombu", "redis", "torch", "vine"),
@@ -46,7 +46,7 @@ PUBLIC = frozenset({"_asdict", "_exit", "_fields", "_get_current_object", "_make
 
 
 class Use(NamedTuple):
-    """One use: the file, and the name as the page has it at its end."""
+    """One use: the file, and the end of the name as the page has it."""
 
     path: str
     name: str
@@ -89,7 +89,7 @@ def _of_other_objects(tree: ast.Module) -> Iterator[str]:
 
 
 def _imports(tree: ast.Module) -> dict[str, str]:
-    """What names in a file stand for that were imported from undocumented modules, or privately."""
+    """Names imported from undocumented modules, or private ones, with their full names."""
     found = {}
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or node.module is None:
@@ -145,7 +145,7 @@ def _inherited(path: Path, tree: ast.Module) -> Iterator[str]:
 
 
 def _names_in(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
-    """Names that a class uses, and whether they are members that it defines."""
+    """Names that a class uses; each with whether the class defines it."""
     for member in node.body:
         if isinstance(member, ast.FunctionDef | ast.ClassDef) and not member.name.startswith("__"):
             yield member.name, True
@@ -162,7 +162,7 @@ def _names_in(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
 
 @cache
 def members(cls: type[Any]) -> frozenset[str]:
-    """What the source of a class names: its methods, attributes, and those it gives to `self`."""
+    """The names in the source of a class: its methods, attributes, and attributes of `self`."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Real processes for tests: started, watched, killed, and never left behind."""
+"""Start, watch and kill real processes in tests; all of them end with the test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def eventually(
     interval: float = 0.02,
     message: str | Callable[[], str] = "",
 ) -> Value:
-    """The first true value of `predicate`, asked again and again until `timeout` seconds passed."""
+    """Return the first true value of `predicate`, polled until `timeout` seconds have passed."""
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()
@@ -49,7 +49,7 @@ def eventually(
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on right now."""
+    """A free TCP port on the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and waits to be reaped does not."""
+    """Whether the process runs; false for an ended process that waits to be reaped."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -67,8 +67,8 @@ def alive(pid: int) -> bool:
 def clean_environment(**changes: str | None) -> dict[str, str]:
     """This process's environment without embedq's and Celery's variables, then `changes`.
 
-    None removes a variable. The checkout is importable, output comes at once, and no library
-    asks a model hub.
+    None removes a variable. The checkout is importable, output is unbuffered, and no library
+    contacts a model hub.
     """
     env = {
         name: value
@@ -80,7 +80,7 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "HF_HUB_OFFLINE": "1",
-        # What was tuned on this machine is not what the tests are about.
+        # The tests do not use the results of `embedq tune` on this machine.
         "EMBEDQ_TUNED": os.devnull,
     }
     for name, value in changes.items():
@@ -132,7 +132,7 @@ class Process:
         return self.log_file.read_text(errors="replace")
 
     def wait_for_log(self, text: str, timeout: float = START_TIMEOUT_S) -> None:
-        """Wait until `text` stands in the log; fails at once if the process ends without it."""
+        """Wait until the log contains `text`; fail at once if the process ends without it."""
 
         def written() -> bool:
             ended = not self.running
@@ -148,18 +148,18 @@ class Process:
         self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL the whole group, as a crash would end it, and reap it."""
+        """SIGKILL the whole group, like a crash, and reap it."""
         signal_group(self.popen, signal.SIGKILL)
         self.popen.wait()
 
     def stop(self, timeout: float = 20.0) -> int:
-        """SIGTERM, as an orchestrator does; its exit code. SIGKILL and failure past `timeout`."""
+        """SIGTERM, like an orchestrator; return the exit code. SIGKILL and fail past `timeout`."""
         if self.running:
             self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
     def wait(self, timeout: float = 20.0) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Wait for the process to end and return its exit code."""
         try:
             return self.popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -169,9 +169,9 @@ class Process:
 
 @dataclass
 class Processes:
-    """Starts programs with a log file each; `close` kills whatever still runs.
+    """Starts programs with a log file each; `close` kills all that still run.
 
-    A guardian process ends them also where pytest itself is killed.
+    If pytest itself is killed, a guardian process ends them.
     """
 
     folder: Path
@@ -243,7 +243,7 @@ class Processes:
 
 @dataclass
 class ValkeyServer:
-    """A real Valkey on a Unix socket and a loopback port, which may be killed and started again."""
+    """A real Valkey on a Unix socket and a loopback port; tests may kill and restart it."""
 
     processes: Processes
     folder: Path
@@ -258,7 +258,7 @@ class ValkeyServer:
 
     @property
     def url(self) -> str:
-        """Its address over TCP, as broker, result backend and redis-py all take it."""
+        """Its address over TCP, valid as broker, as result backend and in redis-py."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
@@ -271,7 +271,7 @@ class ValkeyServer:
         return redis.Redis.from_url(self.url)
 
     def start(self) -> None:
-        """Start it, on the same data after a kill, and wait until it answers."""
+        """Start it, with the same data after a kill, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         program = valkey.command(
             self.folder, self.socket, port=self.port, persistent=self.persistent
@@ -280,7 +280,7 @@ class ValkeyServer:
         eventually(self.answers, START_TIMEOUT_S, message=self.process.log)
 
     def answers(self) -> bool:
-        """Whether it takes commands now."""
+        """Whether it accepts commands now."""
         assert self.process is None or self.process.running, self.process.log()
         try:
             with self.client() as client:
@@ -289,7 +289,7 @@ class ValkeyServer:
             return False
 
     def kill(self) -> None:
-        """SIGKILL: what a crash of the server looks like."""
+        """SIGKILL: the same as a crash of the server."""
         assert self.process is not None
         self.process.kill()
 
@@ -310,7 +310,7 @@ def start_worker(
 ) -> Process:
     """`celery -A APP worker` with its model loaded, consuming from `broker_url`.
 
-    `ready` is what the log shows then; None returns at once, for a worker that must not start.
+    `ready` is a text of the log then; None returns at once, for a worker that must not start.
     `cwd` is the folder with the code.
     """
     node = name or f"worker{len(processes.started)}"
@@ -370,7 +370,7 @@ def start_api(
 
 
 def answers(api: Api, path: str = "/healthz") -> bool:
-    """Whether the API says 200 there now; fails at once where it has ended."""
+    """Whether the API answers 200 now; fail at once if it has ended."""
     assert api.process.running, api.process.log()
     try:
         return requests.get(api.url + path, timeout=5).status_code == HTTPStatus.OK

@@ -1,4 +1,4 @@
-"""The examples of the README and of docs/examples.md, as they stand."""
+"""The examples of the README and of docs/examples.md, unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from tests.processes import ROOT
 
-#: The pages whose examples run as they stand.
+#: The pages with examples that run unchanged.
 README, EXAMPLES = ((ROOT / page).read_text() for page in ("README.md", "docs/examples.md"))
 #: The address of the service in the examples.
 ADDRESS = "http://127.0.0.1:8000"

@@ -15,14 +15,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.processes import ROOT
 
-#: What starts processes for a whole file of tests.
+#: Marks of a file with processes that its tests share.
 _SHARED = re.compile(r"scope=\"module\"|: Service\b")
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of a file run in one process, in order; integration tests that share nothing anywhere.
+    """Run the tests of a file in one process, in order; unshared integration tests in any process.
 
-    Those take seconds each, most of which they wait.
+    The latter take seconds each, mostly waiting.
     """
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
@@ -37,7 +37,7 @@ class Schedule(LoadScopeScheduling):  # type: ignore[misc]
 
 @cache
 def is_shared(file: str) -> bool:
-    """Whether the tests of a file share something that is worth to be made once."""
+    """Whether the tests of a file share a costly fixture."""
     integration = file.startswith("tests/integration/")
     return not integration or bool(_SHARED.search((ROOT / file).read_text()))
 
@@ -50,10 +50,10 @@ def in_order(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def turn(folder: Path, *, alone: bool) -> Iterator[None]:
-    """The time of one test: with those of the run's other processes, or with none of them.
+    """The time of one test: in parallel with the run's other processes, or alone.
 
     The processes share `folder`. A test that waits to run alone holds the gate, so that no
-    further one begins.
+    further test begins.
     """
     how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     with (folder / "gate").open("w") as gate, (folder / "room").open("w") as room:

@@ -1,4 +1,4 @@
-"""Outcomes as Celery stores them, for tests that play the worker's part."""
+"""Outcomes in Celery's format, for tests that play the worker's part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.store.jobs import JobStore
 
 
 def outcome_of(jobs: JobStore, job_id: str) -> dict[str, Any] | None:
-    """The stored outcome in Celery's format, or None while there is none."""
+    """The stored outcome in Celery's format, or None if there is none."""
     raw = jobs.raw_outcome(job_id)
     return None if raw is None else orjson.loads(raw)
 

@@ -1,4 +1,4 @@
-"""The routes of batches; what a coordinator does with one is tested beside it."""
+"""The routes of batches; the coordinator has its own tests."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_cancelled_batch_is_cancelling_until_its_coordinator_has_stopped(
 ) -> None:
     batch_id = created(stand, file_id)["id"]
     for _ in range(2):
-        # As the client sends it: a JSON content type and nothing else.
+        # Like the client: a JSON content type without a body.
         answer = stand.client.post(
             f"/v1/batches/{batch_id}/cancel", data=b"", content_type="application/json"
         )

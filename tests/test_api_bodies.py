@@ -27,7 +27,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
 
 
 class Endless(io.RawIOBase):
-    """A stream without an end that counts what was read."""
+    """A stream without an end that counts the bytes read."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -39,7 +39,7 @@ class Endless(io.RawIOBase):
 
 
 def request(stream: io.IOBase, **headers: str) -> Request:
-    """A request whose body has no stated length, as servers give chunked ones."""
+    """A request with a body of unstated length, as given by servers for chunked ones."""
     environ = EnvironBuilder(method="POST", headers=headers).get_environ()
     environ["wsgi.input"] = stream
     environ["wsgi.input_terminated"] = True

@@ -17,7 +17,7 @@ from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract.settings import Settings
 
-#: What was acknowledged right before a SIGKILL is there after it.
+#: A write that is acknowledged right before a SIGKILL survives it.
 SYNCED = ("--appendfsync", "always")
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -171,7 +171,7 @@ def test_the_api_recovers_by_itself_after_a_restart_of_redis(
         server.kill()
         assert api.client.get(f"/jobs/{job_id}").status_code == 503
         server.start()
-        # No stale connection, no script that is not there any more.
+        # No stale connection, no missing script.
         assert api.client.get(f"/jobs/{job_id}").status_code == 200
         api.worker()
         eventually(lambda: api.submit().status_code == 202, 3)

@@ -17,7 +17,7 @@ from worker.contract import keys
 from worker.contract.app import make_app
 from worker.contract.outcomes import TextError
 
-#: Celery's own backend calls what redis-py calls deprecated.
+#: Celery's own backend calls functions that redis-py has deprecated.
 by_celery = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
 VECTORS = np.array([[1, 0, 0, 0], [0.1, -0.2, 0.3, 1 / 3]], dtype=np.float32)

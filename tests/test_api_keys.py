@@ -1,4 +1,4 @@
-"""API keys: who may, whose jobs one sees, and how much a key may submit."""
+"""API keys: authentication, the visible jobs, and the quota of each key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 
 @dataclass
 class Caller:
-    """Somebody with a key."""
+    """A client with a key."""
 
     id: str
     secret: str
@@ -212,7 +212,7 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_when_it_can(
         keyed.file.revoke(caller.id)
         stamp = keyed.file.path.stat()
         eventually(lambda: caller("GET", "/jobs") and caplog.text.count("not now") == 2)
-    # The file is as it was when it could not be read.
+    # The file has not changed since the failed read.
     assert keyed.file.path.stat() == stamp
     eventually(lambda: caller("GET", "/jobs").status_code == 401)
 
@@ -288,7 +288,7 @@ def test_lists_have_a_minute_of_their_own(keyed: Keyed) -> None:
 
 def test_tokens_past_a_keys_minute_are_429_until_they_are_paid_for(keyed: Keyed) -> None:
     caller = keyed.caller(tokens_per_minute=100)
-    # More than the whole minute's: it needs a full bucket, and leaves a debt of some minutes.
+    # More than a whole minute's quota: it needs a full bucket, and leaves a debt of some minutes.
     assert caller("POST", "/jobs", json={"input": ["word " * 200] * 4}).status_code == 202
     refused = caller.submit()
     assert refused.status_code == 429
@@ -305,7 +305,7 @@ def test_a_shared_minute_is_exact_under_many_threads(redis_url: str, keyed: Keye
             )
         )
     granted = sum(one.granted for one in taken)
-    # What flows back meanwhile is less than a few.
+    # Less than a few are refilled meanwhile.
     assert 100 <= granted <= 110
 
 
@@ -318,7 +318,7 @@ def test_a_key_is_charged_what_the_model_read(keyed: Keyed) -> None:
     job = caller.submit("a text").get_json()["id"]
     before = tokens_left(caller)
     keyed.api.succeed(job, VECTOR, tokens=20_000)
-    # What flows back meanwhile is less than a few thousand.
+    # Less than a few thousand are refilled meanwhile.
     assert 17_000 <= before - tokens_left(caller) <= 20_100
 
 
@@ -336,14 +336,14 @@ def test_a_debt_is_not_forgotten_with_its_bucket(keyed: Keyed, redis_client: red
     keyed.api.succeed(job, VECTOR, tokens=1000)
     refused = caller.submit("a text")
     assert refused.status_code == 429
-    # Nine minutes' worth of tokens are owed.
+    # The debt is nine minutes' worth of tokens.
     assert int(refused.headers["Retry-After"]) > 400
     ttl = redis_client.pttl(keys.quota(keyed.api.settings.queue, caller.id))
     assert ttl > 400_000
 
 
 def test_a_prompt_is_charged_before_each_text(keyed: Keyed) -> None:
-    # So few that hardly any flow back meanwhile.
+    # So few that the refill is negligible.
     caller = keyed.caller(tokens_per_minute=20_000)
     before = tokens_left(caller)
     body = {"input": ["word"] * 64, "prompt": "query: " * 40}

@@ -1,4 +1,4 @@
-"""In which lane a job waits that came over REST."""
+"""The lane of a job that was submitted over REST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused for want of room or workers, when to come back, and what is one job."""
+"""Refusals for lack of capacity or workers, their Retry-After, and deduplicated jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
 
 
 def refused(response: TestResponse, code: str) -> int:
-    """When to come back, of an answer that says 503 with `code`."""
+    """The Retry-After of an answer that is a 503 with `code`."""
     assert response.status_code == 503
     assert problem(response)["code"] == code
     seconds = int(response.headers["Retry-After"])

@@ -31,7 +31,7 @@ def commands_of(api: ApiStand, path: str) -> int:
     api.client.get(path)
     before = api.redis.info("stats")["total_commands_processed"]
     assert api.client.get(path).status_code == 200
-    # One of them asked for the first figure.
+    # One of them read the first number.
     return int(api.redis.info("stats")["total_commands_processed"]) - before - 1
 
 

@@ -1,4 +1,4 @@
-"""Without keys, no web page of another site reads or changes anything."""
+"""Without keys, no web page of another site can read or change any data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stand(redis_url: str, tmp_path: Path) -> Iterator[ApiStand]:
 
 
 def with_host(client: FlaskClient, host: str | None, path: str = "/jobs", **environ: str) -> int:
-    """The status of a GET with such a `Host`; None sends none."""
+    """The status of a GET with this `Host`; None sends no `Host`."""
     given = create_environ(path) | environ
     del given["HTTP_HOST"]
     _, status, _ = run_wsgi_app(

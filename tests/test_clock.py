@@ -1,4 +1,4 @@
-"""Redis' clock, as processes with other clocks see it."""
+"""Redis' clock, as seen by processes with other clocks."""
 
 from __future__ import annotations
 

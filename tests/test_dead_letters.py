@@ -30,7 +30,7 @@ def embedq(redis_url: str, monkeypatch: pytest.MonkeyPatch):
 
 
 def bury(client: redis.Redis, job_id: str, text: str = SECRET) -> str:
-    """A poisoned job as the worker leaves it; returns its message."""
+    """Store a poisoned job like the worker does; returns its message."""
     store = JobStore(client, QUEUE, result_ttl=60)
     store.submit(JobRequest(job_id, total=1, tokens=3, result_bytes=10))
     failed = Completion(

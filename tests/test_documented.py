@@ -1,4 +1,4 @@
-"""The check of answers against the OpenAPI document finds what it is there to find."""
+"""The check of answers against the OpenAPI document finds every kind of deviation."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_groups_attend_inside_each_text(
 def test_one_kernel_attends_inside_each_text(
     window: int | None, causal: bool, key_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel runs on CUDA only; a stand-in takes what it takes and means what it means."""
+    """The kernel runs on CUDA only; a stand-in has the same arguments and the same meaning."""
 
     def kernel(
         query: torch.Tensor,

@@ -1,4 +1,4 @@
-"""The layers of BERT that are embedq's own: where they are used, and that they change nothing."""
+"""embedq's own layers of BERT: the models that use them, and unchanged vectors."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_linear_layer_that_is_something_else_sends_the_model_to_its_own_layers
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Adapted(torch.nn.Linear):
-        """As a library for fine-tuning might wrap it."""
+        """As wrapped by a library for fine-tuning."""
 
     def adapted(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
         model = library.open_model(spec, device, dtype)

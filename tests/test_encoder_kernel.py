@@ -1,4 +1,4 @@
-"""Packed attention in one kernel, which runs on CUDA alone: what is launched, without a GPU.
+"""Packed attention in one kernel, which runs on CUDA alone: its launches, tested without a GPU.
 
 Real models run on fake tensors of `cuda:0`, which have shapes and no numbers.
 """

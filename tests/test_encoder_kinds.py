@@ -206,7 +206,7 @@ def colbert(folder: Path) -> Path:
 
 
 def pylate(folder: Path) -> Path:
-    """What PyLate saves: a Transformer, its own Dense, and its settings."""
+    """The files that PyLate saves: a Transformer, its own Dense, and its settings."""
     path = colbert(folder)
     (path / "modules.json").write_text(
         json.dumps(modules(TRANSFORMER, "pylate.models.Dense.Dense"))
@@ -284,7 +284,7 @@ def test_a_dense_model_may_keep_the_head_it_was_trained_with(tmp_path: Path) -> 
 
 
 def in_hub_cache(model: Path, cache: Path) -> None:
-    """Store the files of `model` as huggingface_hub stores those of some/one."""
+    """Store the files of `model` like huggingface_hub stores those of some/one."""
     root, commit = cache / "models--some--one", "0" * 40
     shutil.copytree(model, root / "snapshots" / commit)
     (root / "refs").mkdir()
@@ -293,7 +293,7 @@ def in_hub_cache(model: Path, cache: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a cache of the Hub; the Hub itself is away."""
+    """The folder of a cache of the Hub; the Hub itself is unreachable."""
 
     def away(*_: object, **__: object) -> None:
         raise OSError("the Hub is away")

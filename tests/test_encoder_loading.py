@@ -1,4 +1,4 @@
-"""What loading a model checks, says of it, and answers where it cannot."""
+"""Loading a model: its checks, its log, and its errors."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_real_failed_allocation_is_out_of_memory() -> None:
 def test_a_gpu_runs_the_16_bit_format_that_is_closer_to_float32(
     weight: float, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU, as if `auto` were bfloat16 there; a weight of a million is none of float16's."""
+    """On a CPU, as if `auto` were bfloat16 there; a weight of a million overflows float16."""
     path = tiny_models.bert(tmp_path)
     model = SentenceTransformer(str(path), device="cpu")
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_only_the_threads_of_yielding_slots_have_a_low_priority(tmp_path: Path) 
     encoder = load(tiny(tiny_models.bert(tmp_path)), device="cpu")
 
     def priority(yielding: bool) -> int:
-        # As with two models.
+        # The same as with two models.
         for _ in range(2):
             encoder.enter(yielding=yielding)
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

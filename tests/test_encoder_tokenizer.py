@@ -1,4 +1,4 @@
-"""Tokens are the library's, cut where it cuts, and a huge text costs no more than a cut one."""
+"""Tokens equal the library's, with its truncation; a huge text costs no more than a cut one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_ten_megabytes_cost_no_more_than_a_cut_text(
     block = tokenize([text])
     took = time.process_time() - began
     assert block.tokens <= LIMIT
-    # Reading all of it through the tokenizer takes several seconds.
+    # Tokenizing all of it takes several seconds.
     assert took < 1.0
 
 
@@ -101,7 +101,7 @@ def test_no_prompt_takes_the_default_and_an_empty_one_takes_none() -> None:
     assert rows(tokenize(["queue"], "one ")) == library(["one queue"])["input_ids"]
 
 
-#: Pieces of texts and prompts, some of which a tokenizer reads for long without a token.
+#: Pieces of texts and prompts; a tokenizer reads some of them for long without a token.
 PIECES = [
     *(
         "the ",
@@ -152,8 +152,8 @@ def test_texts_of_several_calls_are_in_order(make: Callable[[], PreTrainedTokeni
     assert rows(ours(library)(texts)) == want
 
 
-#: A process that tokenises texts of so many characters after a prompt of a million, and prints the
-#: bytes that its memory grew by.
+#: A process that tokenizes texts of so many characters after a prompt of a million, and prints the
+#: growth of its memory in bytes.
 GREEDY = """
 import resource, sys
 from tests.tiny_models import byte_level, wordpiece

@@ -27,7 +27,7 @@ def files(redis_client: redis.Redis, tmp_path: Path) -> FileStore:
 
 
 def store(files: FileStore, owner: str = "", size: int = 10, *, ttl: float = 3600) -> str:
-    """A file as an upload and the end of a batch store it."""
+    """Store a file like an upload and the end of a batch."""
     file_id = new_id()
     files.reserve(file_id, owner, size)
     with files.storage.writer(object_name(file_id)) as file:
@@ -149,7 +149,7 @@ Deployment = Callable[[str], FileStore]
 
 @pytest.fixture
 def deployment(redis_client: redis.Redis, tmp_path: Path) -> Deployment:
-    """A deployment's files by its queue: its own storage, the Redis of all."""
+    """A deployment's files by its queue, with its own storage on the shared Redis."""
     return lambda queue: FileStore(redis_client, Storage(str(tmp_path / queue)), queue)
 
 
@@ -172,7 +172,7 @@ def test_expired_files_of_two_deployments_leave_both_disks(
 
 
 def as_stored_before(client: redis.Redis, files: FileStore, owner: str = "a") -> str:
-    """An expired file as the version before stored it: under no deployment's name."""
+    """An expired file of the previous version: under no deployment's name."""
     file_id = store(files, owner, ttl=-1)
     files.room.release(file_id)
     client.hdel(keys.file(file_id), "queue")

@@ -1,4 +1,4 @@
-"""What a task publishes is held until its outcome is stored, and sent in the same step."""
+"""A task's messages are held until its outcome is stored, and sent in the same step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_links_are_sent_with_the_outcome_and_once(
     assert record is not None
     assert record.status == "succeeded"
     assert not jobs.client.exists(keys.outbox("embedq"))
-    # What is published afterwards, by a chord for example, goes at once.
+    # Later messages, of a chord for example, are sent at once.
     app.send_task("users.task", task_id="third", queue="users")
     assert ids(redis_client)[0] == "third"
 

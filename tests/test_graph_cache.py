@@ -1,4 +1,4 @@
-"""Converted models on disk: old ones go, those in use stay, whoever else prunes."""
+"""Converted models on disk: old ones are pruned, those in use stay, with several pruners."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAY = 24 * 3600.0
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for three entries."""
+    """Limit the cache to three entries."""
     monkeypatch.setattr(graph_cache, "MOST_BYTES", 3 * 1000)
 
 

@@ -1,4 +1,4 @@
-"""The last minutes: what workers write of them, and the steps that are made of it."""
+"""The last minutes: the samples that workers write, and the steps made of them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_history_tells_how_full_batches_were_and_how_long_they_took() -> None:
 
 
 def counts(**jobs: int) -> tuple[int, ...]:
-    """How many jobs took longer than one bound and up to the next, by the index of the upper."""
+    """The number of jobs longer than one bound and up to the next, by the index of the upper."""
     found = [0] * (len(WAIT_SECONDS) + 1)
     for name, number in jobs.items():
         found[int(name.removeprefix("up_to_"))] = number

@@ -1,4 +1,4 @@
-"""What callers may ask for, and how they are told what is wrong."""
+"""Valid inputs of callers, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(name: str = "first", **changes: Any) -> ModelInfo:
 
 
 def fault(call: Callable[[], object]) -> InvalidJob:
-    """The error that a call raises, which shows no text, by whatever way it is printed."""
+    """Return the error that a call raises; no printed form of it shows a text."""
     with pytest.raises(InvalidJob) as caught:
         call()
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -285,7 +285,7 @@ def test_a_prompt_costs_as_much_before_each_text_as_the_model_reads_of_it() -> N
     alone = estimates.of_job(texts, JobOptions(), model())
     together = estimates.of_job(texts, options, model())
     assert alone + 64 * 60 <= together <= alone + 64 * 80
-    # Never more than the model takes.
+    # Never more than the model's limit.
     long = JobOptions(prompt="query: " * 10**4)
     assert estimates.of_job(texts, long, model()) == 64 * model().max_tokens
     # Windows have a prompt each.

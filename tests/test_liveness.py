@@ -1,4 +1,4 @@
-"""Who lives, from what workers say of themselves. Pure."""
+"""The live workers, from their heartbeats. Pure."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def stream() -> io.StringIO:
 
 @pytest.fixture
 def logger(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
-    """A logger as Celery sets its own up, then told to speak JSON."""
+    """A logger set up like Celery's, then switched to JSON."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     logger = logging.getLogger("embedq.test")

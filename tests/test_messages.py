@@ -1,4 +1,4 @@
-"""A message that we build is the one a producer would send."""
+"""Our messages equal a producer's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sent(app: Celery, client: redis.Redis, texts: Any, **options: Any) -> dict[s
     task.apply_async((texts,), options, task_id="one")
     message: dict[str, Any] = json.loads(client.rpop(QUEUE))
     assert client.llen(QUEUE) == 0
-    # Celery leaves them among the properties as well, where nobody reads them.
+    # Celery leaves them among the properties as well, unread.
     for name in ("argsrepr", "kwargsrepr"):
         assert message["properties"].pop(name) == message["headers"][name]
     return message
@@ -71,7 +71,7 @@ def test_the_message_is_the_one_a_stock_producer_sends(
     for message in (ours, theirs):
         message["body"] = json.loads(message["body"])
         uuid.UUID(message["properties"].pop("delivery_tag"))
-        # Who waits for an answer by AMQP; a new one for each process.
+        # The reply queue for answers by AMQP; a new one for each process.
         assert isinstance(message["properties"].pop("reply_to"), str)
         assert message["headers"].pop("origin")
         assert messages.submission_time(message["headers"]) == pytest.approx(time.time(), abs=60)

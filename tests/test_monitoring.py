@@ -1,4 +1,4 @@
-"""The metrics as documented, the dashboard and the alerts: all speak of what is really shown."""
+"""The documented metrics, the dashboard and the alerts: all use metrics that exist."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from worker.metrics.registry import METRICS
 
 DASHBOARD = ROOT / "docs" / "grafana" / "embedq.json"
 ALERTS = ROOT / "docs" / "prometheus" / "embedq.rules.yml"
-#: What the samples of a family are called.
+#: Suffixes of a family's samples.
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-#: What Prometheus and Grafana put in by themselves.
+#: Labels that Prometheus and Grafana add themselves.
 FOREIGN_LABELS = {"le", "instance", "pod"}
 
 
@@ -80,7 +80,7 @@ def test_the_table_has_the_labels(shown: dict[str, Metric]) -> None:
 
 
 def names_and_labels(query: str) -> tuple[set[str], set[str]]:
-    """What a PromQL expression asks for. Raises ValueError where it is none."""
+    """The metrics and labels of a PromQL expression. Raises ValueError if it is invalid."""
     tree = promql_parser.parse(query).prettify()
     names = set(re.findall(r"\bembedq_\w+", tree))
     labels = set(re.findall(r"(\w+)\s*(?:=~|!=|=|!~)\s*\"", tree))

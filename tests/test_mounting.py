@@ -1,4 +1,4 @@
-"""The service as a blueprint in somebody's own Flask application."""
+"""The service as a blueprint in a user's Flask application."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 
 @dataclass
 class Mounted:
-    """Somebody's application, and a worker's part, played by hand."""
+    """A user's application; the test plays the worker's part."""
 
     app: Flask
     client: FlaskClient
@@ -28,7 +28,7 @@ class Mounted:
 
 
 def own_application() -> Flask:
-    """With a route, an error page and a hook that have nothing to do with us."""
+    """An application with its own route, error page and hook."""
     app = Flask("own")
 
     @app.get("/")

@@ -1,4 +1,4 @@
-"""How long a caller of OpenAI's API waits, and whether it has hung up."""
+"""The waiting time of a caller of OpenAI's API, and the detection of a hang-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API, a worker's part played by hand."""
+"""OpenAI's embeddings API; the test plays the worker's part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VECTORS: NDArray[np.float32] = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2
 
 
 class Asked:
-    """Requests under way, each on a thread, and the jobs they made."""
+    """Requests under way, each on a thread, and their jobs."""
 
     def __init__(self, api: ApiStand, threads: ThreadPoolExecutor) -> None:
         self._api = api
@@ -36,7 +36,7 @@ class Asked:
         return self._threads.submit(client.post, "/v1/embeddings", json=body, headers=headers)
 
     def job(self, number: int = 0) -> str:
-        """The id of the job that was queued as the `number`th."""
+        """The id of the `number`th queued job."""
         eventually(lambda: len(self._api.messages()) > number)
         job_id: str = self._api.messages()[number]["headers"]["id"]
         return job_id
@@ -56,7 +56,7 @@ def ask(api: ApiStand) -> Iterator[Asked]:
 
 
 def error_of(response: TestResponse) -> dict[str, Any]:
-    """The error inside an answer, checked for its form."""
+    """Return the error inside an answer after a check of its form."""
     assert response.content_type == "application/json", response.data
     body = response.get_json()
     assert list(body) == ["error"]
@@ -106,7 +106,7 @@ def test_a_result_is_dropped_once_its_caller_has_it(api: ApiStand, ask: Asked) -
     job_id = ask.job()
     api.succeed(job_id, VECTORS[:1], encoding_format="base64")
     assert answer.result(10).status_code == 200
-    # It stays for a moment, for a repeat of the call that left it.
+    # It stays for a moment, for a repeat of the `leave` call.
     assert 0 < api.redis.ttl(keys.job(job_id)) <= 10
     assert 0 < api.redis.ttl(keys.result(job_id)) <= 10
     assert not api.redis.keys("*shared*")

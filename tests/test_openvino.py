@@ -1,4 +1,4 @@
-"""The OpenVINO backend: the library's vectors, kept graphs, and plain words where it cannot."""
+"""The OpenVINO backend: the library's vectors, stored graphs, and plain errors if it cannot."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_an_unconvertible_model_is_named_with_the_reason(
     [
         tiny_models.static,
         lambda folder: tiny_models.bert(folder, include_prompt=False),
-        # Where its window sees padding alone, its attention has no answer.
+        # If its window sees padding alone, its attention has no defined result.
         tiny_models.modernbert,
     ],
     ids=["table", "prompt not pooled", "sliding window"],

@@ -26,7 +26,7 @@ COST = GroupCost(fixed=12.0, knee=512.0)
 
 
 def block(*tokens: int) -> TokenBlock:
-    """Texts of so many tokens, each of which is the number of its text, from 1."""
+    """Texts of these token counts; each token is the number of its text, from 1."""
     count = len(tokens)
     ids = np.repeat(np.arange(1, count + 1, dtype=np.int32), tokens)
     offsets = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int64)
@@ -38,7 +38,7 @@ def opened(graph: Any, cores: int, dimensions: int | None = None) -> Any:
 
 
 def summing() -> Any:
-    """A graph whose vectors are (sum of ids, tokens, 0) of each text."""
+    """A graph with the vector (sum of ids, tokens, 0) for each text."""
     from openvino import opset13 as op
 
     ids, mask = (op.parameter([-1, -1], np.int64, name) for name in ("ids", "mask"))
@@ -110,7 +110,7 @@ def test_threads_end_with_the_object() -> None:
         gc.collect()
 
     use()
-    # What OpenVINO keeps for the process is there by now.
+    # By now all of OpenVINO's process-wide threads exist.
     kept = threads()
     for _ in range(5):
         use()

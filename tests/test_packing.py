@@ -1,4 +1,4 @@
-"""Groups of texts by length: exact, whole, and never parting equal lengths."""
+"""Groups of texts by length: exact, whole; equal lengths stay together."""
 
 from __future__ import annotations
 

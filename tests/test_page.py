@@ -1,4 +1,4 @@
-"""The page and the documents over HTTP: what is sent, how long it is kept, what it may load."""
+"""The page and the documents over HTTP: contents, caching, and permitted sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
 
 
 def addresses(html: str) -> list[str]:
-    """What a page loads by itself."""
+    """The resources that a page loads automatically."""
     return re.findall(r'<(?:link|script|img)[^>]* (?:href|src)="([^"]+)"', html)
 
 

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: what a person sees, does and is told."""
+"""The page in a real headless Chromium: its contents, its controls and its messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import Service
 from tests.processes import ValkeyServer, eventually
 from worker.contract import keys
 
-#: Milliseconds that a slow machine may take for anything here.
+#: Milliseconds that a slow machine may take for any step here.
 PATIENCE = 30_000
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Tab:
-    """A page that somebody looks at, what it complained of, and where it went for anything."""
+    """An open page, its console errors and warnings, and the hosts of its requests."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
@@ -61,13 +61,13 @@ def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
         context = browser.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
-        # Runs by itself, and further where a test says so.
+        # The clock runs automatically; a test may advance it.
         context.clock.install()
         tab = Tab(context.new_page())
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
         tab.page.on(
             "console",
-            # What the network did is told by the page itself.
+            # The page itself shows network errors.
             lambda said: (
                 tab.complaints.append(said.text)
                 if said.type in ("error", "warning") and "Failed to load resource" not in said.text
@@ -137,7 +137,7 @@ def test_a_visitor_sees_the_worker_and_compares_texts(
     expect(page.locator("#compared")).to_have_text(
         re.compile(r"^4 texts compared\. Most alike, at 0\.\d\d: a cat sleeps / a kitten naps$")
     )
-    # It was a job like any other, and its texts are not among what is told of jobs.
+    # It was an ordinary job, and the list of jobs does not show its texts.
     expect(page.locator("#jobs")).to_contain_text("succeeded")
     assert "kitten" not in page.locator("#jobs").inner_text()
     expect(page.locator("#throughput .chart")).to_have_attribute(
@@ -276,7 +276,7 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(
     stand: ApiStand, open_tab: Callable[..., Tab]
 ) -> None:
     def guard(asked: Request) -> Response | None:
-        """The pages are everybody's, what they show is not."""
+        """The pages are public, their contents are not."""
         data = asked.path.startswith(("/status", "/jobs"))
         if not data or asked.headers.get("Authorization") == "Bearer the-key":
             return None
@@ -321,7 +321,7 @@ def test_over_its_quota_the_page_waits_as_long_as_it_is_told(
         tab = open_tab(url)
         state(tab, "Over the quota")
         tab.page.clock.fast_forward(590_000)
-        # What the page had asked for meanwhile would have come before this.
+        # Earlier requests of the page would have arrived before this one.
         tab.page.evaluate("fetch('healthz').then((answer) => answer.text())")
         assert len(asked) == 1
         tab.page.clock.fast_forward(10_000)
@@ -329,7 +329,7 @@ def test_over_its_quota_the_page_waits_as_long_as_it_is_told(
 
 
 def behind(guard: Callable[[Request], Response | None], app: Flask) -> Any:
-    """An application some of whose requests are answered by `guard`, as a proxy might."""
+    """An application behind `guard`, which answers some of its requests like a proxy."""
 
     def wsgi(environ: Any, start_response: Any) -> Any:
         return (guard(Request(environ)) or app)(environ, start_response)
@@ -374,7 +374,7 @@ def test_the_page_fits_its_window_and_can_be_read(
 
 
 def contrast(page: Page, selector: str) -> float:
-    """Of an element's text and what is behind it."""
+    """The contrast of an element's text and its background."""
     colours = page.locator(selector).first.evaluate(
         """(element) => {
           let behind = element;

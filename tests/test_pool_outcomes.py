@@ -1,4 +1,4 @@
-"""How many jobs one script ends."""
+"""The number of jobs that one script completes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_nothing_to_end_is_nothing_to_write() -> None:
 
 
 class FakeTicket:
-    """One that raises, or was open or not."""
+    """A ticket that raises, or was open or not."""
 
     def __init__(self, name: str, answer: bool | Exception) -> None:
         self.id = name
@@ -71,7 +71,7 @@ def test_a_job_that_celery_cannot_be_told_of_holds_up_none_of_its_batchmates(
 
 
 class Request:
-    """What a running job needs of it; telling Celery that it runs raises."""
+    """The attributes that a running job reads; Celery's callbacks raise."""
 
     def __init__(self) -> None:
         self.id, self.type = "one", "embedq.embed"

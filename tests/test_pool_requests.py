@@ -1,4 +1,4 @@
-"""Requests that were revoked or expired before they ran: each ends, or goes back to its queue."""
+"""Requests revoked or expired before they ran: each ends, or goes back to its queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.pool.request import end_unrun
 
 
 class Request:
-    """One whose end is stored, or not, or cannot be."""
+    """A request; storing its end succeeds, is refused, or raises."""
 
     def __init__(self, answer: bool | Exception) -> None:
         self._answer = answer

@@ -1,4 +1,4 @@
-"""Which messages of `embed` go to the pool the short way."""
+"""The messages of `embed` that go directly to the pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from worker.transport.message import Message, parse
 
 
 class RecordingPool(TaskPool):
-    """Notes what it is handed, the short way or Celery's."""
+    """Records its requests, direct ones and Celery's."""
 
     def __init__(self) -> None:
         self.taken: list[Any] = []
@@ -30,11 +30,11 @@ class RecordingPool(TaskPool):
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """What Celery would do is not of interest here."""
+    """Stands for Celery's own steps, which are not under test."""
 
 
 class Consumer:
-    """As much of Celery's as a strategy needs; notes the requests that go Celery's own way."""
+    """The part of Celery's consumer that a strategy needs; records the requests for Celery."""
 
     hostname = "worker@here"
     connection_errors = ()
@@ -57,7 +57,7 @@ class Consumer:
 
     @property
     def ways(self) -> tuple[int, int]:
-        """Requests handed over the short way, and Celery's."""
+        """The numbers of direct requests and of Celery's."""
         return len(self.pool.taken), len(self.general)
 
 
@@ -76,7 +76,7 @@ def all_of(request: Any) -> dict[str, Any]:
 
 
 def receive(consumer: Any, headers: dict[str, Any] | None = None) -> None:
-    """Let the strategy have a message."""
+    """Pass a message to the strategy."""
     app: Celery = embed.app
     envelope = parse(messages.envelope("one", ["a text"], DEFAULT_OPTIONS, "embedq"))
     envelope["headers"] |= headers or {}

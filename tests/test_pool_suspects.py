@@ -1,4 +1,4 @@
-"""Which of the jobs of a dead worker it died of."""
+"""The jobs that may have killed a dead worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads for whatever may block."""
+"""Threads for calls that may block."""
 
 from __future__ import annotations
 

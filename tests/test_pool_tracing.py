@@ -1,4 +1,4 @@
-"""Jobs that end by way of Celery's tracer."""
+"""Jobs that complete through Celery's tracer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from worker.store.jobs import Completion, JobRequest, JobStore
 
 
 class Request:
-    """A request as Celery's records of those under way see it; they hold it weakly."""
+    """A request as in Celery's records of running ones; they hold it weakly."""
 
     id = "job"
 
@@ -117,7 +117,7 @@ def tracer(
 
 
 def heard(in_flight: Any, loop: LoopCalls) -> Any:
-    """What a running job is told on the loop's thread, which is this one."""
+    """The calls to a running job on the loop's thread, which is this one."""
 
     def told() -> list[Any]:
         loop.run()

@@ -1,4 +1,4 @@
-"""docs/private-apis.md lists the insides of other libraries that are used, all of them present."""
+"""docs/private-apis.md lists the used internals of other libraries, all of them present."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def check_test(name: str) -> None:
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    """An application of its own, which keeps results in memory."""
+    """An application of its own, with results in memory."""
     app = Celery("private", broker="memory://", backend="cache+memory://", set_as_current=False)
     yield app
     app.close()

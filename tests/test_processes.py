@@ -23,7 +23,7 @@ print("pids", children.guardian.pid, child.pid, flush=True)
 time.sleep(60)
 """
 
-#: A program that prints what it got from its caller, and ends as it is told.
+#: A program that prints its environment, and exits as its argument says.
 PROGRAM = """
 import os, signal, sys
 print(os.environ["WORD"], os.getcwd(), os.getsid(0), "worker" in sys.modules, flush=True)

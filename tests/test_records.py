@@ -1,4 +1,4 @@
-"""Records of jobs that are sent and ended by Celery itself."""
+"""Records of jobs that Celery itself sends and completes."""
 
 from __future__ import annotations
 

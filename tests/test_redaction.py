@@ -104,7 +104,7 @@ def str_of(value: object) -> bytes:
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    """What handlers of both kinds write; the factory of records is put back."""
+    """The output of handlers of both kinds; the factory of records is restored."""
     lines: list[str] = []
 
     class Lines(logging.Handler):

@@ -1,4 +1,4 @@
-"""Outcomes as they are stored: what we write, Celery reads, and the other way round."""
+"""Stored outcomes: Celery reads ours, and we read Celery's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.contract.errors import JobFailed
 from worker.contract.jobs import EncodingFormat
 from worker.contract.outcomes import Outcome, TextError
 
-#: Numbers that JSON writers like to get wrong.
+#: Numbers that JSON writers often get wrong.
 AWKWARD = np.array(
     [
         [0.1, 1 / 3, -0.0, 1e-45],

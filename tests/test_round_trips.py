@@ -1,4 +1,4 @@
-"""Commands of many threads share round trips, and nothing else."""
+"""Commands of many threads share only round trips."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 
 class Gate:
-    """A client whose round trips begin when the test says so."""
+    """A client with round trips that start on the test's signal."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -60,7 +60,7 @@ def trips_of(gate: Gate) -> SharedPipeline:
 
 
 def queued(trips: SharedPipeline, count: int) -> None:
-    """Until so many wait for the next round trip."""
+    """Wait until so many commands wait for the next round trip."""
     eventually(lambda: len(trips._waiting) == count)
 
 

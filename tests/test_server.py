@@ -21,7 +21,7 @@ from worker.transport.connection import Connection
 
 @pytest.fixture
 def tls_port(valkey: ValkeyServer, tmp_path: Path) -> Iterator[int]:
-    """A port that speaks TLS with a certificate that nobody trusts."""
+    """A port that speaks TLS with an untrusted certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -30,7 +30,7 @@ from worker.service import (
 
 
 class Loader:
-    """Stands where models are loaded: counts, waits, fails."""
+    """Replaces the loader of models: counts, waits, fails."""
 
     def __init__(self) -> None:
         self.encoder = FakeEncoder(model_info(batch_tokens=64))
@@ -104,7 +104,7 @@ def test_first_calls_from_one_event_loop_load_the_model_once_and_do_not_block_it
     async def main() -> list[list[float]]:
         calls = [asyncio.create_task(embedder.get_embedding(f"text {n}")) for n in range(64)]
         await asyncio.to_thread(loader.began.wait, DEADLINE)
-        # The loop turns while the model loads, and its threads are free for others.
+        # The loop runs while the model loads, and its threads are free for others.
         assert await asyncio.to_thread(lambda: "free") == "free"
         loader.go_on.set()
         return await asyncio.gather(*calls)
@@ -383,7 +383,7 @@ def test_a_caller_may_give_up_at_the_last_moment(
         busy.start()
         loader.encoder.wait_until_busy()
         first, second = (embedder._submit(engine, [text], JobOptions()) for text in "ab")
-        # Both end with the same batch; the first answer makes the second caller go.
+        # Both end with the same batch; the first answer cancels the second call.
         first.add_done_callback(lambda _: second.cancel())
         eventually(lambda: engine.waiting_tokens == 2)
     busy.join(DEADLINE)
@@ -433,7 +433,7 @@ def test_closing_while_the_model_loads_waits_for_it_and_answers_callers(loader: 
         eventually(lambda: embedder._closed)
         loader.go_on.set()
         closed.result(DEADLINE)
-        # Which of the two was first is not known; that it does not hang is.
+        # The order is not known; the point is that it does not hang.
         error = call.exception(DEADLINE)
         assert error is None or isinstance(error, ServiceClosed)
 

@@ -1,4 +1,4 @@
-"""What the environment may say, and what it is told when it says something else."""
+"""Valid and invalid environment variables, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.contract.errors import SettingsError
 from worker.contract.models import ModelSpec
 from worker.contract.settings import Settings
 
-#: Each variable with a value that is not its default, the field it sets, and what that becomes.
+#: Each variable with a non-default value, the field that it sets, and the field's value.
 VARIABLES: list[tuple[str, str, str, Any]] = [
     ("EMBEDQ_MODEL", "some/model", "models", (ModelSpec("some/model", "some/model"),)),
     ("EMBEDQ_DEVICE", "cuda:1", "device", "cuda:1"),

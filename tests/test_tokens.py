@@ -1,4 +1,4 @@
-"""Blocks of tokenised texts, cut and joined."""
+"""Blocks of tokenized texts, cut and joined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def block_of(lengths: list[int], first: int = 0) -> TokenBlock:
 
 
 def rows(block: TokenBlock) -> list[tuple[list[int], int, bool]]:
-    """Each text: its tokens, what pooling skips, whether it was cut."""
+    """Each text: its tokens, the number of tokens that pooling skips, whether it was cut."""
     bounds = block.offsets.tolist()
     return [
         (block.ids[start:stop].tolist(), int(block.skip[at]), bool(block.truncated[at]))

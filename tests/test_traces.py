@@ -1,4 +1,4 @@
-"""Spans of jobs: whose trace they are in, and that nothing is paid where nobody collects them."""
+"""Spans of jobs: their trace, and no cost without a collector."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def traces(exporter: InMemorySpanExporter) -> Iterator[Traces]:
 
 
 def in_flight(job_id: str, headers: dict[str, Any]) -> Any:
-    """A running job as far as spans are concerned."""
+    """The attributes of a running job that spans use."""
     made: Any = object.__new__(InFlightJob)
     made.id = job_id
     made.trace = None
@@ -171,7 +171,7 @@ def test_traces_are_made_where_the_environment_names_a_collector(
 
 
 def test_without_a_collector_nothing_is_imported_that_makes_or_sends_spans() -> None:
-    # The client of Redis imports what counts, where that is installed.
+    # redis-py imports OpenTelemetry's metrics if they are installed.
     program = (
         "import sys, api, worker.pool, worker.tasks; from worker.contract import messages; "
         "client = api.create_app().test_client(); client.get('/healthz'); messages.new_headers(); "

@@ -1,4 +1,4 @@
-"""Which transport a URL leads to; nothing connects."""
+"""The transport of each URL; the tests open no connection."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from worker.transport.leases import DeadLetterUpdate, Lease, Leases, LeaseUpdate
 
 
 class FakeStore(LeaseStore):
-    """Remembers what it was told, or refuses."""
+    """Records its calls, or refuses them."""
 
     def __init__(self) -> None:
         client: Any = None

@@ -23,7 +23,7 @@ from worker.transport.message import LARGEST_BODY, Message, parse
 
 
 class PlainChannel:
-    """As much of a channel as a message needs."""
+    """The part of a channel that a message needs."""
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
         return Base64().decode(body) if encoding == "base64" else body

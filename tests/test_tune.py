@@ -1,4 +1,4 @@
-"""`embedq tune`: the fastest way that is right, written where workers look."""
+"""`embedq tune`: the fastest correct settings, written to the file that workers read."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_model_too_slow_for_a_whole_round_is_measured_by_the_part_that_it_ran(
     block = encoder.tokenize(["one two three four"] * 10)
     rate, longest = tuning._rate(encoder, block, budget=8, seconds=0.0)
     assert len(encoder.batches) == 1
-    # Two of the texts, in the time of their batch and little else.
+    # Two of the texts, with the duration of their batch and little else.
     assert 0 < rate <= 2 / longest
 
 

@@ -1,4 +1,4 @@
-"""`embedq verify`: a table that says yes only where the vectors are the library's."""
+"""`embedq verify`: a table that says yes only if the vectors are the library's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.verify import verify
 
 
 class Leaky:
-    """An encoder whose vectors change a little when a batch holds more than one text."""
+    """An encoder; its vectors change a little in a batch of more than one text."""
 
     def __init__(self, encoder: Encoder, leak: float) -> None:
         self._encoder = encoder

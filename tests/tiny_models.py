@@ -1,4 +1,4 @@
-"""Tiny sentence-transformers models with random weights, one for each family that matters."""
+"""Tiny sentence-transformers models with random weights, one for each relevant family."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transformers import (
 
 HIDDEN = 32
 MAX_TOKENS = 64
-#: Far more than models are trained to, so that a wrong position or neighbour shows.
+#: Far larger than in trained models, so that a wrong position or neighbour shows.
 WEIGHT_SPREAD = 0.3
 
 WORDS = (
@@ -51,7 +51,7 @@ def save(
     default_prompt: str | None = None,
     truncate_dim: int | None = None,
 ) -> Path:
-    """Save a model of these parts in `folder` and return where."""
+    """Save a model of these parts in `folder` and return its path."""
     parts, whole = folder / "parts", folder / "model"
     transformer.save_pretrained(parts)
     tokenizer.save_pretrained(parts)
@@ -135,7 +135,7 @@ def qwen3(folder: Path, *, chat_template: str | None = None, **parts: Any) -> Pa
 
 
 def static(folder: Path) -> Path:
-    """No transformer at all: the mean of a table's rows."""
+    """No transformer: the mean of a table's rows."""
     torch.manual_seed(7)
     whole = folder / "model"
     table = StaticEmbedding(wordpiece().backend_tokenizer, embedding_dim=HIDDEN)
@@ -144,7 +144,7 @@ def static(folder: Path) -> Path:
 
 
 def dense() -> Dense:
-    """A layer after pooling that makes the vectors shorter."""
+    """A layer after pooling that shortens the vectors."""
     torch.manual_seed(11)
     return Dense(HIDDEN, HIDDEN // 2)
 
@@ -157,7 +157,7 @@ def checkpoint(folder: Path, model: type[PreTrainedModel]) -> Path:
     return folder
 
 
-#: Every family as its name and what makes it.
+#: Every family: its name and its factory.
 FAMILIES: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "roberta": roberta,
@@ -223,7 +223,7 @@ def byte_level(family: str) -> PreTrainedTokenizerFast:
     )
 
 
-#: More than either tokenizer has.
+#: More entries than either tokenizer has.
 VOCABULARY = 640
 
 

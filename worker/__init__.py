@@ -38,8 +38,8 @@ __all__ = ["app"]
 def __getattr__(name: str) -> Celery:
     """Make `worker.app` on first use.
 
-    So `embedq --help`, and an embedq that reports a wrong setting, need no valid environment,
-    and do not wait for Celery.
+    So `embedq --help` and the report of a wrong setting need no valid environment and do not
+    import Celery.
     """
     if name != "app":
         raise AttributeError(f"module 'worker' has no attribute {name!r}")
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Celery:
     except SettingsError as error:
         if get_current_context(silent=True) is None:
             raise
-        # The command lines of Celery and Flask would bury it in a traceback.
+        # The command lines of Celery and Flask would show a traceback.
         raise SystemExit(f"embedq cannot start: {error.message}") from error
     globals()["app"] = app
     return app

@@ -1,4 +1,4 @@
-"""A large collection of texts through the Celery task: in order, a bounded part of it at a time."""
+"""Embed a large collection of texts with the Celery task, in order and a bounded part at a time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from worker.contract.results import matrix
 from worker.store.celery_jobs import store_of
 from worker.tasks import embed
 
-#: Failures of a job that are not its texts': every other job would fail with them, too.
+#: Failures caused by the options: every other job would fail with them, too.
 _OF_OPTIONS = frozenset(
     {"model_not_found", "invalid_dimensions", "invalid_prompt", "invalid_request"}
 )
 
 
 class _Part(NamedTuple):
-    """Texts under way as one job; `first` is the place of the first one in the collection."""
+    """Texts of one running job; `first` is the index of its first text in the collection."""
 
     first: int
     texts: Sequence[str]
@@ -40,13 +40,14 @@ def embed_all(
     timeout: float | None = None,
     **options: Any,
 ) -> Iterator[NDArray[np.float32] | TextError]:
-    """One vector a text, float32 (d,), in the order of `texts`, which may never end.
+    """Yield one vector per text, float32 (d,), in the order of `texts`, which may be endless.
 
-    No more than `jobs` jobs of `texts_a_job` texts are under way, and nothing is read, sent or kept
-    beyond them; what is read is dropped from Redis. In place of a vector there is a TextError where
-    that text cannot be embedded, its `index` the place in the collection. `options` are those of
-    `embed`. Raises JobFailed where the options are wrong, and celery.exceptions.TimeoutError where
-    a job takes longer than `timeout` seconds. Not for the inside of a task, as waiting in general.
+    At most `jobs` jobs of `texts_a_job` texts are under way; no further texts are read, sent or
+    kept. Results that were read are removed from Redis. A text that cannot be embedded yields a
+    TextError; its `index` is the text's place in the collection. `options` are those of `embed`.
+
+    Raises JobFailed if the options are invalid, and celery.exceptions.TimeoutError if a job takes
+    longer than `timeout` seconds. Do not call this inside a task: Celery tasks must not wait.
     """
     source = enumerate(iter(texts))
     under_way: deque[_Part] = deque()
@@ -58,7 +59,7 @@ def embed_all(
                 return
             yield from _answers(under_way.popleft(), timeout, options)
     finally:
-        # The caller has stopped early.
+        # The caller may have stopped early.
         for part in under_way:
             part.result.revoke()
             part.result.forget()
@@ -91,7 +92,7 @@ def _answers(
 def _apart(
     part: _Part, error: JobFailed, timeout: float | None, options: dict[str, Any]
 ) -> Iterator[NDArray[np.float32] | TextError]:
-    """The job failed as a whole: in halves, until it shows which of its texts is to blame."""
+    """Run the halves of a failed job, down to single texts, to find the texts that fail."""
     if len(part.texts) == 1:
         yield TextError(part.first, error.code, error.message)
         return
@@ -101,7 +102,7 @@ def _apart(
 
 
 def _drop(result: AsyncResult) -> None:
-    """Nobody reads it again; it counts no more among the results that Redis holds."""
+    """Remove a result that was read, and stop counting it among the stored results."""
     store = store_of(app)
     if store is not None:
         store.release(result.id, 0)

@@ -21,9 +21,9 @@ from worker.encoder.tokens import TokenBlock
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-#: New objects between two looks for garbage: some hundred jobs' worth.
+#: New objects between two garbage collections: those of some hundred jobs.
 _COLLECTED_OBJECTS = 50_000
-#: Seconds for which a thread may keep the interpreter while others want it.
+#: Seconds for which a thread may hold the interpreter lock while others wait for it.
 _TURN_S = 1e-4
 
 
@@ -36,19 +36,19 @@ def load_encoders(settings: Settings) -> dict[str, Encoder]:
 
 
 def on_passing_thread(call: Callable[[], T]) -> T:
-    """What `call` gives or raises, run on a thread that has ended when this returns.
+    """Return or raise the result of `call`, run on a thread that ends before this returns.
 
-    OpenMP, which torch computes with on a CPU, keeps a team of threads for every thread that ever
-    ran a forward pass. Once all teams together have more threads than there are cores, they go to
-    sleep between any two kernels instead of spinning: measured a quarter slower. A thread that
-    ends takes its team along, so that those of the slots are the only ones.
+    OpenMP, which torch uses on a CPU, keeps a team of threads for every thread that ever ran a
+    forward pass. If all teams together have more threads than the machine has cores, they sleep
+    between kernels instead of spinning: measured a quarter slower. A team ends with its thread,
+    so that only the slots have teams.
     """
     result: Future[T] = Future()
 
     def run() -> None:
         try:
             result.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             result.set_exception(error)
 
     thread = threading.Thread(target=run, name="embedq-load", daemon=True)
@@ -79,7 +79,7 @@ def batches_of(block: TokenBlock, budget: int) -> Iterator[TokenBlock]:
 def run_in_slots(encoder: Encoder, batches: Iterator[TokenBlock]) -> list[Ran]:
     """Run batches as the engine's slots do, on threads of their own; in the order of `batches`.
 
-    Raises what a forward pass raised.
+    Raises the exception of a failed forward pass.
     """
     lock = threading.Lock()
     ran: dict[int, Ran] = {}
@@ -103,9 +103,9 @@ def run_in_slots(encoder: Encoder, batches: Iterator[TokenBlock]) -> list[Ran]:
 
 
 def relieve_collector() -> None:
-    """Spare the collector what lives as long as the process: the models and libraries.
+    """Exclude the models and libraries, which live as long as the process, from collections.
 
-    What jobs leave behind is freed by reference counts, so it need not look often either.
+    Reference counts free the objects of jobs, so the collector also runs less often.
     """
     gc.collect()
     gc.freeze()
@@ -113,9 +113,9 @@ def relieve_collector() -> None:
 
 
 def shorten_turns() -> None:
-    """Let the threads of this process have the interpreter in turns of 0.1 ms instead of 5.
+    """Set the interpreter's switch interval of this process to 0.1 ms instead of 5.
 
-    A forward pass comes back to the interpreter after each of its operations. Each time it waits
+    A forward pass returns to the interpreter after each of its operations. Each time it may wait
     for the turn of a thread that reads messages or writes results.
     """
     sys.setswitchinterval(_TURN_S)

@@ -1,8 +1,8 @@
-"""The result backend: an outcome of `embed` completes its job, whatever stores it.
+"""The result backend: every stored outcome of `embed` completes its job.
 
 Celery's tracer, a revoked or expired request, a time limit and other pools all store outcomes
-through the application's result backend. This one completes the job in the same step; outcomes of
-other tasks are stored as Celery does.
+through the application's result backend. This one completes the job in the same step. It stores
+outcomes of other tasks as Celery does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def open_backend(app: Celery, url: str) -> RedisBackend:
 
 
 class JobBackend(RedisBackend):
-    """Celery's Redis backend, for outcomes that jobs end with."""
+    """Celery's Redis backend, which also completes jobs."""
 
     def _store_result(
         self,
@@ -53,7 +53,7 @@ class JobBackend(RedisBackend):
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **how: Any
     ) -> None:
-        """Celery: a task has succeeded."""
+        """Celery calls this when a task has succeeded."""
         super().mark_as_done(task_id, result, request, store_result, **how)
         if not store_result or getattr(request, "ignore_result", False):
             self._close(task_id, how.get("state", states.SUCCESS), result, request)
@@ -61,7 +61,7 @@ class JobBackend(RedisBackend):
     def mark_as_failure(
         self, task_id: str, exc: Any, *args: Any, store_result: bool = True, **how: Any
     ) -> None:
-        """Celery: a task has failed."""
+        """Celery calls this when a task has failed."""
         super().mark_as_failure(task_id, exc, *args, store_result=store_result, **how)
         if not store_result:
             result = self.prepare_exception(exc)
@@ -70,19 +70,19 @@ class JobBackend(RedisBackend):
     def mark_as_revoked(
         self, task_id: str, *args: Any, request: Any = None, store_result: bool = True, **how: Any
     ) -> None:
-        """Celery: a task was revoked, or has expired."""
+        """Celery calls this when a task was revoked or has expired."""
         super().mark_as_revoked(task_id, *args, request=request, store_result=store_result, **how)
         if not store_result:
             self._close(task_id, states.REVOKED, None, request)
 
     def _close(self, task_id: str, state: str, result: Any, request: Any) -> None:
-        """Complete a job whose result is ignored."""
+        """Complete a job with an ignored result."""
         store = self._store(task_id, request)
         if store is not None:
             _complete(store, Completion.of_celery(task_id, state, result))
 
     def _store(self, task_id: str, request: Any) -> JobStore | None:
-        """The store of jobs, if the task is one; without a request, if it has a record."""
+        """The job store if the task is a job; without a request, if it has a record."""
         store = store_of(self.app)
         if store is None:
             return None
@@ -94,14 +94,14 @@ class JobBackend(RedisBackend):
 
 
 class SentinelJobBackend(JobBackend, SentinelBackend):
-    """The same behind Sentinel."""
+    """The same backend behind Sentinel."""
 
 
 def _complete(store: JobStore, completion: Completion) -> None:
-    """Complete a job, and send what its task has published.
+    """Complete a job, and send the messages that its task has published.
 
-    Raises EndedElsewhere if the running delivery is not the first that ends it, so that nothing
-    more follows, and Reject, which puts it back, if a full server has no room for what follows.
+    Raises EndedElsewhere if the job had ended before; then its messages are not sent again. Raises
+    Reject, which requeues the job, if a full server has no room for these messages.
     """
     held = following.get()
     if held is None or held.stored or held.task_id != completion.id:

@@ -46,7 +46,7 @@ class ServiceClosed(EmbedqError):
 
 
 class EngineLost(EmbedqError):
-    """The engine died, for example of a lost device. This process cannot encode any more."""
+    """The engine died, for example of a lost device. This process can no longer encode."""
 
     code = "engine_lost"
 
@@ -240,7 +240,7 @@ def _default_service() -> EmbeddingService:
 
 
 def _forget_default_service() -> None:
-    """In a forked child, where the parent's threads do not run."""
+    """Drop the service in a forked child, which does not have the parent's threads."""
     _default_service.cache_clear()
     _first_call.release()
 

@@ -1,7 +1,7 @@
 """`embed`, the task that users call. Imports neither torch nor flask.
 
-Inside a worker with our pool the vectors are there before the body runs; anywhere else (a direct
-call, `apply()`, another pool) the body encodes on the spot with the same engine.
+In a worker with our pool, the vectors are ready before the body runs. Elsewhere (a direct call,
+`apply()`, another pool), the body encodes the texts itself with the same engine.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from worker.contract.results import payload, plain
 from worker.store import celery_jobs
 from worker.store.submissions import JobRequest
 
-#: Results that the pool has ready, by task id: what `embed` returns, or the exception it raises.
-#: The pool puts one in right before it runs the body, on the same thread.
+#: Results of the pool by task id: the return value of `embed`, or the exception that it raises.
+#: The pool adds one right before it runs the body, on the same thread.
 ready: dict[str, Any] = {}
-#: How the pool's engine runs a job of this very process; None without such a pool.
+#: Runs a job on the engine of this process's pool; None without such a pool.
 run_here: Callable[[list[Any], JobOptions], Outcome | JobFailed] | None = None
 
 
 class EmbedTask(Task):
-    """Keeps texts out of events and logs, and a record of each job that REST can read."""
+    """Keeps texts out of events and logs, and writes a record of each job for the REST API."""
 
-    #: Vectors in a log say nothing.
+    #: Vectors are useless in a log.
     resultrepr_maxsize = 64
     Request = "worker.pool.request:EmbedRequest"
     Strategy = "worker.pool.strategy:strategy"
@@ -66,9 +66,9 @@ class EmbedTask(Task):
     def delay_many(self, inputs: Iterable[Any], **options: Any) -> list[AsyncResult]:
         """Submit `delay(input, **options)` for each of `inputs` in one round trip to Redis.
 
-        Celery's producer has no part in it: none of its signals are sent, and the jobs wait in the
-        default queue. Without Redis for both messages and results, each is a call of `delay`.
-        Raises InvalidJob, and then submits none, or OperationalError if Redis cannot be reached.
+        This bypasses Celery's producer: its signals are not sent, and the jobs wait in the default
+        queue. Without Redis for both messages and results, each input is a call of `delay`. Raises
+        InvalidJob before any job is submitted, or OperationalError if Redis cannot be reached.
         """
         calls = [parse_call([value], options) for value in inputs]
         store = None if self.app.conf.task_always_eager else celery_jobs.queue_of(self.app)
@@ -85,7 +85,7 @@ class EmbedTask(Task):
 def embed(self: EmbedTask, input: Any, **options: Any) -> dict[str, Any]:
     """Vectors of one text or a list of texts, as a JSON-ready dict.
 
-    Arguments and result as in the README: `input` (one string or 1 to 4,096), `model`,
+    Arguments and result are described in the README: `input` (one string or 1 to 4,096), `model`,
     `prompt_name` or `prompt`, `dimensions`, `normalize`, `truncate`, `long`, `encoding_format`.
     Raises JobFailed, with a `code`, if no text of the job has a vector.
     """
@@ -121,7 +121,7 @@ def _texts(args: Any, kwargs: Any) -> list[Any]:
 
 
 def _options(kwargs: Any) -> JobOptions:
-    """The options of a call, for an estimate; the worker refuses wrong ones."""
+    """The options of a call, for an estimate; the worker rejects invalid ones."""
     options = {name: value for name, value in (kwargs or {}).items() if name != "input"}
     try:
         return parse_options(options) if options else DEFAULT_OPTIONS

@@ -1,4 +1,4 @@
-"""Which backend, number format, threads and token budget run a model fastest on this machine."""
+"""Find the fastest backend, number format, threads and token budget for a model."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from worker.encoder.tokens import TokenBlock
 from worker.loading import batches_of, on_passing_thread, run_in_slots
 from worker.tuned import Tuned, cores
 
-#: Told what is being tried, and the share of the whole that is done.
+#: Receives the current trial and the finished share of the whole.
 Progress = Callable[[str, float], None]
 
-#: Token budgets that are tried, in those that a backend takes by itself.
+#: Token budgets to try, as multiples of the backend's default.
 _BUDGETS = (0.5, 1.0, 2.0, 4.0)
-#: A larger budget must be faster by this much: it costs every job that shares its batches latency.
+#: A larger budget must be faster by this factor: it adds latency to all jobs in its batches.
 _WORTH_IT = 1.03
 #: Seconds that a batch may take.
 _LONGEST_BATCH_S = 1.0
-#: Texts that are encoded at least, and how many of them are compared with the library.
+#: The least number of texts to encode, and the number of texts to compare with the library.
 _TEXTS, _COMPARED = 384, 24
-#: Batches of the largest budget that the texts fill at least: with one, all budgets above it would
-#: measure the same batch.
+#: The texts fill at least this many batches of the largest budget: with one, all larger budgets
+#: would measure the same batch.
 _BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one way to run the model fared; `objection` says why it did not run at all."""
+    """The result of one way to run the model; `objection` is the reason if it did not run."""
 
     backend: str
     dtype: str
@@ -63,8 +63,8 @@ def tune(
     """Measure every way to run `spec`, the best first.
 
     On a CPU in float32 and the formats in `allow`; on another device through torch. Takes about
-    `seconds`, loading apart; `progress` hears what is being tried, and the share that is done.
-    Raises what `worker.encoder.load` raises where the default way does not run.
+    `seconds`, without loading; `progress` gets the current trial and the finished share.
+    Raises the errors of `worker.encoder.load` if the default way does not run.
     """
     reference = on_passing_thread(lambda: _Reference(spec, device))
     ways = _ways(reference.on_cpu, allow)
@@ -104,7 +104,7 @@ def best(findings: Sequence[Finding]) -> Tuned:
 
 
 def smallest_worthwhile(rates: dict[int, float]) -> int:
-    """The token budget to take, of texts a second by budget: no larger than pays."""
+    """The smallest worthwhile token budget, from texts a second by budget."""
     chosen = min(rates)
     for budget in sorted(rates):
         if rates[budget] > rates[chosen] * _WORTH_IT:
@@ -148,7 +148,7 @@ def _ways(on_cpu: bool, allow: Sequence[str]) -> list[tuple[str, str, int | None
         for backend in backends().values()
         if not backend.missing() and (on_cpu or not backend.cpu_only)
     ]
-    # Two threads a core, where a machine counts them as two cores, can slow each other down.
+    # Two threads of one core, which some machines count as two cores, can slow each other down.
     threads = [None, cores() // 2] if on_cpu and cores() >= 4 else [None]
     return [
         (backend.name, dtype, count)
@@ -170,7 +170,7 @@ def _measured(
     seconds: float,
     advance: Callable[[float], None],
 ) -> Finding:
-    """`way` with its figures."""
+    """Measure `way`."""
     encoder = opened()
     encoder.warm_up()
     budgets = sorted({max(int(encoder.info.batch_tokens * factor), 1) for factor in _BUDGETS})
@@ -198,7 +198,7 @@ def _measured(
 
 
 def _block(encoder: Encoder, texts: Callable[[int], list[str]], tokens: int) -> TokenBlock:
-    """So many tokens of different texts, or more."""
+    """A block of different texts with at least `tokens` tokens."""
     block = encoder.tokenize(texts(_TEXTS))
     times = -(-tokens // block.tokens)
     return block if times == 1 else encoder.tokenize(texts(_TEXTS * times))
@@ -207,8 +207,8 @@ def _block(encoder: Encoder, texts: Callable[[int], list[str]], tokens: int) -> 
 def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> tuple[float, float]:
     """Texts a second in batches of `budget` tokens in arrival order, and the longest batch's time.
 
-    In all slots of the device. Whole rounds over `block`, as many as fit into `seconds`; the best
-    of them counts. Where not even one fits, as much as does, one batch at least, counted by its
+    All slots of the device run. As many whole rounds over `block` as fit into `seconds` are run;
+    the best one counts. If even one does not fit, a part of it, at least one batch, counts by its
     share of the tokens.
     """
     until = time.monotonic() + seconds
@@ -225,7 +225,7 @@ def _rate(encoder: Encoder, block: TokenBlock, budget: int, seconds: float) -> t
 
 
 def _until(batches: Iterator[TokenBlock], until: float) -> Iterator[TokenBlock]:
-    """The first one, and others until a monotonic time."""
+    """The first batch, and others until a monotonic time."""
     for number, batch in enumerate(batches):
         if number and time.monotonic() > until:
             return

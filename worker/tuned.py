@@ -1,4 +1,4 @@
-"""What `embedq tune` found best for a model on a machine, kept in a file for workers to read."""
+"""The best configuration that `embedq tune` found for a model on a machine, in a file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Tuned:
 
 
 def path_of(settings: Settings) -> Path:
-    """The file that holds what was found, whether it is there or not."""
+    """The path of the file with tuned configurations; the file may not exist."""
     return settings.tuned or (settings.cache_dir or user_cache()) / "tuned.json"
 
 
 def remember(path: Path, spec: ModelSpec, device: str, found: Tuned) -> None:
-    """Write `found` beside the entries of other models, machines, devices and versions of torch.
+    """Write `found`, keeping the entries of other models, machines, devices and torch versions.
 
-    Whole or not at all. Imports torch. Raises OSError if it cannot be written.
+    The write is atomic. Imports torch. Raises OSError if it cannot be written.
     """
     entries = _read(path) | {_key(spec, device): asdict(found)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def remember(path: Path, spec: ModelSpec, device: str, found: Tuned) -> None:
 
 
 def applied(settings: Settings, spec: ModelSpec) -> Settings:
-    """`settings` with what was found for `spec` on this machine where they leave it open.
+    """Fill unset values of `settings` with those found for `spec` on this machine.
 
-    Nothing of it applies if the environment asks for another backend or number format than was
-    found. Imports torch if the file has entries.
+    The entry is ignored if the environment asks for another backend or number format. Imports
+    torch if the file has entries.
     """
     entries = _read(path_of(settings))
     entry = entries.get(_key(spec, settings.device)) if entries else None
@@ -80,7 +80,7 @@ def applied(settings: Settings, spec: ModelSpec) -> Settings:
 
 
 def machine() -> str:
-    """What speed depends on: the kind of processor and how many cores this process may use."""
+    """The factors of speed: the kind of processor and how many cores this process may use."""
     kind = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

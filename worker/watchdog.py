@@ -48,7 +48,7 @@ class Busy:
 
 
 class Watchdog:
-    """Finds threads whose work takes longer than a number of seconds. One thread calls both."""
+    """Finds threads that work for longer than `seconds`. One thread calls its methods."""
 
     def __init__(self, threads: Iterable[Busy], seconds: float) -> None:
         self._threads = list(threads)
@@ -72,7 +72,7 @@ class Watchdog:
         return None
 
     def check(self) -> None:
-        """End the process if a thread hangs; its jobs come back by lease."""
+        """End the process if a thread hangs; its leases expire and its jobs run again."""
         name = self.hanging()
         if name is None:
             return

@@ -1,9 +1,9 @@
-"""Routes and formats of other services: each file or folder here is a dialect, found by itself.
+"""Routes and formats of other services: each file or folder here is a dialect.
 
 - `openai`: OpenAI's embeddings, models, files and batches
 
-A module here has `DIALECT`. Its routes declare their operations (`api.operations`), which adds them
-to the OpenAPI document; nothing else has to be changed.
+The modules are found automatically; each has `DIALECT`. Routes declare their operations
+(`api.operations`), which adds them to the OpenAPI document. No other change is necessary.
 """
 
 from __future__ import annotations

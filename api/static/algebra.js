@@ -13,8 +13,8 @@ export function similarities(vectors) {
  * The first two principal components: n points [x, y], and the shares of the variance they keep.
  *
  * From the Gram matrix of the centred vectors, since there are fewer vectors than dimensions: its
- * eigenvectors, scaled by the roots of the eigenvalues, are the projections. Of the two signs that
- * an axis can have, the one whose largest coordinate is positive.
+ * eigenvectors, scaled by the roots of the eigenvalues, are the projections. The sign of each axis
+ * is chosen so that its largest coordinate is positive.
  */
 export function principal(vectors) {
   const middle = vectors[0].map((_, axis) => mean(vectors.map((vector) => vector[axis])));

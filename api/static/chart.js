@@ -1,5 +1,5 @@
-// One figure: a number, a line about it, and its last minutes as an area; above it, where there is
-// one, the line of another value that is never lower.
+// One figure: a number, a line of text, and the last minutes as an area; optionally, above the area,
+// the line of another value that is never lower.
 
 import { h, mark, s, write } from "./dom.js";
 import { ago } from "./format.js";

@@ -1,11 +1,11 @@
-// Requests to the API that this page came from, with the caller's key where there is one.
+// Requests to the API of this page, with the caller's key, if set.
 
 const KEY = "embedq-key";
 const PATIENCE = 10_000;
 
-/** What an answer that is no success says, by its code. */
+/** The error in an unsuccessful answer, by its code. */
 export class Problem extends Error {
-  /** `retryAfter` in seconds, 0 where nothing was said. */
+  /** `retryAfter` in seconds, 0 if the answer has none. */
   constructor(status, code, detail, retryAfter = 0) {
     super(detail);
     this.status = status;
@@ -20,7 +20,7 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** The JSON of an answer. Throws Problem; its code is `unreachable` where no answer came. */
+/** The JSON of an answer. Throws Problem; its code is `unreachable` without an answer. */
 export async function ask(path, { body, method = body ? "POST" : "GET", patience = PATIENCE } = {}) {
   const headers = { Accept: "application/json" };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;

@@ -1,4 +1,4 @@
-// The box for texts: their vectors come as a job, what they have in common is drawn here.
+// The box for texts: a job encodes them, and the figures of their similarity are drawn here.
 
 import { principal, similarities } from "./algebra.js";
 import { ask, Problem } from "./client.js";
@@ -7,7 +7,7 @@ import { count } from "./format.js";
 import { heatMap } from "./heatmap.js";
 import { scatter } from "./scatter.js";
 
-/** More could neither be read nor told apart. */
+/** Most texts: more would be illegible. */
 const MOST = 64;
 const WAIT = 20;
 const EXAMPLES = [
@@ -21,7 +21,7 @@ const EXAMPLES = [
   "How long do lentils have to cook?",
 ];
 
-/** Wires the form; `refused(problem)` hears of an answer that asks for a key. */
+/** Sets up the form; `refused(problem)` is called for an answer that requires a key. */
 export function installCompare(form, place, refused) {
   const box = form.elements.texts;
   const hint = form.querySelector("#texts-hint");
@@ -66,7 +66,7 @@ export function installCompare(form, place, refused) {
   });
 }
 
-/** The result of a job, waited for however long it takes. Throws Problem. */
+/** The result of a job; waits without a limit. Throws Problem. */
 async function embed(texts) {
   const patience = (WAIT + 10) * 1000;
   let job = await ask(`jobs?wait=${WAIT}`, { body: { input: texts }, patience });
@@ -100,7 +100,7 @@ function show(place, given, result, tell) {
   write(place.parentElement.querySelector("[role=status]"), told);
 }
 
-/** The pairs most alike, as [similarity, index, index]. */
+/** The most similar pairs, as [similarity, index, index]. */
 function closest(matrix) {
   const all = matrix.flatMap((row, i) => row.slice(i + 1).map((value, k) => [value, i, i + 1 + k]));
   return all.sort((a, b) => b[0] - a[0]).slice(0, 3);

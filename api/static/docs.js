@@ -1,4 +1,4 @@
-// The OpenAPI document of this server, rendered. The validator is somebody else's site: not asked.
+// The OpenAPI document of this server, rendered. The validator is a foreign site and not used.
 "use strict";
 
 // Swagger UI has dark colours behind a class.
@@ -14,7 +14,7 @@ window.SwaggerUIBundle({
   dom_id: "#document",
   deepLinking: true,
   validatorUrl: null,
-  // The key that the page was given; the document itself is everybody's.
+  // The key entered on the page; the document itself is public.
   requestInterceptor: (request) => {
     if (key && !request.headers.Authorization) request.headers.Authorization = `Bearer ${key}`;
     return request;

@@ -12,19 +12,19 @@ export function s(name, attributes = {}, ...children) {
   return build(document.createElementNS(SVG, name), attributes, children);
 }
 
-/** Set text only where it differs, so that nothing flickers and no live region speaks twice. */
+/** Set text only if it differs, to avoid flicker and repeated announcements of live regions. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Set or, where the value is null or false, remove an attribute. */
+/** Set an attribute, or remove it if the value is null or false. */
 export function mark(element, name, value) {
   if (value === null || value === false) element.removeAttribute(name);
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value === true ? "" : value);
 }
 
 /**
- * Bring the children of `parent` in line with `items`: one element an item, in their order.
+ * Update the children of `parent` to match `items`: one element an item, in their order.
  * `make` makes an element, `update` fills it. Elements that stay keep their focus.
  */
 export function reconcile(parent, items, keyOf, make, update) {

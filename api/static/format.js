@@ -29,7 +29,7 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86_400)} d`;
 }
 
-/** 2 s ago; times like these are never known better than to a second */
+/** 2 s ago; these times are known to a second at best */
 export function ago(seconds) {
   if (seconds < 1.5) return "now";
   return `${seconds < 90 ? `${Math.round(seconds)} s` : duration(seconds)} ago`;

@@ -1,13 +1,13 @@
-// Similarity of every pair as a table whose cells are coloured.
+// Similarity of every pair as a table with coloured cells.
 
 import { h, write } from "./dom.js";
 
-/** Up to so many columns, cells have room for their number. */
+/** Most columns for which cells have space for their number. */
 const READABLE = 12;
-/** From here on a cell is so dark (by night: so light) that its number needs the other ink. */
+/** From this value on, a cell is so dark (in dark mode: so light) that its number needs the other colour. */
 const STRONG = 0.62;
 
-/** A figure; `light(indices)` marks texts wherever they are shown. */
+/** A figure; `light(indices)` marks texts in all figures. */
 export function heatMap(texts, matrix, light) {
   const readout = h("p", { class: "readout" }, "Cosine similarity; point at a cell to read it.");
   const dense = texts.length > READABLE;

@@ -8,7 +8,7 @@ import { count, duration, percent, short, whole } from "./format.js";
 import { showJobs, showWorkers } from "./tables.js";
 
 const INTERVAL = 2000;
-/** Between two tries while the API is away: as long as twice the one before, up to this. */
+/** Longest time in ms between two tries while the API is away; it doubles each time. */
 const LONGEST = 16_000;
 const JOBS = 12;
 
@@ -31,14 +31,14 @@ $("key-form").addEventListener("submit", (event) => {
 });
 $("forget-key").addEventListener("click", () => {
   key.forget();
-  // What the key let one see goes with it.
+  // Also removes the data that the key gave access to.
   location.reload();
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
 installCompare($("compare-form"), $("comparison"), away);
 look();
 
-/** One look at everything, and the appointment for the next. */
+/** Read and show everything, and schedule the next reading. */
 async function look() {
   clearTimeout(timer);
   try {
@@ -112,17 +112,17 @@ function showFigures({ queue, history, workers }) {
   });
 }
 
-/** The newest value, or the one before where this step has none yet. */
+/** The newest value, or the one before if this step has no value yet. */
 function latest(values) {
   return values.at(-1) ?? values.at(-2) ?? null;
 }
 
-/** The newest value at all: how the last batches were, also while there are none. */
+/** The newest existing value: that of the last batches, even if there are none now. */
 function recent(values) {
   return values.findLast((value) => value !== null) ?? null;
 }
 
-/** Say why nothing new can be shown. */
+/** Show why the page cannot be updated. */
 function away(problem) {
   document.body.classList.toggle("stale", seenAt !== null);
   const since = seenAt ? ` Figures are of ${seenAt.toLocaleTimeString()}.` : "";

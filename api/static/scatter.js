@@ -5,7 +5,7 @@ import { percent } from "./format.js";
 
 const HEIGHT = 340;
 const MARGIN = 28;
-/** Up to so many points, labels are the texts; past it, their numbers. */
+/** Most points for which labels are the texts; with more, labels are their numbers. */
 const NAMED = 20;
 const LINE = 16;
 /** Pixels of a character, about. */
@@ -56,7 +56,7 @@ function scale(values, from, to) {
   return (value) => Math.round((from + ((value - low) / span) * (to - from)) * 10) / 10;
 }
 
-/** Labels beside their points, where they lie on no other point or label if there is such a place. */
+/** Labels next to their points, without overlaps if possible. */
 function spread(placed, texts, width) {
   const taken = placed.map(({ x, y }) => ({ start: x - 7, end: x + 7, y }));
   return [...placed]
@@ -70,7 +70,7 @@ function spread(placed, texts, width) {
     });
 }
 
-/** Where a label may stand: on the side with more room first, beside its point before above or below. */
+/** Places of a label: the side with more space first; level with its point before above or below. */
 function candidates({ x, y }, text, width) {
   const sides = (x > width / 2 ? ["end", "start"] : ["start", "end"]).map((anchor) => {
     const room = (anchor === "end" ? x : width - x) - GAP - 4;
@@ -79,7 +79,7 @@ function candidates({ x, y }, text, width) {
     const start = anchor === "end" ? x - GAP - long : x + GAP;
     return { anchor, label, start, end: start + long };
   });
-  // The other side only where it cuts off no more.
+  // The other side only if it does not cut off more of the text.
   const fit = sides.filter((side) => side.label.length >= sides[0].label.length);
   return [0, LINE, -LINE, 2 * LINE].flatMap((shift) => fit.map((side) => ({ ...side, y: y + shift })));
 }

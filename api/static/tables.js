@@ -1,4 +1,4 @@
-// The workers and the recent jobs, as rows that stay where they are while their cells change.
+// The workers and the recent jobs, as rows that stay in place while their cells change.
 
 import { h, mark, reconcile, write } from "./dom.js";
 import { ago, count, duration, NOTHING, percent, short, whole } from "./format.js";
@@ -10,7 +10,7 @@ export function showWorkers(body, workers) {
   reconcile(body, workers, (worker) => worker.name, makeWorker, fillWorker);
 }
 
-/** Rows for the jobs of `/jobs`; `cancel(job)` is called for a press of a job's button. */
+/** Rows for the jobs of `/jobs`; `cancel(job)` is called when a job's button is pressed. */
 export function showJobs(body, jobs, now, cancel) {
   const make = (job) => makeJob(job, cancel);
   reconcile(body, jobs, (job) => job.id, make, (row, job) => fillJob(row, job, now));

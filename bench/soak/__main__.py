@@ -1,13 +1,13 @@
-"""Soaks: load, and whatever may go wrong under it; every accepted job is accounted for.
+"""Soaks: faults under load, and a check of the outcome of every accepted job.
 
   chaos     workers, connections and Valkey are killed, workers are stopped (the default)
-  full      Redis is loaded past its memory, and filled by something else
-  drift     a million jobs and two hundred reconnects leave nothing behind
-  failover  Sentinel names another primary
-  takeover  a worker is killed that holds 2,000 jobs; another runs them
+  full      Redis is loaded past its memory, and other keys fill it
+  drift     resource use stays flat over a million jobs and two hundred reconnects
+  failover  Sentinel promotes the replica
+  takeover  a worker with 2,000 leased jobs is killed; another worker runs them
   links     a worker is stopped past its lease with linked jobs, and continued
-  bulk      everything is killed while one batch of requests runs
-  all       all of these but bulk, and chaos on kombu's own transport to compare with
+  bulk      workers, the API, connections and Valkey are killed during one batch of requests
+  all       all of these except bulk, and chaos on kombu's own transport for comparison
 
 Options of a soak: python -m bench.soak SOAK --help
 """
@@ -32,7 +32,7 @@ SOAKS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The soak's exit status: 0, or 1 where something does not hold."""
+    """Run a soak; return its exit status: 0, or 1 if a check fails, or 2 for an unknown soak."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: python -m bench.soak [{'|'.join(SOAKS)}] [options]\n\n{__doc__}")
         return 0

@@ -1,7 +1,7 @@
-"""How the processes of a run get at the server: as anybody, as a user with few rights, or by TLS.
+"""A run's access to the server: as the default user, as a user with few rights, or by TLS.
 
-The user's rights are those of the documentation, read from there: more are never given, and a
-command that is refused shows in the server's log of refusals.
+The user has exactly the rights that the documentation lists, read from its text. The server's ACL
+log contains every refused command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _USER, _PASSWORD = "embedq", "secret"
 
 
 class Access(StrEnum):
-    """What the processes' URL names."""
+    """The kind of access in the processes' URL."""
 
     PLAIN = "plain"
     RESTRICTED = "restricted"
@@ -32,14 +32,14 @@ class Access(StrEnum):
 
 
 def documented_rules() -> str:
-    """The rules of the user that the documentation tells operators to make."""
+    """Return the ACL rules of the user in the documentation for operators."""
     found = re.search(r"ACL SETUSER embedq on >PASSWORD (.+)", _DOCUMENTED.read_text())
     assert found is not None
     return found[1]
 
 
 def restricted_server(folder: Path) -> Sequence[str]:
-    """Options of a server that knows the user, beside one for whoever looks on."""
+    """Return options of a server with the user, and with a full-rights user for the soak."""
     rules = documented_rules()
     path = folder / "users.acl"
     path.write_text(f"user default on nopass ~* &* +@all\nuser {_USER} on >{_PASSWORD} {rules}\n")
@@ -51,13 +51,13 @@ def restricted_url(port: int) -> str:
 
 
 def refusals(client: redis.Redis) -> list[str]:
-    """What the server has refused to the user: the reason, and the command or key."""
+    """Return the server's refusals: the reason, and the command or key of each."""
     logged = cast("list[dict[str, Any]]", client.acl_log())
     return sorted(f"{one['reason']} {one['object']}" for one in logged)
 
 
 class Tls:
-    """A proxy that speaks TLS in front of a server that does not, with an authority of its own."""
+    """A TLS proxy with its own certificate authority, in front of a server without TLS."""
 
     def __init__(self, folder: Path, port: int) -> None:
         authority, certificate = _certificates(folder)
@@ -72,7 +72,7 @@ class Tls:
 
 
 def _certificates(folder: Path) -> tuple[Path, Path]:
-    """Files: the authority's certificate; a server's, signed by it, with its key."""
+    """Return two files: the authority's certificate, and the server's signed one with its key."""
     made = {name: folder / f"{name}.pem" for name in ("ca-key", "ca", "key", "server")}
     new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
     for command in (

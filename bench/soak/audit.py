@@ -1,4 +1,4 @@
-"""What became of every accepted job."""
+"""The outcomes of the accepted jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Expected = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 def wait_for_outcomes(client: redis.Redis, job_ids: Sequence[str], seconds: float) -> list[str]:
-    """Wait until each job has an outcome; those that have none by then."""
+    """Wait at most `seconds` for the outcomes of all jobs; return the jobs without one."""
     deadline = time.monotonic() + seconds
     missing = list(job_ids)
     pause = threading.Event()
@@ -38,7 +38,7 @@ def wait_for_outcomes(client: redis.Redis, job_ids: Sequence[str], seconds: floa
 def outcomes(
     client: redis.Redis, jobs: Mapping[str, Sequence[str]], expected: Expected
 ) -> Counter[str]:
-    """How many jobs ended how: `right`, `wrong`, `failed: …`, `missing`."""
+    """Count jobs by their outcome: `right`, `wrong`, `failed: …`, `missing`."""
     counts: Counter[str] = Counter()
     for job_id, texts in jobs.items():
         raw = client.get(f"celery-task-meta-{job_id}")
@@ -50,7 +50,7 @@ def outcomes(
 
 
 def outcome_of(raw: bytes, expected: NDArray[np.float32]) -> str:
-    """What a stored outcome, in Celery's format, is to the job's caller."""
+    """Classify a stored outcome in Celery's format: `right`, `wrong` or `failed: …`."""
     meta = orjson.loads(raw)
     if meta["status"] != "SUCCESS":
         return f"failed: {meta['result']}"
@@ -58,13 +58,13 @@ def outcome_of(raw: bytes, expected: NDArray[np.float32]) -> str:
 
 
 def is_right(embeddings: Any, expected: NDArray[np.float32]) -> bool:
-    """Whether a result's vectors, as lists of floats, are those of its texts."""
+    """Return whether a result's vectors, as lists of floats, equal the expected ones."""
     vectors = np.asarray(embeddings, dtype=np.float32)
     return vectors.shape == expected.shape and np.allclose(vectors, expected, atol=1e-5)
 
 
 def unasked(client: redis.Redis, queue: str, ids: Mapping[str, Set[str]]) -> int:
-    """Jobs on the listings of owners that none of their callers was told of."""
+    """Count the jobs in the owners' listings that no caller received an id of."""
     count = 0
     for owner, known in ids.items():
         listed = cast("list[bytes]", client.zrange(keys.jobs(queue, owner), 0, -1))
@@ -73,7 +73,7 @@ def unasked(client: redis.Redis, queue: str, ids: Mapping[str, Set[str]]) -> int
 
 
 def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
-    """What is still in the queue, leased, dead-lettered or on the ledger."""
+    """Count the messages queued, leased and dead-lettered, and the tokens in the ledger."""
     return {
         "queued": sum(int(client.llen(one)) for one in lists_of(queue)),
         "leased": int(client.hlen("unacked")),
@@ -83,7 +83,7 @@ def leftovers(client: redis.Redis, queue: str) -> dict[str, int]:
 
 
 def wait_for_empty(client: redis.Redis, queue: str, seconds: float = 30.0) -> None:
-    """Give second deliveries time to be acknowledged."""
+    """Wait until second deliveries are acknowledged, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (
         client.exists(*lists_of(queue)) or client.hlen("unacked")

@@ -1,7 +1,7 @@
-"""`python -m bench.soak.bulk`: kill everything while a batch runs, and count its lines.
+"""`python -m bench.soak.bulk`: kill all processes during a batch, and count its lines.
 
-Exits with 1 if a line of the input is missing from the output, is there twice, or has another
-vector than its text's.
+Exits with 1 if a line of the input is missing from the output, is in it twice, or has a wrong
+vector.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.processes import eventually
 from worker.contract.settings import DEFAULT_MODEL_NAME
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
-#: How the kills are shared out.
+#: The cycle of the kills.
 _EVENTS = ("worker", "worker", "api", "valkey", "connections")
 
 
@@ -93,7 +93,7 @@ def _create(stage: Stage, texts: dict[str, str]) -> str:
 
 
 def _kill(stage: Stage, batch_id: str, options: argparse.Namespace) -> Counter[str]:
-    """Kill things at random moments; those that came after the batch's end count for nothing."""
+    """Kill processes and connections at random times until the batch ends; count the kills."""
     rng = random.Random(options.seed)
     timer = threading.Event()
     acts: dict[str, Callable[[], object]] = {
@@ -116,7 +116,7 @@ def _kill(stage: Stage, batch_id: str, options: argparse.Namespace) -> Counter[s
 
 
 def _status(stage: Stage, batch_id: str) -> str:
-    """Asked of Redis, which is sooner back than the API."""
+    """Return the batch's status from Redis, which restarts faster than the API."""
     with stage.client() as client:
         try:
             return str(client.hget(f"embedq:batch:{batch_id}", "status").decode())
@@ -131,7 +131,7 @@ def _ended(stage: Stage, batch_id: str) -> Batch:
 
 
 def _audit(stage: Stage, batch: Batch, texts: dict[str, str]) -> Counter[str]:
-    """Lines of the output: `right`, `wrong`, `twice`; and `missing` ones."""
+    """Count the lines of the output: `right`, `wrong`, `twice`; and the `missing` ones."""
     counts: Counter[str] = Counter()
     left = dict(texts)
     if batch.output_file_id is None:

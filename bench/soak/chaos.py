@@ -1,4 +1,4 @@
-"""What happens to the processes, in an order that a seed decides."""
+"""Faults of the processes, in an order by a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.soak.stage import LEASE_SECONDS, Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """How often each thing happens."""
+    """The number of faults of each kind."""
 
     worker_kills: int
     connection_kills: int
@@ -32,7 +32,7 @@ class Plan:
 
 
 class Chaos:
-    """Carries a plan out, one event after another, in the calling thread."""
+    """Runs a plan's faults, one after another, in the calling thread."""
 
     def __init__(self, stage: Stage, *, pause: float, seed: int) -> None:
         self._stage = stage
@@ -49,7 +49,7 @@ class Chaos:
             getattr(self, f"_{event}")()
 
     def _worker(self) -> None:
-        # In turn, so that one of two has had time to come up.
+        # In turn, so that each worker has had time to start.
         self._turn = (self._turn + 1) % len(self._stage.workers)
         self._stage.kill_worker(self._turn)
 

@@ -1,9 +1,9 @@
-"""Whether days of acks and reconnects leave anything behind, compressed into minutes.
+"""Drift of resource use over days of acks and reconnects, compressed into minutes.
 
-`python -m bench.soak.drift` sends a million jobs through one worker whose model costs nothing, and
-drops all of its connections every five thousand. After each tenth the worker finishes its jobs, and
-the soak reads the leases, the tokens in the ledger, the worker's waiting tokens, and its memory,
-threads, descriptors and Redis clients. At the end they must have the values that they had at half.
+`python -m bench.soak.drift` sends a million jobs through one worker with a costless model, and
+drops all of its connections every five thousand jobs. After each tenth the worker finishes its
+jobs, and the soak reads the leases, the tokens in the ledger, the worker's waiting tokens, and its
+memory, threads, descriptors and Redis clients. The values at the end must match those at half.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from worker.store.jobs import JobRequest, JobStore
 
 QUEUE = "drift"
 MARKS = 10
-#: Jobs that are sent at a time, and after which the connections are dropped.
+#: Jobs of one spurt; the connections are dropped after each.
 SPURT = 5_000
-#: Seconds for one spurt to be done, and for the worker to say that nothing waits.
+#: Seconds for the jobs of one spurt, and for the worker to report that no tokens wait.
 PATIENCE = 120
-#: What memory may grow by in the second half of the jobs: 17 bytes for each of half a million. In
+#: Allowed growth of memory in the second half of the jobs: 17 bytes for each of half a million. In
 #: the first half the allocator and tables of bounded size still fill.
 MOST_GROWTH_MIB = 8
-#: Pooled connections that are there at one look and not at another.
+#: Allowed difference of pooled connections between two readings.
 MOST_CONNECTIONS = 8
 LOOKED_AT = ("leased", "ledger", "waiting", "MiB", "threads", "fds", "clients")
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def drift(jobs: int) -> tuple[Table, bool]:
-    """The looks at the worker as a table, and whether the last is like that at half of the jobs."""
+    """Return the readings as a table, and whether the last one matches that at half of the jobs."""
     table = Table(
         f"{jobs:,} jobs, connections dropped every {SPURT:,}",
         ["jobs", "reconnects", "jobs/s", *LOOKED_AT],
@@ -75,7 +75,7 @@ def drift(jobs: int) -> tuple[Table, bool]:
 
 
 def _send(client: redis.Redis, jobs: int) -> None:
-    """Messages as a stock producer writes them, and every tenth with a record, as the API does."""
+    """Send messages in a stock producer's way, and every tenth with a record, in the API's way."""
     store = JobStore(client, QUEUE, result_ttl=5)
     pipe = client.pipeline(transaction=False)
     for at in range(jobs):
@@ -125,7 +125,7 @@ def _look(client: redis.Redis, worker: Process) -> dict[str, float]:
 
 
 def _is_steady(half: Mapping[str, float], last: Mapping[str, float]) -> bool:
-    """Nothing held, and no more memory, threads, descriptors or clients than a few."""
+    """Return whether no lease or token remains and the resources grew within their bounds."""
     return (
         not (last["leased"] or last["waiting"] or last["ledger"])
         and last["MiB"] - half["MiB"] <= MOST_GROWTH_MIB

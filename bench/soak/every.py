@@ -16,7 +16,7 @@ from tests.processes import ROOT
 
 @dataclass(frozen=True)
 class Part:
-    """One soak. `must_hold` is false where losses are what it is to show."""
+    """One soak. `must_hold` is False if its purpose is to show losses."""
 
     name: str
     command: Sequence[str]
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in _parts(seed, quick=options.quick):
         print(f"\n== {part.name}: python -m bench.soak {' '.join(part.command)}", flush=True)
         began = time.monotonic()
-        # A process of its own: nothing of one soak is left in the next.
+        # A separate process, so that no state of one soak remains in the next.
         status = subprocess.run(
             [sys.executable, "-m", "bench.soak", *part.command], cwd=ROOT, check=False
         ).returncode

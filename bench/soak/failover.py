@@ -1,4 +1,4 @@
-"""`python -m bench.soak failover`: Sentinel names another primary, again and again, under load."""
+"""`python -m bench.soak failover`: Sentinel promotes the replica, again and again, under load."""
 
 from __future__ import annotations
 

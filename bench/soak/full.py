@@ -1,9 +1,9 @@
-"""`python -m bench.soak full`: load past Redis's memory, and something else that fills it.
+"""`python -m bench.soak full`: load past Redis's memory, and foreign keys that fill it.
 
-A Valkey with `maxmemory` and no eviction, two workers and the API; results are as large as a
-model's and expire soon. Callers over REST and of the Celery task submit more than there is room
-for. Now and then a key that is none of ours takes all the room there is. In the end everything is
-to be served again.
+A run has a Valkey with `maxmemory` and no eviction, two workers and the API; results are as large
+as a model's and expire soon. Callers over REST and of the Celery task submit more than the memory
+can hold. From time to time keys of another application fill the memory. At the end all jobs must
+be served again.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from bench.soak.watch import Auditor, MemoryGauge
 from tests.processes import eventually
 from worker.store.completions import RESERVE
 
-#: Of a vector, as many models have them.
+#: Dimensions of a vector, a common value of models.
 DIMENSIONS = 384
-#: MiB that memory may go beyond `maxmemory` and the reserve: connections, and a script under way.
+#: MiB allowed beyond `maxmemory` and the reserve, for connections and a running script.
 _UNDER_WAY = 8
-#: Seconds for everything accepted to end after the load, beside the results' time to live.
+#: Seconds for all accepted jobs to end after the load, in addition to the results' time to live.
 _PATIENCE = 120
-#: Jobs that must be served in the end, over REST.
+#: Consecutive jobs that must be served over REST at the end.
 _SERVED = 20
-#: Bytes of the pieces in which a filler takes memory.
+#: Bytes of a filler's values, largest first.
 _PIECES = (2**20, 2**16, 2**12)
 _FILLER = "bench:filler"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how much room, how much load."""
+    """The duration, memory and load of a run."""
 
     seconds: float
     maxmemory_mb: int
-    #: That results may hold; None: the API's own choice.
+    #: Memory for results, MB; None: the API's default.
     result_mb: int | None
     result_ttl: int
     fillers: int
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def soak(plan: Plan, *, seed: int) -> dict[str, Any]:
-    """One run: what callers were told, what became of their jobs, and how much memory it took."""
+    """Do one run; return the answers to callers, the outcomes of their jobs and the memory use."""
     stage = Stage(
         workers=2,
         transport="embedq",
@@ -99,7 +99,7 @@ def soak(plan: Plan, *, seed: int) -> dict[str, Any]:
 
 
 class _Run:
-    """The course of one run, in the calling thread."""
+    """The steps of one run, in the calling thread."""
 
     def __init__(self, stage: Stage, plan: Plan, seed: int) -> None:
         self._stage = stage
@@ -164,7 +164,7 @@ class _Run:
         return report | {"violations": self._violations(report)}
 
     def _fill(self) -> dict[str, Any]:
-        """Take all room there is for a while; what was refused meanwhile, and how soon it ended."""
+        """Fill the memory for a while; return the refused probes and the seconds of recovery."""
         with self._stage.client() as client, _filled(client):
             refused = 0
             deadline = time.monotonic() + self._plan.filler_seconds
@@ -184,14 +184,14 @@ class _Run:
         return self._caller.submit(f"probe-{self._probes}", [f"probe {self._probes}"])
 
     def _wait_for_outcomes(self) -> int:
-        """Jobs that have no outcome in the end."""
+        """Wait for outcomes; return the number of jobs without one."""
         deadline = time.monotonic() + self._plan.result_ttl + _PATIENCE
         while time.monotonic() < deadline and self._accepted.jobs:
             self._timer.wait(0.2)
         return len(self._accepted.jobs)
 
     def _wait_until_served(self) -> float | None:
-        """Seconds until jobs are accepted one after another and end; None: they are not."""
+        """Return the seconds until successive jobs are accepted and end, or None on a timeout."""
         began = time.monotonic()
         served = 0
         while served < _SERVED:
@@ -224,13 +224,13 @@ class _Run:
 
 
 def _most_mb(maxmemory_mb: int) -> float:
-    """What the server may use at most: workers' reserve for outcomes comes on top of its bound."""
+    """Return the server's maximum: `maxmemory`, the workers' reserve for outcomes, `_UNDER_WAY`."""
     return maxmemory_mb + max(RESERVE / 2**20, maxmemory_mb / 20) + _UNDER_WAY
 
 
 @contextmanager
 def _filled(client: redis.Redis) -> Iterator[None]:
-    """Somebody else's key takes all room there is, and what becomes free meanwhile."""
+    """Fill the memory with foreign keys during the block, also memory that becomes free."""
     stopping = threading.Event()
 
     def fill() -> None:

@@ -1,4 +1,4 @@
-"""`python -m bench.soak chaos`: kill everything under load, and count what became of the jobs."""
+"""`python -m bench.soak chaos`: kill processes under load, and check the outcome of each job."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def soak(
     access: Access = Access.PLAIN,
     clocks: int = 0,
 ) -> dict[str, Any]:
-    """One run. The counts of accepted jobs and of their outcomes, and what is left behind."""
+    """Do one run; return the counts of accepted jobs, of their outcomes and of leftovers."""
     rest, direct = callers
     stage = Stage(
         workers=2,

@@ -1,4 +1,4 @@
-"""The costless worker with a task that tells of each link that was fired."""
+"""The costless worker with a task that records each fired link."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from worker.store import server
 
 app = costless.app
 
-#: Set: `JOB TASK` for each message of a job's link. One message may run twice, like any task whose
-#: worker was stopped; two messages mean that the link was fired twice.
+#: Set: `JOB TASK` for each message of a job's link. One message may run twice, like any task of a
+#: stopped worker; two messages mean that the link was fired twice.
 FIRED = "bench:fired"
 
 

@@ -1,7 +1,7 @@
 """`python -m bench.soak links`: a worker is stopped past its lease and continued.
 
-Another worker runs its jobs meanwhile; then both have. Each job's link is to be fired once, and
-each job is to be counted once.
+Another worker runs its jobs meanwhile, so that both workers have run them. Each job's link must be
+fired once, and each job must be counted once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from worker.contract import messages
 
 #: Seconds for the jobs of a round to end.
 _PATIENCE = 120
-#: Seconds after which the workers have told what they count.
+#: Seconds until the workers have reported their counts.
 _TOLD = 5
-#: Every which job has no link, and ends in bulk with others.
+#: One job in this number has no link, and is completed in bulk with others.
 _PLAIN = 4
 
 
@@ -71,7 +71,7 @@ def _soak(stage: Stage, options: argparse.Namespace, rng: random.Random) -> dict
 
 
 def _submit(stage: Stage, count: int, number: int) -> dict[str, list[str]]:
-    """Jobs as a stock program sends them, most of them with a link."""
+    """Send jobs in a stock program's way, most of them with a link."""
     jobs = {messages.new_id(): [f"{number}-{at}"] for at in range(count)}
     app = Celery(broker=stage.url, backend=stage.url, set_as_current=False)
     app.conf.task_default_queue = QUEUE
@@ -114,7 +114,7 @@ def _report(
 
 
 def _counted(stage: Stage) -> int:
-    """Jobs that workers say have ended with them."""
+    """Return the number of ended jobs in the workers' metrics."""
     assert stage.api is not None
     lines = requests.get(f"{stage.api.url}/metrics", timeout=30).text.splitlines()
     return sum(

@@ -1,4 +1,4 @@
-"""Who submits jobs, which of them were accepted, and how the others were answered."""
+"""Callers that submit jobs, the accepted jobs, and the answers to the others."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from bench.soak.audit import Expected, is_right
 from bench.soak.sentinels import MASTER
 from bench.soak.stage import Stage
 
-#: Of the jobs that callers over REST submit, those they wait for, and the seconds they do.
+#: Share of the REST jobs with a wait, and the seconds of the wait.
 _WAITED_FOR, _WAIT_SECONDS = 0.2, 2
-#: Of the submissions that were answered, those that are sent again all the same.
+#: Share of the REST submissions that are sent again after their answer.
 _SENT_AGAIN = 0.05
 #: Priorities of direct jobs; the first two are the normal lane, the last is the bulk lane.
 _PRIORITIES = (0, 3, 9)
-#: Seconds between two tries of a submission whose answer was lost, and tries in all.
+#: Seconds between two tries of a submission after a lost answer, and the maximum number of tries.
 _RETRY_PAUSE, _TRIES = 0.3, 200
-#: Answers nobody should get that are kept to be shown.
+#: Improper answers that are kept for the report.
 _SHOWN = 5
 
 
 @dataclass
 class Accepted:
-    """What callers were told. Guarded by its lock.
+    """The answers to the callers. Guarded by its lock.
 
-    `jobs` are those accepted whose outcome is still to be looked at, with their texts; `answered`
-    counts those whose result came with the answer, `right` or `wrong`. `ids` are the jobs of each
-    owner over REST. `answers` counts how submissions were answered, `improper` those answers that
-    are none of 200, 202 and a 503 with its problem and its Retry-After.
+    - `jobs`: accepted jobs with an unread outcome, and their texts
+    - `answered`: counts the outcomes that came with the answer, `right` or `wrong`
+    - `ids`: the REST jobs of each owner
+    - `answers`: counts submissions by their answer
+    - `improper`: answers other than 200, 202 and a 503 with its problem and its Retry-After
     """
 
     jobs: dict[str, list[str]] = field(default_factory=dict)
@@ -47,15 +48,15 @@ class Accepted:
     answers: Counter[str] = field(default_factory=Counter)
     ids: dict[str, set[str]] = field(default_factory=dict)
     replayed: int = 0
-    #: Submissions whose caller never learned what became of them.
+    #: Submissions without a known result.
     unknown: int = 0
-    #: Keys that stood for a second job.
+    #: Keys that returned a second job.
     twice: int = 0
     improper: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, job_id: str, texts: list[str], right: bool | None = None) -> None:
-        """A job accepted; `right` where its result came along."""
+        """Add an accepted job; `right` is None if the answer had no outcome."""
         with self.lock:
             self.total += 1
             if right is None:
@@ -69,15 +70,15 @@ class Accepted:
 
     @property
     def refused(self) -> int:
-        """Submissions that were answered 503, or that the server had no room for."""
+        """Submissions refused with a 503, or by a full server."""
         return sum(count for answer, count in self.answers.items() if "refused" in answer)
 
 
 class Load:
-    """Threads that submit at a bounded rate until told to stop.
+    """Threads that submit at a bounded rate until `stop`.
 
-    Those over REST send each submission under an Idempotency-Key of its own, and again under the
-    same key where its answer was lost, until they know: in the end each key has one job.
+    REST callers send each submission with its own Idempotency-Key. If the answer is lost, they
+    send it again with the same key until they get one: at the end each key has one job.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Load:
         app = _caller(self._stage.url)
         for _, texts in self._texts(rng, number):
             try:
-                # Not `ignore_result`: that would tell the worker to store none.
+                # Not `ignore_result`: the worker would then store no result.
                 result = app.send_task(
                     "embedq.embed", args=[texts], retry=False, priority=rng.choice(_PRIORITIES)
                 )
@@ -134,7 +135,7 @@ class Load:
                 if _is_full(error):
                     self.accepted.count("refused: Redis is full")
                     continue
-                # It may have been sent, or not.
+                # The message may have been sent, or not.
                 with self.accepted.lock:
                     self.accepted.unknown += 1
                 continue
@@ -153,7 +154,7 @@ class Load:
 
 
 class RestCaller:
-    """One caller of `POST /jobs`, in the thread that made it."""
+    """One caller of `POST /jobs`, used in one thread."""
 
     def __init__(self, stage: Stage, accepted: Accepted, expected: Expected, number: int) -> None:
         self._stage = stage
@@ -169,9 +170,9 @@ class RestCaller:
     def submit(
         self, key: str, texts: list[str], *, wait: int = 0, again: bool = False
     ) -> str | None:
-        """Submit until it is known what became of it; the job's id, or None where refused.
+        """Submit until the result is known; return the job's id, or None if refused.
 
-        With `again` the submission is repeated after its answer, as by a caller who lost it.
+        With `again` the submission is repeated after its answer, to simulate a lost answer.
         """
         for _ in range(_TRIES):
             answer = self._post(key, texts, wait)
@@ -234,25 +235,25 @@ class RestCaller:
 
 
 def _is_unsure(answer: requests.Response) -> bool:
-    """Whether the API itself cannot know: Redis may have done what it did not answer."""
+    """Return whether the result is unknown: Redis may have run a command without an answer."""
     return answer.status_code == 503 and answer.json().get("code") == "redis_unavailable"
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether a full server refused, and so has not taken the message."""
+    """Return whether a full server refused the message, which it then has not stored."""
     causes = (error, error.__cause__, error.__context__)
     return any(isinstance(one, redis.OutOfMemoryError) for one in causes)
 
 
 def _caller(url: str) -> Celery:
-    """A program of somebody else's, on stock Celery."""
+    """Return an independent program's application, on stock Celery."""
     if url.startswith("rediss://"):
-        # Stock Celery wants it said.
+        # Stock Celery requires this option.
         url += "&ssl_cert_reqs=CERT_REQUIRED"
     app = Celery(broker=url, backend=url)
     app.conf.task_default_queue = os.environ.get("EMBEDQ_QUEUE", "embedq")
     app.conf.broker_transport_options = {"socket_timeout": 10, "master_name": MASTER}
     app.conf.result_backend_transport_options = {"master_name": MASTER}
-    # It reads no results, so it need not subscribe to any.
+    # It reads no results and needs no subscriptions.
     app.backend.on_task_call = lambda *_: None
     return app

@@ -1,4 +1,4 @@
-"""The costless worker, watched from within: how long its event loop lets others wait.
+"""The costless worker with a monitor of the pauses of its event loop.
 
 `celery -A bench.soak.paced worker` appends each pause of a twentieth of a second or more to the
 list `bench:pauses`, as JSON: `[pid, seconds since the epoch, pause in seconds]`.
@@ -21,9 +21,9 @@ from worker.pool.loop import LoopCalls
 app = costless.app
 
 PAUSES = "bench:pauses"
-#: Seconds: the shortest pause that is told, and the time between two looks.
+#: Seconds: the shortest reported pause, and the interval between two checks.
 SHORTEST, _INTERVAL = 0.05, 0.02
-#: Seconds after which the loop counts as gone, as it is while the worker stops.
+#: Seconds without an answer after which the loop counts as ended, as when the worker stops.
 _LONGEST = 60.0
 
 

@@ -1,4 +1,4 @@
-"""Two Valkeys and three Sentinels that watch over them."""
+"""Two Valkeys and three Sentinels that monitor them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import redis
 from tests.processes import Processes, ValkeyServer, eventually, free_port
 from worker.local import valkey
 
-#: What the Sentinels call the primary; the workers' and the API's default.
+#: The Sentinels' name of the primary; the default of the workers and the API.
 MASTER = "mymaster"
 _SENTINELS = 3
-#: Seconds for a failover, for a Sentinel to know the others, and for a replica to catch up.
+#: Seconds for a failover, for the Sentinels to find each other, and for a replica to catch up.
 _PATIENCE = 60
 
 
 class Sentinels:
-    """A primary, its replica, and the Sentinels, all started when this is made."""
+    """A primary, its replica, and the Sentinels; the constructor starts all of them."""
 
     def __init__(self, processes: Processes, folder: Path) -> None:
         self._processes = processes
@@ -37,11 +37,11 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        """Their addresses, as Celery takes them."""
+        """The Sentinels' addresses in Celery's format."""
         return ";".join(f"sentinel://127.0.0.1:{port}" for port in self._ports)
 
     def fail_over(self, number: signal.Signals) -> None:
-        """End the primary by a signal, wait until the other is it, and let the first one follow."""
+        """End the primary by a signal, wait for its successor, and restart it as a replica."""
         port = int(self._state()["port"])
         old, new = sorted(self._servers, key=lambda server: server.port != port)
         assert old.process is not None
@@ -59,9 +59,9 @@ class Sentinels:
         config.write_text(
             f"port {port}\nbind 127.0.0.1\n"
             f"sentinel monitor {MASTER} 127.0.0.1 {primary} 2\n"
-            # A primary that stalls for longer loses its place, and what it has not passed on.
+            # A primary that stalls for longer is demoted and loses its unreplicated writes.
             f"sentinel down-after-milliseconds {MASTER} 3000\n"
-            # Sooner than after twice this time no other Sentinel tries again, and undoes the first.
+            # Another Sentinel retries only after twice this time; a retry would undo the failover.
             f"sentinel failover-timeout {MASTER} 20000\n"
         )
         program = [str(valkey.binary()), str(config), "--sentinel"]
@@ -72,7 +72,7 @@ class Sentinels:
             return cast("dict[str, Any]", client.sentinel_master(MASTER))
 
     def _is_complete(self) -> bool:
-        """Whether the Sentinels know each other, and the replica has what the primary has."""
+        """Return whether the Sentinels know each other and the replica is in sync."""
         try:
             state = self._state()
             with redis.Redis(port=int(state["port"])) as client:

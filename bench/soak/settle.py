@@ -1,4 +1,4 @@
-"""What a run comes to: the outcome of each accepted job, what callers were told, what is left."""
+"""The report of a run: the outcomes of accepted jobs, the answers to callers, the leftovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE = 120
 
 
 def settle(stage: Stage, accepted: Accepted, expected: Expected) -> dict[str, Any]:
-    """Wait for all accepted jobs to end and count; `violations` is what does not hold."""
+    """Wait for all accepted jobs to end and count them; `violations` lists the failed checks."""
     with stage.client() as client:
         missing = wait_for_outcomes(client, list(accepted.jobs), _PATIENCE)
         counts = outcomes(client, accepted.jobs, expected) + accepted.answered

@@ -1,4 +1,4 @@
-"""The processes of a run, and what can be done to them."""
+"""The processes of a run, and operations on them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests.processes import (
 from worker.store import server
 from worker.store.api_keys import KeyFile, new_key
 
-#: Seconds after which a silent worker's jobs run elsewhere; short, so that runs are.
+#: Seconds after which a silent worker's jobs run elsewhere; short, to keep runs short.
 LEASE_SECONDS = 5
-#: Where jobs wait.
+#: The name of the queue.
 QUEUE = "embedq"
 
 
@@ -52,11 +52,11 @@ class Stage:
         clocks: int = 0,
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`owners` API keys, none: open to all; `valkey_options` are options of Valkey.
+        """`owners` is the number of API keys; with 0 the API is open to all.
 
-        With `sentinel` there are two Valkeys, to fail over from one to the other. `access` is how
-        the processes get at the server. The API's clock is `clocks` seconds ahead, that of every
-        second worker as much behind.
+        With `sentinel` there are two Valkeys, to fail over from one to the other. `access` is the
+        processes' access to the server; `valkey_options` are options of Valkey. The API's clock is
+        `clocks` seconds ahead, and that of every second worker is `clocks` seconds behind.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="embedq-soak-"))
         self.processes = Processes(self.folder)
@@ -69,7 +69,7 @@ class Stage:
         if self._sentinels is None:
             self.valkey.start()
         self._tls = Tls(self.folder, self.valkey.port) if access is Access.TLS else None
-        #: Of broker and results, as the processes take it.
+        #: URL of broker and results, for the processes.
         self.url = self._url(access)
         self._clocks, self._workers_started = clocks, 0
         self.app = app
@@ -83,7 +83,7 @@ class Stage:
             "EMBEDQ_FILES": str(self.folder / "files"),
             **env,
         }
-        #: Owners of jobs and what they send as their API keys.
+        #: Owners of jobs and the secrets of their API keys.
         self.owners = [self._add_key(number) for number in range(owners)]
         self.workers: list[Process] = [self.start_worker() for _ in range(workers)]
         self.api: Api | None = self._start_api() if api else None
@@ -126,24 +126,24 @@ class Stage:
         return any(orjson.loads(one)["pid"] == worker.pid for one in said)
 
     def kill_worker(self, index: int) -> None:
-        """SIGKILL one and start another in its place, which joins when it is ready."""
+        """Send SIGKILL to a worker and start a replacement, without waiting until it is ready."""
         self.workers[index].kill()
         self.workers[index] = self.start_worker(wait=False)
 
     def kill_api(self) -> None:
-        """SIGKILL the API and start another, at another address."""
+        """Send SIGKILL to the API and start another one, at another address."""
         assert self.api is not None
         self.api.process.kill()
         self.api = self._start_api()
 
     def stop_worker(self, index: int) -> Process:
-        """SIGSTOP: it holds its leases and does not renew them."""
+        """Send SIGSTOP to a worker: it keeps its leases and does not renew them."""
         worker = self.workers[index]
         worker.signal(signal.SIGSTOP)
         return worker
 
     def kill_connections(self) -> int:
-        """Drop every client's connections, as a failing network does."""
+        """Drop every client's connections, to simulate a failing network."""
         with self.client() as client:
             killed = client.client_kill_filter(_type="normal", skipme=True)
             killed += client.client_kill_filter(_type="pubsub", skipme=True)
@@ -153,12 +153,12 @@ class Stage:
         self.valkey.restart()
 
     def fail_over(self, number: signal.Signals) -> None:
-        """End the primary by a signal; return when the other is it, and has a replica."""
+        """End the primary by a signal; return when its successor has a replica."""
         assert self._sentinels is not None
         self._sentinels.fail_over(number)
 
     def client(self) -> redis.Redis:
-        """Of the server, or of whichever is the primary; with all rights."""
+        """Return a client of the server or of the current primary, with all rights."""
         url = self.valkey.url if self._sentinels is None else self.url
         return server.connect(url, sentinel_master=MASTER)
 

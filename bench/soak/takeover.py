@@ -1,6 +1,6 @@
-"""`python -m bench.soak takeover`: a worker is killed that holds many jobs; another runs them all.
+"""`python -m bench.soak takeover`: kill a worker with many leased jobs; another runs them all.
 
-The first worker's device stands still in its first batch, so that it ends none of its jobs.
+The first worker's device hangs in its first batch, so that the worker completes no job.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _soak(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _submit(client: redis.Redis, count: int) -> dict[str, list[str]]:
-    """Jobs as a stock producer sends them, one text each."""
+    """Send jobs in a stock producer's way, one text each."""
     jobs = {messages.new_id(): [f"text {number}"] for number in range(count)}
     with client.pipeline(transaction=False) as pipe:
         for job_id, texts in jobs.items():
@@ -104,7 +104,7 @@ def _submit(client: redis.Redis, count: int) -> dict[str, list[str]]:
 
 
 def _wait_until_ended(client: redis.Redis, jobs: dict[str, list[str]], count: int) -> float:
-    """The time at which so many of the jobs had an outcome."""
+    """Wait until `count` jobs have an outcome, or a timeout; return the time."""
     names = [keys.result(job_id) for job_id in jobs]
     timer = threading.Event()
     deadline = time.monotonic() + _PATIENCE

@@ -1,4 +1,4 @@
-"""Threads that look on while a run lasts: at the outcomes of jobs, and at the server's memory."""
+"""Threads that observe a run: the outcomes of jobs, and the server's memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bench.soak.load import Accepted
 from bench.soak.stage import Stage
 from worker.contract import keys
 
-#: Results that one command asks for, and those that one look takes: they are large.
+#: Results of one command, and jobs of one pass; both are limited because results are large.
 _ASKED, _TAKEN = 200, 20_000
 
 
 class _Watch(ABC):
-    """A thread that looks on, from `start` to `close`."""
+    """A thread that observes the run, from `start` to `close`."""
 
     def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
@@ -36,13 +36,13 @@ class _Watch(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """Look on until `_stopping` is set."""
+        """Observe until `_stopping` is set."""
 
 
 class Auditor(_Watch):
-    """Reads outcomes as they come, since they expire; takes the jobs it has seen off `accepted`.
+    """Reads outcomes before they expire, and removes the jobs that it has read from `accepted`.
 
-    `counts` and the accepted jobs are under `accepted.lock`.
+    `accepted.lock` guards `counts` and the accepted jobs.
     """
 
     def __init__(self, stage: Stage, accepted: Accepted, expected: Expected) -> None:
@@ -55,7 +55,7 @@ class Auditor(_Watch):
 
     @property
     def ended(self) -> int:
-        """Jobs whose outcome was seen."""
+        """The number of jobs with an outcome that was read."""
         with self._accepted.lock:
             return self.counts.total()
 
@@ -77,12 +77,12 @@ class Auditor(_Watch):
                     self.counts[outcome] += 1
                     self._accepted.jobs.pop(job_id)
                 else:
-                    # To the end, so that each is looked at in turn.
+                    # Move it to the end, so that each job gets its turn.
                     self._accepted.jobs[job_id] = self._accepted.jobs.pop(job_id)
 
 
 class MemoryGauge(_Watch):
-    """Notes how much memory the server uses, four times a second."""
+    """Reads the server's memory use four times a second."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__("memory")
@@ -93,7 +93,7 @@ class MemoryGauge(_Watch):
 
     @property
     def share_full(self) -> float:
-        """The part of the time in which the server was full."""
+        """The share of the time during which the server was full."""
         return self._full / max(self._looks, 1)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches on a real Valkey: the coordinator in the test's own process, a worker by hand."""
+"""Batches on a real Valkey: the coordinator in the test's own process, the test as worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jsonl(lines: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def vectors_of(texts: Sequence[str]) -> NDArray[np.float32]:
-    """What the worker played by hand gives, (n, 4): told apart by the texts' bytes."""
+    """Vectors that the test's worker returns, (n, 4): they differ by the texts' bytes."""
     return np.array(
         [[len(text), sum(text.encode()), text.count("a"), 1] for text in texts], np.float32
     )
@@ -45,7 +45,7 @@ def vectors_of(texts: Sequence[str]) -> NDArray[np.float32]:
 
 @dataclass
 class PlayedWorker:
-    """Takes jobs from the queue on a thread and ends them, until its stand ends."""
+    """Takes jobs from the queue on a thread and completes them, until its stand ends."""
 
     api: ApiStand
     #: Texts that were encoded, in order.
@@ -82,7 +82,7 @@ class PlayedWorker:
 
 @dataclass
 class BulkStand:
-    """`means` is what coordinators work with; `worker` ends their jobs."""
+    """`means` are the coordinators' resources; `worker` completes their jobs."""
 
     api: ApiStand
     means: Resources
@@ -128,7 +128,7 @@ class BulkStand:
 
 @contextmanager
 def bulk_stand(redis_url: str, folder: Path, **settings: Any) -> Iterator[BulkStand]:
-    """A service whose only process is the test; `settings` differ from the defaults."""
+    """A service with the test as its only process; `settings` differ from the defaults."""
     with api_stand(redis_url, files=str(folder), **settings) as api:
         backend = api.backend
         means = Resources(

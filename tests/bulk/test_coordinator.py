@@ -1,4 +1,4 @@
-"""Runs over a batch: each line answered once, wherever a run was cut off."""
+"""Runs over a batch: each line is answered once, even if runs are cut off at any step."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from worker.store.storage import Storage, StorageUnavailable
 
 
 class Cut(BaseException):
-    """Ends a run where it stands, as a kill would."""
+    """Cuts a run off, like a kill."""
 
 
 def assert_each_once(bulk: BulkStand, batch: OpenAIBatch, ids: list[str]) -> None:
-    """Every line is in one of the files, once."""
+    """Assert that every line is in one of the files, once."""
     found = [
         answer["custom_id"]
         for file_id in (batch.output_file_id, batch.error_file_id)
@@ -163,7 +163,7 @@ def test_nothing_is_left_of_a_batch_but_itself_and_its_files(bulk: BulkStand) ->
 
 
 STEPS: list[tuple[type, str, int]] = [
-    # What a run is cut off before, and how often it passes there first.
+    # The call before which a run is cut off, and the number of earlier calls.
     (OpenAIBatchStore, "move", 0),
     (OpenAIBatchStore, "checkpoint", 0),
     (OpenAIBatchStore, "checkpoint", 2),
@@ -211,7 +211,7 @@ def test_a_run_cut_off_anywhere_loses_and_repeats_no_line(
     batch = bulk.batch(batch_id)
     assert (batch.status, batch.completed, batch.failed) == (OpenAIBatchStatus.COMPLETED, 43, 2)
     assert_each_once(bulk, batch, ids)
-    # The jobs of the run that was cut off are found again, not sent again.
+    # The jobs of the run that was cut off are found again, not submitted again.
     assert sorted(bulk.worker.encoded) == sorted(
         f"text of {custom_id}" for custom_id in ids if custom_id not in ("r13", "r31")
     )

@@ -1,4 +1,4 @@
-"""Which lines share a job."""
+"""The grouping of lines into jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Celery task of a batch: it tries again where that helps, and leaves none without an end."""
+"""The Celery task of a batch: it retries if that helps, and every batch ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(bulk: BulkStand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 def failing(real: Callable[..., Any], error: Exception, times: int) -> Callable[..., Any]:
-    """`real`, but that its first calls raise."""
+    """`real`, except that its first calls raise."""
     left = [times]
 
     def call(*args: Any, **kwargs: Any) -> Any:

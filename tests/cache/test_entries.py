@@ -1,4 +1,4 @@
-"""What a text is found by: all that its vector depends on, and nothing that gives it away."""
+"""The cache key of a text: it depends on all inputs of the vector, and does not reveal the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's vectors depend on: another file, format or limit is another model."""
+"""The revision of a model: another file, format or limit is another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache in Redis: bounded, in one round trip, and never waited for."""
+"""The cache in Redis: bounded, in one round trip, and without delays for jobs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cache_of(client: redis.Redis, bound: int = MIB) -> Cache:
 
 
 def held(client: redis.Redis) -> int:
-    """Bytes of Redis's memory that the cache takes."""
+    """Bytes of Redis's memory that the cache uses."""
     names = (keys.cache(QUEUE), keys.cache_used(QUEUE))
     return sum(client.memory_usage(name, samples=0) or 0 for name in names)
 
@@ -46,7 +46,7 @@ def cache(redis_client: redis.Redis) -> Cache:
 
 
 def found(cache: Cache, numbers: range) -> list[int]:
-    """Which of these are there."""
+    """The numbers with a cached entry."""
     answer = cache.find([key(number) for number in numbers])
     assert answer is not None
     return [number for number, value in zip(numbers, answer, strict=True) if value is not None]
@@ -152,7 +152,7 @@ def test_no_text_is_in_redis(redis_client: redis.Redis) -> None:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address that takes connections and never answers."""
+    """An address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
 
@@ -170,7 +170,7 @@ def test_a_redis_that_does_not_answer_is_asked_once_in_a_while(
         begun = time.monotonic()
         assert not cache.keep(entries(range(1)), ())
         assert cache.find([key(0)]) is None
-        # Without asking: this one would answer.
+        # The cache pauses although this client would answer.
         cache._finder = cache._keeper = client
         assert cache.keep(entries(range(1)), ())
         if time.monotonic() < begun + 1.0:

@@ -1,1 +1,1 @@
-"""OpenAI's clients, unmodified, each in an environment of its own, against `embedq up`."""
+"""OpenAI's clients, unmodified, each in its own environment, against `embedq up`."""

@@ -1,7 +1,7 @@
 """`python -m tests.clients` (`make clients`): OpenAI's clients get the vectors the library gives.
 
 Makes an environment for each client in `.venv/clients`, once; starts `embedq up` without and with
-a token table, and runs each client against it. Exits 1 where one of them gets anything else.
+a token table, and runs each client against it. Exits 1 if a client gets another result.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ TEXTS = [
     "word " * 400,
     *(f"sentence number {number}" for number in range(30)),
 ]
-#: What LangChain and others read the table of token ids from; litellm's package brings it along.
+#: LangChain and others read the table of token ids from this file; litellm's package includes it.
 TABLE = "litellm/litellm_core_utils/tokenizers/9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
 
 
 @dataclass(frozen=True)
 class Client:
-    """A program of this folder, what it needs, and how the server has to be for it.
+    """A program of this folder, its requirements, and the server's mode for it.
 
-    `refused`: what the server's error has to say where the client cannot be served.
+    `refused`: text of the server's error if the client cannot be served.
     """
 
     name: str
@@ -78,7 +78,7 @@ CLIENTS = (
         ["checked"],
         with_table=True,
     ),
-    # The majors before.
+    # The previous major versions.
     Client("LangChain 0, unchecked", "with_langchain.py", "langchain-openai<1", ["unchecked"]),
     Client(
         "LangChain 0, with a table",
@@ -127,7 +127,7 @@ def environment(requirement: str) -> Path:
 
 
 def make_environment(requirement: str) -> None:
-    """A virtual environment with what a client needs, unless there is one."""
+    """Make a virtual environment with a client's requirements, unless there is one."""
     folder = environment(requirement)
     done = folder / "installed"
     if done.exists():
@@ -141,7 +141,7 @@ def make_environment(requirement: str) -> None:
 
 @contextmanager
 def serving(processes: Processes, table: Path | None) -> Iterator[str]:
-    """The address of an `embedq up` of our own."""
+    """The address of a new `embedq up`."""
     code = "from worker.cli import main; main(prog_name='embedq')"
     data = processes.folder / f"data{len(processes.started)}"
     up = processes.python(
@@ -159,7 +159,7 @@ def serving(processes: Processes, table: Path | None) -> Iterator[str]:
 def check(
     client: Client, url: str, table: Path, expected: NDArray[np.float32]
 ) -> tuple[bool, str, str]:
-    """Whether a client got what it should, its versions, and what it got, in words."""
+    """Whether the client's result is right, its versions, and a description of the result."""
     done = subprocess.run(
         [
             str(environment(client.requirement) / "bin" / "python"),

@@ -1,4 +1,4 @@
-"""What the programs in this folder share; runs in each client's own environment."""
+"""Shared code of the programs in this folder; runs in each client's own environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""litellm, which names no form and so gets floats."""
+"""litellm, which sends no `encoding_format` and so gets floats."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A host's clock that is wrong by CLOCK_SHIFT_SECONDS, for a program with this folder on its path.
+"""Shift a host's clock by CLOCK_SHIFT_SECONDS, for a program with this folder on its path.
 
-What Python code reads is shifted; the times of files and other processes are not.
+The clocks that Python code reads are shifted; the times of files and other processes are not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Passing(type):
 
 class _Shifted(_datetime, metaclass=_Passing):
     def __new__(cls, *args: Any, **kwargs: Any) -> dt.datetime:  # type: ignore[misc]
-        # Never of this type, of which C code would know nothing.
+        # Never of this type: C code does not handle it.
         return _datetime(*args, **kwargs)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Texts out of files: what is read, what fails alone, and what is said of a wrong file."""
+"""Texts out of files: parsing, rows that fail alone, and errors of invalid files."""
 
 from __future__ import annotations
 

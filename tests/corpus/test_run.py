@@ -60,7 +60,7 @@ def many(windows: float) -> list[str]:
 
 
 def read(path: Path) -> np.ndarray:
-    """The vectors of an output, NaN where they are null."""
+    """The vectors of an output, NaN if null."""
     if path.suffix == ".npy":
         return np.load(path)
     if path.suffix == ".jsonl":

@@ -1,4 +1,4 @@
-"""A fake model, a sink that remembers, and engines that end with the test."""
+"""A fake model, a sink that records events, and engines that end with the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine on a fake model, held wherever a test wants to look at it."""
+"""An engine on a fake model that a test can block at any stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.encoder.tokens import TokenBlock
 from worker.engine import Engine, Job, JobCallbacks
 from worker.engine.job import Piece
 
-#: An engine's thread that dies says so, which pytest takes for a failure.
+#: pytest would take the report of a dying engine thread for a failure.
 crashes = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 #: Starts an engine that ends with the test.
@@ -25,7 +25,7 @@ Start = Callable[..., Engine]
 
 
 class EngineWith(Engine):
-    """An engine whose jobs carry the callbacks `sink`, unless they have others or an owner."""
+    """An engine; its jobs carry the callbacks `sink` unless they have others or an owner."""
 
     def __init__(
         self, sink: RecordingSink, encoders: Sequence[FakeEncoder], cache: Cache | None = None
@@ -43,7 +43,7 @@ class EngineWith(Engine):
 
 @contextmanager
 def busy(engine: Engine, encoder: FakeEncoder) -> Iterator[None]:
-    """The device inside a batch of its own, so that what is submitted makes the next ones."""
+    """Block the device inside a batch of its own, so that submitted texts form the next batches."""
     with encoder.held():
         engine.submit(job_of(["busy"], "busy", info=encoder.info))
         encoder.wait_until_busy()
@@ -52,7 +52,7 @@ def busy(engine: Engine, encoder: FakeEncoder) -> Iterator[None]:
 
 @contextmanager
 def blocked(sink: RecordingSink, event: str) -> Iterator[Callable[[], None]]:
-    """The sink blocks at its next `event` until the block ends; yields a wait for that."""
+    """Block the sink at its next `event` until the block ends; yields a wait for the event."""
     entered, leave = threading.Event(), threading.Event()
 
     def wait(heard: str) -> None:
@@ -86,7 +86,7 @@ def block_of(lengths: Sequence[int]) -> TokenBlock:
 
 
 def waiting(job_id: str, lengths: Sequence[int], *, chunk: int = 256, **options: Any) -> Job:
-    """A job whose texts have so many tokens, tokenized in chunks."""
+    """A job with texts of these token counts, tokenized in chunks."""
     job = job_of([""] * len(lengths), job_id, **options)
     for first in range(0, len(lengths), chunk):
         block = block_of(lengths[first : first + chunk])

@@ -1,4 +1,4 @@
-"""Texts that were embedded before: their vectors come from the cache, and nobody can tell."""
+"""Texts that were embedded before: their vectors come from the cache, equal to encoded ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def start(client: redis.Redis, start: Start) -> Start:
-    """The engines of these tests end before their client is closed."""
+    """Close the engines of these tests before their client is closed."""
     return start
 
 

@@ -1,4 +1,4 @@
-"""Texts past the model's limit: read in windows, each as the library would, and averaged."""
+"""Texts past the model's limit: encoded in windows, each like the library's, and averaged."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ PIECES = [
 
 
 class _Counting:
-    """An encoder that counts the characters that it is given to tokenise."""
+    """An encoder that counts the characters that it tokenizes."""
 
     def __init__(self, tokenizer: Tokenizer, limit: int) -> None:
         self.info = model_info(max_tokens=limit)
@@ -175,7 +175,7 @@ def test_a_text_of_all_windows_of_a_large_model_is_tokenised_a_few_times(shape: 
         # A word of a million characters is refused.
         with suppress(InvalidText):
             split(encoder, text, "the job ")
-        # Once in parts, once as windows, and again where windows are too long.
+        # Once in parts, once as windows, and again if windows are too long.
         assert encoder.characters < 5 * len(text)
 
 

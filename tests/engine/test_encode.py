@@ -1,4 +1,4 @@
-"""One batch through a model that does not like some of its texts."""
+"""One batch through a model that cannot encode some of its texts."""
 
 from __future__ import annotations
 

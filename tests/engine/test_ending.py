@@ -1,4 +1,4 @@
-"""How an engine closes, and what is left then."""
+"""Closing an engine, and the remaining state."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_texts_of_many_bytes_and_few_tokens_leave_no_room_until_they_end(
     engine = start(encoder)
     full = engine.capacity()
     with busy(engine, encoder):
-        # Of none of them is more than 64 tokens read.
+        # At most 64 tokens are read of each.
         for number in range(16):
             engine.submit(job_of(["x" * 2**22], f"{number}"))
         assert engine.capacity() <= 0
@@ -207,7 +207,7 @@ def test_nothing_runs_after_a_suspect_before_its_end_is_told(
 
     def tell(event: str) -> None:
         if event == "completed":
-            # Time enough for a batch to begin, if one may.
+            # Time enough for a batch to begin, if it is allowed to.
             began.clear()
             overtaken.append(began.wait(0.2))
 
@@ -217,6 +217,6 @@ def test_nothing_runs_after_a_suspect_before_its_end_is_told(
             suspect = job_of([f"suspect {number}"], f"suspect {number}", isolated=True)
             engine.submit(suspect)
     sink.outcome("suspect 2")
-    # The first is the busy batch's own end, which what follows may overtake.
+    # The first is the busy batch's own end; later batches may overtake it.
     assert len(overtaken) >= 2
     assert not any(overtaken[1:])

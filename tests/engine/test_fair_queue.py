@@ -1,4 +1,4 @@
-"""The scheduling algorithm: what a batch holds, and the bounds of start-time fair queueing."""
+"""The scheduling algorithm: the contents of batches, and the bounds of start-time fair queueing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tenant(piece: Piece) -> str:
 
 
 SHARES = [
-    # what waits (tokens of each text), texts of each job in the first batch
+    # waiting texts (tokens of each), texts of each job in the first batch
     ("one job fills the budget", {"a": [8] * 20}, {"a": 12}),
     ("a one-text job behind a large one", {"a": [8] * 4096, "b": [8]}, {"a": 11, "b": 1}),
     (
@@ -163,7 +163,7 @@ def test_a_job_that_is_tokenized_slowly_gets_no_more_than_the_others() -> None:
 
 
 def test_a_job_that_is_done_is_not_kept() -> None:
-    """Its texts and vectors would stay in memory for as long as its tenant has others waiting."""
+    """Otherwise its texts and vectors would stay in memory while its tenant has others waiting."""
     queue = queue_of(waiting("large", [8] * 4_000))
     for _ in range(20):
         job = waiting("done", [8])
@@ -222,7 +222,7 @@ def test_while_all_wait_each_lane_is_served_by_its_weight() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_bulk_has_its_share_under_any_interactive_load(seed: int) -> None:
-    """At least its weight's part of what is served, but for two batches."""
+    """At least its weight's part of the served tokens, minus two batches."""
     dice = random.Random(seed)
     queue = queue_of(waiting("bulk", [8] * 9_000, lane=Lane.BULK))
     served: Counter[Lane] = Counter()
@@ -260,7 +260,7 @@ def test_a_flood_of_one_tenant_delays_another_by_no_batch(one: Lane) -> None:
 def test_a_small_job_of_the_same_tenant_is_in_the_next_batch() -> None:
     queue = queue_of(*(waiting(f"large{n}", [8] * 4096) for n in range(3)))
     for number in range(50):
-        # Each of the large ones has had its first turn.
+        # Each of the large jobs has had its first turn.
         for _ in range(3 if number == 0 else 1):
             queue.take(BUDGET)
         put(queue, waiting(f"{number}", [8]))
@@ -275,7 +275,7 @@ def test_jobs_of_the_same_size_end_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_tenants_that_wait_are_served_alike(seed: int) -> None:
-    """|W_i - W_j| <= 2 q at any time, for two that wait, with texts of at most q tokens."""
+    """|W_i - W_j| <= 2 q at any time, for two waiting tenants, with texts of at most q tokens."""
     dice = random.Random(seed)
     names = [f"t{n}" for n in range(dice.randint(2, 6))]
     queue = FairQueue()
@@ -291,7 +291,7 @@ def test_tenants_that_wait_are_served_alike(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_job_waits_no_longer_than_for_its_part(seed: int) -> None:
-    """A job of k tokens beside n others has ended when (k + 2 t) (n + 1) tokens are served."""
+    """A job of k tokens with n others has ended when (k + 2 t) (n + 1) tokens are served."""
     dice = random.Random(seed)
     others = dice.randint(1, 30)
     queue = queue_of(*(waiting(f"{n}", [4] * 4_000) for n in range(others)))
@@ -307,7 +307,7 @@ def test_a_job_waits_no_longer_than_for_its_part(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_jobs_that_wait_are_served_alike(seed: int) -> None:
-    """|W_i - W_j| <= 2 t at any time, for two that wait, with turns of t tokens."""
+    """|W_i - W_j| <= 2 t at any time, for two waiting jobs, with turns of t tokens."""
     dice = random.Random(seed)
     names = [f"{n}" for n in range(dice.randint(2, 6))]
     queue = queue_of(
@@ -363,7 +363,7 @@ def test_a_reserved_slot_takes_tenants_in_turn() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_text_is_in_one_batch(seed: int) -> None:
-    """Random jobs that come at random times: nothing lost, nothing twice, no batch too large."""
+    """Random jobs at random times: each is served exactly once, and no batch is too large."""
     dice = random.Random(seed)
     budget = dice.choice([10, 64, 500])
     longest = dice.choice([3, budget, 2 * budget])

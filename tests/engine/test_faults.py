@@ -1,4 +1,4 @@
-"""Texts that fail alone, and devices that fail altogether."""
+"""Texts that fail alone, and devices that fail completely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers count of themselves, from the count to the line that Prometheus reads."""
+"""Metrics of workers, from the count to the line that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worker.metrics.registry import METRICS, Metric
 from worker.pool.job_metrics import CANCELLED, SUCCEEDED, JobMetrics, ended_by
 from worker.pool.metrics import worker_metrics
 
-#: (name, labels but the worker's) → value.
+#: (name, labels except the worker's) → value.
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -39,7 +39,7 @@ def api(redis_url: str) -> Iterator[ApiStand]:
 
 
 def samples_of(api: ApiStand, worker: str) -> Samples:
-    """What `/metrics` says of one worker."""
+    """The samples of one worker in `/metrics`."""
     found: Samples = {}
     for family in text_string_to_metric_families(api.client.get("/metrics").text):
         for sample in family.samples:
@@ -50,7 +50,7 @@ def samples_of(api: ApiStand, worker: str) -> Samples:
 
 
 def say(api: ApiStand, node: str, **presence: Any) -> None:
-    """Be a worker that says this of itself."""
+    """Write a worker's heartbeat with these values."""
     said = {"at": 1000.0, "models": [], "tokens_per_second": 1.0, **presence}
     api.redis.hset(keys.workers(api.settings.queue), node, orjson.dumps(said))
 

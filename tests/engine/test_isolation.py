@@ -1,4 +1,4 @@
-"""A job that a worker may have died of has the process to itself, in every stage."""
+"""A possible poison job has the process to itself, in every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.engine import Job
 
 
 class Stages(RecordingSink):
-    """What every stage does, in order: its name, and the jobs or texts it does it with."""
+    """Records the steps of all stages in order: name, and jobs or texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Stages(RecordingSink):
         super()._hear(event, jobs)  # type: ignore[arg-type]
 
     def slices(self) -> list[tuple[str, list[tuple[str, set[str]]]]]:
-        """Each slice's job, and what was done from `isolate` to `released`."""
+        """Each slice's job, and the steps from `isolate` to `released`."""
         found: list[tuple[str, list[tuple[str, set[str]]]]] = []
         inside = False
         for stage, jobs in self.seen:
@@ -227,7 +227,7 @@ def test_texts_of_others_are_not_looked_up_meanwhile(
     looked_up = threading.Event()
 
     class Cache:
-        """Finds nothing, and says when it was asked."""
+        """Misses every text and records the look-up."""
 
         class keys:  # noqa: N801
             @staticmethod

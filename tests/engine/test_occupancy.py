@@ -1,4 +1,4 @@
-"""Who takes what waits: an idle slot, a busy one, or the reserved slot."""
+"""The slot that takes the waiting texts: an idle one, a busy one, or the reserved one."""
 
 from __future__ import annotations
 

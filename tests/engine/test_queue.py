@@ -54,7 +54,7 @@ def _no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Stand]]:
-    """Makes stands whose threads end with the test."""
+    """Yield a factory of stands; their threads end with the test."""
     stands: list[Stand] = []
     with ThreadPoolExecutor() as pool:
 

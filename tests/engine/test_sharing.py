@@ -1,4 +1,4 @@
-"""Which texts share a batch, and what each job gets of it."""
+"""The texts of shared batches, and each job's part of the result."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from worker.engine.encode import DeviceLost
 
 
 class Gate:
-    """Batches stand still in the device, each until it is let go."""
+    """Batches stand still in the device, each until it is released."""
 
     def __init__(self, encoder: FakeEncoder) -> None:
         self._changed = threading.Condition()
@@ -62,7 +62,7 @@ def gate(encoder: FakeEncoder) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def _no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot that nobody wakes stays idle: a lost wake-up fails the test."""
+    """A slot without a wake-up stays idle: a lost wake-up fails the test."""
     monkeypatch.setattr(queue, "_IDLE_SECONDS", 10 * DEADLINE)
 
 
@@ -138,7 +138,7 @@ def test_a_job_that_begins_in_two_slots_is_started_once(
 
     def hold(event: str) -> None:
         if event == "admit":
-            # Two slots that both start the job meet here; one waits in vain.
+            # Two slots that both start the job meet here; a single one waits in vain.
             with suppress(threading.BrokenBarrierError):
                 both.wait(0.5)
 

@@ -2,7 +2,7 @@
 
 Follows docker-compose.yml without a container engine: `buildah` builds the Dockerfiles and runs
 their images, `debootstrap` makes the base images, and each service has a network namespace. Exits 1
-if anything does not hold; exits 0 with the reason where the tools or the rights are missing.
+if a check fails; exits 0 with the reason if the tools or the rights are missing.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def missing() -> list[str]:
 
 
 def buildah(*arguments: str, **how: Any) -> str:
-    """Run buildah on our storage. Returns what it printed, raises CalledProcessError."""
+    """Run buildah on our storage. Returns its output, raises CalledProcessError."""
     done = subprocess.run(command(*arguments), stdout=subprocess.PIPE, text=True, check=True, **how)
     return done.stdout.strip()
 
@@ -189,7 +189,7 @@ def _pip_settings(folder: Path) -> list[str]:
         key, _, value = line.partition("=")
         settings[key.rpartition(".")[2]] = value.strip("'")
         for word in value.strip("'").split():
-            # The files of an index lie beside it.
+            # The files of an index are in its folder.
             path = str(Path(word[7:]).parent) if word.startswith("file://") else word
             if path.startswith("/") and Path(path).exists():
                 places.add(path)

@@ -41,7 +41,7 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Health:
-    """How to ask a service whether it works. Times in seconds."""
+    """The health check of a service. Times in seconds."""
 
     command: Sequence[str]
     interval: float
@@ -55,7 +55,7 @@ class Service:
     """One service of the compose files."""
 
     name: str
-    #: The name of the image to run; of one that is built, None.
+    #: The name of the image to run; None if the image is built.
     image: str | None
     dockerfile: Path | None
     arguments: Mapping[str, str]
@@ -143,7 +143,7 @@ def _service(name: str, given: dict[str, Any]) -> Service:
         volumes={path: volume for volume, path in map(_pair, given.get("volumes", ()))},
         ports=dict(map(_port, given.get("ports", ()))),
         health=_health(given["healthcheck"]) if "healthcheck" in given else None,
-        # As long as Docker waits by default.
+        # Docker's default.
         grace=seconds(given.get("stop_grace_period", "10s")),
         after=[
             other

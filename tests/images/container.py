@@ -1,4 +1,4 @@
-"""A service that runs: the process of an image, in a namespace of its own."""
+"""A running service: the process of an image, in a namespace of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Container:
         self._network = network
         self._was_healthy = False
         self._id = buildah("from", "--pull-never", image.name)
-        # Mounted here, so that all commands see it, which have mount namespaces of their own.
+        # Mounted here, so that all commands see it: they have mount namespaces of their own.
         self._root = Path(buildah("mount", self._id))
         self._volumes = [
             part
@@ -59,7 +59,7 @@ class Container:
         print(f"  {self.service.name}: waiting for `{' '.join(health.command)}' ...", flush=True)
         began, failures = time.monotonic(), 0
         while not self._is_healthy(health):
-            # As in Docker, failures within the start period do not count.
+            # Like Docker, ignore failures within the start period.
             failures += time.monotonic() - began > health.start
             assert failures < health.retries, f"{self.service.name} is unhealthy:\n{self.tail()}"
             with suppress(subprocess.TimeoutExpired):
@@ -68,7 +68,7 @@ class Container:
         self._was_healthy = True
 
     def run(self, *arguments: str, seconds: float = _COMMAND_S) -> subprocess.CompletedProcess[str]:
-        """Run a command in the container, beside its process."""
+        """Run a command in the container, in addition to its process."""
         return subprocess.run(
             self._command(arguments),
             capture_output=True,
@@ -78,13 +78,13 @@ class Container:
         )
 
     def wait(self, seconds: float) -> int:
-        """Wait for the process to end by itself. Returns its exit status."""
+        """Wait for the process to end. Returns its exit status."""
         return self._process.wait(seconds)
 
     def stop(self) -> float:
-        """Stop it as Docker does, and remove it. Returns the seconds that it took.
+        """Stop it like Docker, and remove it. Returns the duration in seconds.
 
-        Raises AssertionError if it takes longer than its grace, or ends with an error.
+        Raises AssertionError if it takes longer than its grace period, or ends with an error.
         """
         name, began = self.service.name, time.monotonic()
         os.kill(self._main_process(), getattr(signal, self.image.stop_signal))
@@ -125,7 +125,7 @@ class Container:
         return [*space, *command("run", *how, self._id, "--", *arguments)]
 
     def _volume(self, folder: Path, path: str) -> Path:
-        """A volume's folder. As in Docker, a new one has the owner of its place in the image."""
+        """A volume's folder. Like in Docker, a new one has the owner of its path in the image."""
         if not folder.exists():
             folder.mkdir(parents=True)
             place = self._root / path.lstrip("/")
@@ -135,7 +135,7 @@ class Container:
         return folder
 
     def _main_process(self) -> int:
-        """The process that Docker would give the number 1: the first that is not buildah's."""
+        """The process that Docker would give the number 1: the first one that is not buildah's."""
         for pid in self._family():
             if "buildah" not in Path(f"/proc/{pid}/exe").readlink().name:
                 return pid

@@ -1,8 +1,8 @@
 """A network namespace for each service, with the service's name as its host name.
 
 The process that makes the network leaves the machine's own network for good: it becomes the host
-of the containers, which alone reaches their addresses. All of it ends with this process but for
-the named namespaces, which `close` removes.
+of the containers, which alone reaches their addresses. Everything except the named namespaces ends
+with this process; `close` removes the namespaces.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Network:
             _ip("-n", space, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
 
     def close(self) -> None:
-        """Remove the namespaces that there are."""
+        """Remove the existing namespaces."""
         for name in self._names:
             deleted = ["ip", "netns", "delete", self.space(name)]
             subprocess.run(deleted, capture_output=True, check=False)
 
     def publish(self, at: tuple[str, int], name: str, port: int) -> None:
-        """Forward connections of an address of this process to a service's port, while it lives."""
+        """Forward connections of an address of this process to a service's port, while it runs."""
         listener = socket.create_server(at)
 
         def serve() -> None:

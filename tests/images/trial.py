@@ -1,4 +1,4 @@
-"""The checks of the running services: start, calls, a stop at work, and the GPU's file."""
+"""The checks of the running services: start, calls, a stop under load, and the GPU's file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.readme import ADDRESS, blocks, rest_examples
 
 #: Bytes that the API may add to its base image.
 MOST_API_BYTES = 140e6
-#: Jobs and texts of each that a worker has when it is stopped.
+#: Jobs, and texts of each, that a worker has when it is stopped.
 _JOBS, _TEXTS = 60, 64
 #: Seconds for a request, for a README's example, and for the jobs of the stopped worker.
 _REQUEST_S, _EXAMPLE_S, _JOBS_S = 30.0, 60.0, 180.0

@@ -1,4 +1,4 @@
-"""What tests with workers share."""
+"""Fixtures of the tests with workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.processes import Processes, ValkeyServer
 
 @pytest.fixture
 def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> Iterator[Stand]:
-    """A Redis of the test's own, and no worker yet."""
+    """A Redis of the test's own, without a worker."""
     server = valkey_server()
     with server.client() as client, embed_at(server.url) as app:
         yield Stand(processes, app, client)

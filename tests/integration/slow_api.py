@@ -1,4 +1,4 @@
-"""The API for tests of slow clients: bodies have a second, and no more for their bytes."""
+"""The API for tests of slow clients: a body must arrive within one second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker on the other backend: it starts, serves, and stops as every worker does."""
+"""A worker on the other backend: it starts, serves, and stops like every worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unmodified `openai` client runs whole batches on a real worker, which may be killed."""
+"""The unmodified `openai` client runs whole batches on a real worker, also across kills."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def create(client: openai.OpenAI, lines: Sequence[Any], **options: Any) -> Batch
 
 
 def ended(client: openai.OpenAI, batch: Batch) -> Batch:
-    """The batch once it has ended."""
+    """The batch, at its end."""
 
     def look() -> Batch | None:
         found = client.batches.retrieve(batch.id)
@@ -132,7 +132,7 @@ def test_a_batch_is_cancelled_and_its_files_are_paged_and_deleted(client: openai
     assert batch.request_counts is not None
     found = answers(client, batch.output_file_id)
     assert len(found) == batch.request_counts.completed < 3000
-    # The client asks for page after page.
+    # The client requests page after page.
     ids = [one.id for one in client.batches.list(limit=1)]
     assert batch.id in ids
     assert len(ids) == len(set(ids))
@@ -173,7 +173,7 @@ def test_a_batch_outlives_worker_api_and_server_and_answers_each_line_once(
         worker = start_worker(processes, valkey.url, env=env)
         eventually(lambda: completed(client, batch) > seen, PATIENCE, message=processes.logs)
         valkey.restart()
-        # A batch does not hold up a worker that is asked to stop.
+        # A batch does not delay a worker's stop.
         worker.stop()
         start_worker(processes, valkey.url, env=env)
         batch = ended(client, batch)

@@ -1,4 +1,4 @@
-"""A worker with a cache: what it has embedded before needs no device."""
+"""A worker with a cache: texts that it has embedded before need no device."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_a_job_of_known_texts_ends_while_the_device_stands_still(
         worker = stand.start(EMBEDQ_CACHE_MB="8")
         first = submitted()
         usage = first.get(timeout=ANSWER_S)["usage"]
-        # The texts, and what they take.
+        # The texts, and the field with their size.
         eventually(lambda: client.hlen(keys.cache("embedq")) == len(TEXTS) + 1, ANSWER_S)
         jobs: list[AsyncResult] = []
 
         def one_has_ended() -> AsyncResult | None:
-            # On a busy machine Redis may be late for a look-up, which then is none.
+            # On a busy machine Redis may answer a look-up too late, which counts as a miss.
             jobs.append(submitted())
             return next((job for job in jobs if job.ready()), None)
 

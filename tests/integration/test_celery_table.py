@@ -78,18 +78,18 @@ def worker_of_a_kind(request: pytest.FixtureRequest, valkey: ValkeyServer) -> It
         yield Table(processes, app, client, worker, events)
         events.close()
         if "POOL" in env:
-            # With nothing to do, Celery's own pool may take its time.
+            # Celery's own pool may stop slowly, even without work.
             worker.kill()
         else:
             assert worker.stop() == 0
-        # Nobody saw a text that somebody asked to embed.
+        # No event and no log line shows the text of a job.
         assert held_texts(events.seen) == []
         assert MARKER not in worker.log()
 
 
 @pytest.fixture
 def stand(worker_of_a_kind: Table) -> Iterator[Table]:
-    """A worker with nothing to do, and nothing noted yet."""
+    """An idle worker without notes."""
     stand = worker_of_a_kind
     stand.client.delete(users_app.NOTES)
     yield stand
@@ -133,7 +133,7 @@ def test_apply_and_a_plain_call(expected: Matrix) -> None:
 
 def test_a_plain_call_inside_the_worker(stand: Table) -> None:
     assert users_app.embed_here.delay(["one", "two"]).get(timeout=ANSWER_S) == [2, 2]
-    # By the engine that is there: the model was loaded once.
+    # By the running engine: the model was loaded once.
     assert stand.worker.log().count("Model all-MiniLM-L6-v2: ") == 1
 
 
@@ -268,7 +268,7 @@ def test_chord_with_a_failing_header(stand: Table) -> None:
     header = [embed.s(TEXTS), embed.s(TEXTS, model="nobody's")]
     body = chord(header)(users_app.counts.s().on_error(users_app.note_failure.s("body")))
     with pytest.raises(ChordError, match="model_not_found"):
-        # By id: a result that knows its header raises the header's failure as soon as it sees it.
+        # By id: a result that knows its header raises the header's failure at once.
         AsyncResult(body.id, app=stand.app).get(timeout=ANSWER_S)
     stand.noted("body", body.id)
 
@@ -425,7 +425,7 @@ def test_a_hard_time_limit(stand: Table, request: pytest.FixtureRequest) -> None
     stand.noted("failed", job.id)
     ends = {("failed", "time_limit")}
     if "stock worker" in request.node.name:
-        # It may notice afterwards that the process it has killed is gone, and tells that instead.
+        # The pool may notice later that its killed process is gone, and report that instead.
         ends.add(("failed", "internal_error"))
     eventually(lambda: stand.record(job.id) in ends, message=lambda: str(stand.record(job.id)))
     assert len(vectors(send().get(timeout=ANSWER_S))) == 2
@@ -487,7 +487,7 @@ def test_inspect_shows_the_truth_and_no_texts(stand: Table) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
-        # By name: this client says nothing of how its arguments are to be shown.
+        # By name: this client passes no `argsrepr`.
         waiting = send_by_name(stand.app, TEXTS)
         later = send_by_name(stand.app, TEXTS, countdown=3)
         eventually(lambda: len(stand.inspect("scheduled")) == 1, ANSWER_S)
@@ -542,7 +542,7 @@ def test_a_rate_limit(stand: Table) -> None:
 
 
 def test_a_time_limit_for_all_jobs(stand: Table) -> None:
-    # Celery's requests read it when the worker connects, so nothing changes before that.
+    # Celery's requests read it when the worker connects, so the change has no effect before that.
     set_ = control(stand, "time_limit", "embedq.embed", 60, 120)
     try:
         assert set_ == {"ok": "time limits set successfully"}
@@ -555,7 +555,7 @@ def test_waiting_does_not_count_towards_a_time_limit(stand: Table) -> None:
     with stand.busy_device() as go_on:
         running = send()
         stand.wait_until_encoding()
-        # Long enough for a slow machine to encode it in.
+        # Long enough that a slow machine can encode it.
         waiting = send(time_limit=4)
         begun = time.monotonic()
         eventually(lambda: time.monotonic() - begun > 4.2)

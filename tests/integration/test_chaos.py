@@ -1,4 +1,4 @@
-"""Everything goes wrong under load, in short; `make soak` does it for longer."""
+"""A short run of all faults under load; `make soak` runs them for longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.processes import run_python
 
 EVENTS = {"--kills": 4, "--connection-kills": 2, "--valkey-kills": 2, "--stops": 1}
 OPTIONS = {"--pause": 1.0, "--rest": 2, "--direct": 2, "--seed": 7}
-#: The ways of a process to the server, and hosts whose clocks differ by minutes.
+#: A process's connections to the server, and hosts with clocks that differ by minutes.
 WAYS = {
     "few rights": {"--access": "restricted"},
     "TLS": {"--access": "tls"},
@@ -27,21 +27,21 @@ FEW_EVENTS = {
     "--pause": 3,
 }
 LINKS = {"--stops": 2, "--jobs": 100, "--seed": 2}
-# No bound of results but the memory: the API's own, which forgets by the minute, is not what this
-# is about.
+# Results are bounded by memory alone. The API's own bound, which forgets by the minute, is not
+# under test here.
 PAST_MEMORY = {"--seconds": 15, "--maxmemory-mb": 20, "--result-mb": 1000, "--result-ttl": 4}
 FILLED = {"--fillers": 1, "--filler-seconds": 3, "--rest": 2, "--direct": 3, "--seed": 7}
 FAILOVER = {"--failovers": 1, "--pause": 2, "--rest": 2, "--direct": 2}
-# Of time the soak has tighter bounds, for a machine that does nothing else.
+# The soak has tighter time bounds, for an otherwise idle machine.
 TAKEOVER = {"--jobs": 300, "--lease-seconds": 4, "--first-within": 90, "--most-pause": 10}
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 def soak(name: str, options: Mapping[str, float | str]) -> dict[str, Any]:
-    """The report of a soak without violations.
+    """Return the report of a soak without violations.
 
-    In a process of its own: its costless model would be this one's, too.
+    In a process of its own: its costless model would replace this process's model, too.
     """
     arguments = [str(part) for option in options.items() for part in option]
     done = run_python("-m", "bench.soak", name, *arguments, timeout=280)

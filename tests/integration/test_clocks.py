@@ -1,4 +1,4 @@
-"""Hosts whose clocks are wrong by minutes, each differently, serve as one."""
+"""Hosts with clocks that are wrong by minutes, each differently, serve as one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHIFTS = {
     "API five minutes ahead": (300, 0),
     "worker five minutes ahead": (0, 300),
     "worker five minutes behind": (0, -300),
-    # Longer than what is forgotten after minutes, or removed after an hour.
+    # Longer than the minutes or the hour after which state is forgotten or removed.
     "both wrong by two hours": (-7200, 7200),
 }
 #: Seconds that a time may differ from Redis' on a busy machine.
@@ -74,7 +74,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
         server = ValkeyServer(processes, processes.folder / "data", free_port(), persistent=False)
         server.start()
         env = {"EMBEDQ_FILES": str(processes.folder / "files"), "EMBEDQ_LEASE_SECONDS": "3"}
-        # One is right and one is wrong: they are to see each other alive, and share the work.
+        # One is right and one is wrong: they must see each other alive, and share the work.
         workers = [
             start_worker(processes, server.url, app="bench.costless", env=env | shifted(seconds))
             for seconds in (0, of_worker)
@@ -151,7 +151,7 @@ def test_a_batch_completes_and_its_files_expire_by_redis_clock(stand: Stand) -> 
         times = [batch.created_at, batch.in_progress_at, batch.completed_at]
         assert times == sorted(times)
         assert all(map(stand.near_now, [*times, batch.expires_at - 24 * 3600]))
-        # The end of a batch removes files that have expired.
+        # The end of a batch removes expired files.
         file = client.files.retrieve(kept.id)
         assert file.expires_at is not None
         assert stand.near_now(file.created_at)

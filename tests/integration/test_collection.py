@@ -64,6 +64,6 @@ def test_a_collection_is_embedded_in_order_and_nothing_of_it_is_left(
     )
     assert done.returncode == 0, done.stderr
     assert "as it should be" in done.stdout
-    # What was asked for directly, and what was under way when the caller stopped, is all there is.
+    # Only the direct call, and the calls under way when the caller stopped, have left results.
     eventually(lambda: client.llen("embedq") == client.hlen("unacked") == 0, 30)
     assert len(list(client.scan_iter("celery-task-meta-*"))) <= 1 + 3

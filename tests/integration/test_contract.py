@@ -1,4 +1,4 @@
-"""The service answers whatever is sent as its OpenAPI document says, and never with a 5xx."""
+"""The service answers every request as its OpenAPI document states, and never with a 5xx."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import Service
 from tests.documented import DOCUMENT
 from tests.processes import eventually
 
-#: That what fits the schema may still be refused is known: ids, prompts and sizes are not in it.
+#: A request that fits the schema may still be refused: ids, prompts and sizes are not in it.
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -36,7 +36,7 @@ OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for 
 
 
 def refusable(path: str, method: str) -> bool:
-    """Whether anything of a request can break its schema; a part of the path cannot."""
+    """Whether any part of a request can break its schema; a part of the path cannot."""
     operation = DOCUMENT["paths"][path][method]
     places = {parameter["in"] for parameter in operation.get("parameters", [])}
     return "requestBody" in operation or bool(places - {"path"})
@@ -50,7 +50,7 @@ def schema(service: Service) -> Any:
 def send(schema: Any, path: str, method: str, mode: GenerationMode) -> None:
     @settings(
         max_examples=EXAMPLES,
-        # The same requests each time: what fails here fails everywhere.
+        # The same requests each time: a failure here is reproducible everywhere.
         derandomize=True,
         database=None,
         deadline=None,

@@ -1,4 +1,4 @@
-"""What cannot run is kept, its caller hears so, and the worker goes on."""
+"""Messages that cannot run are stored, their callers get the error, and the worker continues."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stand() -> Iterator[Stand]:
     with running() as processes:
         stand = Stand(processes)
         yield stand
-        # Results unsubscribe when they are collected, for which the server must still be there.
+        # Results unsubscribe when they are collected; the server must still run then.
         gc.collect()
         stand.caller.close()
 

@@ -13,9 +13,9 @@ from tests.processes import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
-#: Seconds until the jobs of a dead worker run elsewhere, and until a thread is taken to hang.
+#: Seconds until the jobs of a dead worker run elsewhere, and until a thread counts as hung.
 SETTINGS = {"EMBEDQ_LEASE_SECONDS": "3", "EMBEDQ_FORWARD_SECONDS": "2"}
-#: As it leaves a worker whose engine died.
+#: Exit code of a worker with a dead engine.
 EX_SOFTWARE = 70
 
 
@@ -49,7 +49,7 @@ def test_a_full_device_keeps_its_worker_waiting_and_its_jobs(stand: Stand) -> No
     worker = stand.start(**SETTINGS)
     with faulty(stand, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
         jobs = [send([f"text {number}"]) for number in range(10)]
-        # The pause before, of 3.2 s, is longer than a hang may be.
+        # The preceding backoff of 3.2 s is longer than the limit for a hang.
         eventually(lambda: "retrying in 6.4 s" in worker.log(), ANSWER_S)
         assert "The device is full" in worker.log()
         assert worker.running

@@ -64,9 +64,9 @@ def test_a_run_stopped_by_ctrl_c_goes_on_with_the_same_command(
     tmp_path: Path, expected: np.ndarray
 ) -> None:
     path, output = tmp_path / "long.txt", tmp_path / "out.npy"
-    # Much more than is under way at a time, which a run that is stopped may still finish.
+    # Much more than a stopped run has under way and may still finish.
     path.write_text("\n".join(TEXTS * 20) + "\n")
-    # Behind a terminal, as somebody's Ctrl-C comes and the bar is shown.
+    # On a terminal, so that Ctrl-C works and the bar is shown.
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     command = [*MAIN, "embed", str(path), "-o", str(output)]

@@ -1,4 +1,4 @@
-"""A Redis that is full: nothing is lost, memory stays bounded, and work goes on."""
+"""A full Redis: all jobs survive, memory stays bounded, and work continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.contract.lanes import lists_of
 from worker.store.completions import RESERVE
 from worker.store.jobs import JobRequest, JobStore
 
-#: Bytes that commands and leases under way may take beyond what workers may.
+#: Bytes that commands and leases under way may take in addition to the workers' bytes.
 UNDER_WAY = 4 * 2**20
 LONGEST_S = 90.0
 TTL_S = 1
@@ -27,18 +27,18 @@ TTL_S = 1
 
 @pytest.fixture
 def full_server(valkey_server: Callable[..., ValkeyServer]) -> ValkeyServer:
-    """A server that anybody may fill."""
+    """A server that clients can fill."""
     return valkey_server("--maxmemory", "10mb")
 
 
 def start(processes: Processes, server: ValkeyServer, **env: str) -> Process:
-    """A worker with results as large as a model's, which need not be ready yet."""
+    """A worker with results as large as a model's; it need not be ready yet."""
     env = {"EMBEDQ_BENCH_DIMENSIONS": "384"} | env
     return start_worker(processes, server.url, app="bench.costless", ready=None, env=env)
 
 
 def fill(put: Callable[[int], object]) -> None:
-    """Put one thing after another until the server refuses."""
+    """Call `put` with 0, 1, … until the server refuses."""
     for number in itertools.count():
         try:
             put(number)
@@ -47,7 +47,7 @@ def fill(put: Callable[[int], object]) -> None:
 
 
 def take_all_room(client: redis.Redis) -> None:
-    """Somebody else's keys, until not the smallest one has room."""
+    """Fill the server with foreign keys, until even the smallest one does not fit."""
     for size in (2**16, 2**12, 2**8, 1):
         fill(lambda number, size=size: client.set(f"filler:{size}:{number}", bytes(size)))
 

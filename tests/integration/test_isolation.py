@@ -12,7 +12,7 @@ from worker.watchdog import EX_HUNG
 
 pytestmark = pytest.mark.timeout(240)
 
-#: Seconds until the jobs of a dead worker run elsewhere, and until a thread is taken to hang.
+#: Seconds until the jobs of a dead worker run elsewhere, and until a thread counts as hung.
 SETTINGS = {"EMBEDQ_LEASE_SECONDS": "3", "EMBEDQ_MAX_ATTEMPTS": "1", "EMBEDQ_FORWARD_SECONDS": "5"}
 
 
@@ -34,7 +34,7 @@ def test_a_job_that_stops_workers_in_any_stage_fails_as_poisoned_and_others_succ
     mates += [send([f"mate {number}", f"its other text {number}"]) for number in range(20)]
     eventually(lambda: stand.messages() == (0, 21))
     poison = send([text])
-    # Those behind it in the queue, too.
+    # Jobs behind it in the queue, too.
     mates += [send([f"later {number}"]) for number in range(5)]
     stand.open_gate()
     assert first.wait(60) == status

@@ -1,4 +1,4 @@
-"""Workers whose `EMBEDQ_LEASE_SECONDS` differ, on one queue and on two."""
+"""Workers with different `EMBEDQ_LEASE_SECONDS`, on one queue and on two."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SHORT_S, LONG_S = 3, 60
 
 
 def deadlines(stand: Stand) -> list[float]:
-    """Seconds until each lease runs out, the next one first."""
+    """Seconds until each lease expires, the next one first."""
     seconds, _ = stand.client.time()
     scores = stand.client.zrange("unacked_index", 0, -1, withscores=True)
     return [score - seconds for _, score in scores]
 
 
 def restore_something(stand: Stand) -> None:
-    """Wait until some worker has looked for leases that ran out, of which there is one now."""
+    """Wait until some worker has looked for expired leases; there is one now."""
     stand.client.hset("unacked", "timed:0:gone:0000", '[{},"","nobodys"]')
     stand.client.zadd("unacked_index", {"timed:0:gone:0000": 1})
     eventually(lambda: stand.client.llen("nobodys"), ANSWER_S)
@@ -60,7 +60,7 @@ def test_a_worker_stopped_past_its_deadline_loses_its_jobs_and_goes_on_when_cont
     stopped = stand.start(EMBEDQ_LEASE_SECONDS=str(SHORT_S))
     jobs = jobs_in_the_engine(stand, 20)
     eventually(lambda: stand.messages() == (0, 20))
-    # The timeout of the one that takes over does not count.
+    # The timeout of the worker that takes over does not count.
     other = stand.start(EMBEDQ_LEASE_SECONDS=str(LONG_S))
     stopped.signal(signal.SIGSTOP)
     stand.open_gate()

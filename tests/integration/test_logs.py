@@ -1,4 +1,4 @@
-"""What a whole service logs: every line an object, with the job it speaks of, and never a text."""
+"""The logs of a whole service: every line an object, with its job's id, and never a text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JSON_LOGS = {"EMBEDQ_LOG_FORMAT": "json"}
 
 
 class Logging:
-    """A service that logs all it can, and its lines."""
+    """A service that logs at every level, and its lines."""
 
     def __init__(self, valkey: ValkeyServer, worker: Process, api: Api) -> None:
         self.valkey = valkey
@@ -39,7 +39,7 @@ class Logging:
         return requests.post(f"{self.api.url}/jobs?wait=30", json=body, timeout=60)
 
     def lines(self, process: Process) -> list[dict[str, Any]]:
-        """All that is written, to the end of its last whole line."""
+        """The written lines, up to the end of the last complete one."""
         return [json.loads(line) for line in process.log().split("\n")[:-1]]
 
 

@@ -1,4 +1,4 @@
-"""Thousands of bad messages in the queue of one worker: it goes on, and nothing is lost."""
+"""Thousands of bad messages in the queue of one worker: it continues, and loses no job."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 SEED, COUNT = 7, 3000
 #: A valid job after so many bad messages.
 EVERY = 50
-#: In every text, so that a log which shows one is found.
+#: In every text, so that a log with a text is found.
 SECRET = "zebra9f1c"
 ANSWER_S = 60.0
 
 
 @dataclass
 class Stand:
-    """One worker, its Redis, and what was put into its queue."""
+    """One worker, its Redis, and the messages of its queue."""
 
     worker: Process
     client: redis.Redis
@@ -52,7 +52,7 @@ class Stand:
         self.client.lpush(list_of("embedq", lane.step), message)
 
     def valid(self, name: str, lane: Lane = Lane.NORMAL) -> str:
-        """Queue a job that is right; its texts follow from its name."""
+        """Queue a valid job; its texts follow from its name."""
         self.push(messages.envelope(name, texts_of(name), DEFAULT_OPTIONS, "embedq"), lane)
         return name
 
@@ -78,7 +78,7 @@ class Stand:
             )
 
     def ended(self, job_id: str | None) -> bool:
-        """Whether a job's end is stored, as a result or, if that is ignored, in its record."""
+        """Whether a job's outcome is stored, as a result or, if that is ignored, in its record."""
         if job_id is None:
             return False
         try:
@@ -116,7 +116,7 @@ def stand(processes: Processes, valkey_server: Callable[..., ValkeyServer]) -> I
 
 
 def seeds(url: str, client: redis.Redis) -> list[bytes]:
-    """What producers send: a stock Celery program, with a link and without, and the API."""
+    """Messages of producers: a stock Celery program, with a link and without, and the API."""
     call = {"args": [[f"{SECRET} sent", "two"]], "queue": "elsewhere"}
     with Celery(broker=url, backend=url, set_as_current=False) as app:
         send = app.send_task
@@ -130,7 +130,7 @@ def seeds(url: str, client: redis.Redis) -> list[bytes]:
 
 
 def proto1(job_id: str) -> bytes:
-    """A message of task protocol 1, which nobody sends any more."""
+    """A message of task protocol 1, which is out of use."""
     body = {"task": "embedq.embed", "id": job_id, "args": [texts_of(job_id)], "kwargs": {}}
     message = orjson.loads(messages.envelope(job_id, ["x"], DEFAULT_OPTIONS, "embedq"))
     return orjson.dumps(message | {"headers": {}, "body": orjson.dumps(body).decode()})
@@ -189,7 +189,7 @@ def test_no_message_stops_a_worker_or_is_lost(stand: Stand) -> None:
 
 
 def calm(worker: Process) -> bool:
-    """Whether a worker lives, has had one connection, and has logged nobody's text."""
+    """Whether a worker lives, has had one connection, and has logged no text."""
     log = worker.log()
     assert log.count("mingle:") == 2, log[-4000:]
     assert "Connection to broker lost" not in log

@@ -1,4 +1,4 @@
-"""Whatever is sent costs an error: no 5xx, no memory past a bound, and the service works on."""
+"""Every request costs at most an error: no 5xx, no memory past a bound; the service continues."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.mutations import Request, form_request, json_request, mutated, part
 from tests.processes import eventually
 
 MUTATIONS, SEED, CALLERS = 4000, 20, 8
-#: Seconds for one answer; a wait for vectors may be among them.
+#: Seconds for one answer; some of them include a wait for vectors.
 ANSWER_S = 60.0
 #: Bytes that a body may have by default (EMBEDQ_MAX_JOB_BYTES).
 MOST = 8 * 2**20
 #: MiB that a process of the API may take at any time: about 80 at rest, 270 for one body of `MOST`
-#: bytes that is nothing but small values, as docs/api.md says, and the bodies of all `CALLERS`.
+#: bytes of only small values (see docs/api.md), and the bodies of all `CALLERS`.
 BOUND_MIB = 512
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":"a"}}'
 TEXTS = ["what came before", "what comes after"]
@@ -40,7 +40,7 @@ TEXTS = ["what came before", "what comes after"]
 
 @pytest.fixture(scope="module")
 def valid(service: Service) -> list[Request]:
-    """A request that is right for every `POST`, and for what it made."""
+    """One valid request for every `POST`, and for every resource that it made."""
     model = requests.get(f"{service.url}/v1/models", timeout=30).json()["data"][0]["id"]
     upload = form_request(
         "/v1/files",
@@ -73,7 +73,7 @@ def valid(service: Service) -> list[Request]:
 
 @pytest.fixture(autouse=True)
 def unharmed(service: Service) -> Iterator[None]:
-    """After each test the same processes serve, within the bound, and have reported no bug."""
+    """Check after each test that the same processes serve, within the bound, and logged no bug."""
     before = family(service)
     yield
     assert family(service) == before, "a process of the API ended"
@@ -94,7 +94,7 @@ def family(service: Service) -> set[int]:
 
 
 def peak_mib(pid: int) -> float:
-    """The most a process has had in memory since it began, where the system says that."""
+    """The peak memory of a process since its start, if the system reports that."""
     status = Path(f"/proc/{pid}/status")
     if status.exists():
         (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -109,7 +109,7 @@ def connect(service: Service) -> socket.socket:
 
 
 class Answer(NamedTuple):
-    """An answer; `ours` unless the server has answered before the application."""
+    """An answer; `ours` unless the server answered instead of the application."""
 
     status: int
     retry_after: str
@@ -118,13 +118,13 @@ class Answer(NamedTuple):
 
 
 def send(service: Service, raw: bytes, *, whole: bool = True) -> Answer | None:
-    """The answer; None where the connection was closed without one.
+    """Return the answer; None if the connection was closed without one.
 
-    Unless it is a `whole` request, the server is told that there is no more of it.
+    If the request is not `whole`, the sending side is closed after it.
     """
     with connect(service) as connection:
         with suppress(OSError):
-            # What is refused early is not read to its end.
+            # An early refusal leaves the rest unread.
             connection.sendall(raw)
             if not whole:
                 connection.shutdown(socket.SHUT_WR)
@@ -139,7 +139,7 @@ def send(service: Service, raw: bytes, *, whole: bool = True) -> Answer | None:
 
 
 def surprises(service: Service, raws: Sequence[bytes]) -> list[str]:
-    """Whole requests with no answer, with a bug's, or with an error that is no proper problem."""
+    """Whole requests with no answer, a bug's answer, or an error that is no proper problem."""
     with ThreadPoolExecutor(CALLERS) as pool:
         answers = list(pool.map(lambda raw: send(service, raw), raws))
     pairs = zip(raws, answers, strict=True)
@@ -147,7 +147,7 @@ def surprises(service: Service, raws: Sequence[bytes]) -> list[str]:
 
 
 def is_bug(answer: Answer) -> bool:
-    """Whether nobody should get such an answer, whatever they sent."""
+    """Whether this answer is wrong for every possible request."""
     if answer.status >= 500:
         return not (answer.status == 503 and answer.retry_after)
     return answer.status >= 400 and answer.ours and not is_problem(answer.body)
@@ -169,7 +169,7 @@ def test_thousands_of_mutated_requests_are_answered_without_a_server_error(
 
 
 def heavy() -> dict[str, bytes]:
-    """Bodies as large as they may be whose values are the most costly."""
+    """Bodies of the maximum size with the most costly values."""
 
     def full(
         item: bytes, before: bytes = b'{"model":"m","input":[', after: bytes = b"1]}"
@@ -209,7 +209,7 @@ def test_gzip_bombs_stay_within_the_stated_memory(service: Service) -> None:
 HEAD = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 BODY = b'{"input": "a"}'
-#: What no library would send.
+#: Requests that no library would send.
 WIRE = {
     "more length than body": HEAD + b"Content-Length: 99\r\n\r\n" + BODY,
     "less length than body": HEAD + b"Content-Length: 3\r\n\r\n" + BODY,
@@ -257,7 +257,7 @@ def test_what_is_not_http_is_refused_or_closed(service: Service, raw: bytes) -> 
     assert answer is None or not is_bug(answer)
 
 
-#: Hosts as they come over the wire, and the status that they get.
+#: Hosts as raw bytes, and the resulting status.
 HOSTS = {
     b"GET /jobs HTTP/1.1\r\nHost: LOCALHOST.:8000": 200,
     b"GET http://localhost:8000/jobs HTTP/1.1\r\nHost: localhost": 200,
@@ -288,11 +288,11 @@ def test_callers_who_hang_up_within_their_bodies_leave_nothing(service: Service)
         parts = (CHUNKED + b"E\r\n{", HEAD + b"Content-Length: 9999\r\n\r\n{", HEAD[:40])
         connection.sendall(parts[number % 3])
         connections.append(connection)
-    # Meanwhile others are served.
+    # Other clients are served at the same time.
     assert requests.get(f"{service.url}/healthz", timeout=30).ok
     for number, connection in enumerate(connections):
         if number % 2:
-            # Closed by a reset, as a killed client's connection is.
+            # Closed by a reset, like the connection of a killed client.
             linger = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         connection.close()

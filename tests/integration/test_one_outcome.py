@@ -1,4 +1,4 @@
-"""A job has one outcome, and what follows it happens once, whoever is stopped, late or refused."""
+"""A job has one outcome, with one set of follow-ups, despite stops, delays and refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_job_cancelled_while_its_worker_did_not_hear_keeps_that_outcome(stand:
         stand.wait_until_encoding()
         linked = send(["linked"], link=users_app.note_result.s("linked"))
         eventually(lambda: stand.messages() == (0, 2))
-        # No broadcast follows: this is what a lost one leaves.
+        # No broadcast follows: the state after a lost one.
         assert store_of(stand).cancel(linked.id)
         go_on()
     assert len(vectors(blocking.get(timeout=ANSWER_S))) == 1
@@ -93,7 +93,7 @@ def test_a_worker_stopped_past_its_lease_fires_no_links_a_second_time(stand: Sta
         stand.noted(f"linked {number}", 1)
     eventually(stand.idle, ANSWER_S, message=second.log)
     first.signal(signal.SIGCONT)
-    # Both take part again: what the first had is done with.
+    # Both take part again: the first one's old work is done.
     last = [send([f"last {n}"]) for n in range(20)]
     for job in last:
         assert len(vectors(job.get(timeout=ANSWER_S))) == 1
@@ -120,7 +120,7 @@ def test_a_job_whose_result_cannot_be_stored_fails_alone(stand: Stand) -> None:
     eventually(stand.idle, ANSWER_S, message=worker.log)
     for job in (jobs[3], linked):
         assert stand.record(job.id) == ("failed", "internal_error")
-    # There is no record to tell it by: its message is kept.
+    # There is no record to identify it by: its message is stored.
     assert stand.client.llen(keys.dead_letters("embedq")) == 1
     assert len(vectors(send(["later"]).get(timeout=ANSWER_S))) == 1
     assert worker.stop() == 0
@@ -141,7 +141,7 @@ def test_a_worker_whose_outcomes_are_all_refused_is_not_ready_and_loses_nothing(
         message = messages.envelope(message_id, ["a text"], DEFAULT_OPTIONS, "embedq")
         client.lpush("embedq", message)
         eventually(lambda: "wait for Redis" in worker.log(), ANSWER_S, message=worker.log)
-        # The heartbeat ends with the script that fails, and so does readiness in half a minute.
+        # The heartbeat ends with the failing script, and so does readiness within half a minute.
         eventually(
             lambda: requests.get(api.url + "/readyz", timeout=5).status_code == 503,
             60,
@@ -245,7 +245,7 @@ def test_a_purge_cancels_what_waits_and_nothing_else(stand: Stand, redis_url: st
         running = send(["running"])
         stand.wait_until_encoding()
         eventually(lambda: stand.messages() == (0, 1))
-        # Larger than what the worker takes ahead.
+        # Larger than the amount that the worker fetches ahead.
         waiting = [send([f"{n} {m} " + "word " * 300 for m in range(8)]) for n in range(32)]
         eventually(lambda: stand.messages()[0])
         purge = stand.processes.python(

@@ -105,14 +105,14 @@ def test_a_request_out_of_time_costs_no_forward_pass(
     finally:
         service.worker.signal(signal.SIGCONT)
     assert (late.value.status_code, late.value.code) == (503, "not_in_time")
-    # Behind it in the queue: with its vectors there, the other has been dropped.
+    # Behind it in the queue: once its vectors are there, the other job has been dropped.
     client.embeddings.create(model=DEFAULT_MODEL_NAME, input="after")
     after = eventually(lambda: max(presence(service)["texts"] - before, 0), 20)
     assert after == 1
 
 
 def presence(service: Service) -> dict[str, Any]:
-    """What the worker says of itself."""
+    """The worker's heartbeat."""
     with service.valkey.client() as found:
         (said,) = found.hvals(keys.workers("embedq"))
     told: dict[str, Any] = orjson.loads(said)

@@ -1,4 +1,4 @@
-"""OpenAI's API under gunicorn: callers who hang up, and retries in another process."""
+"""OpenAI's API under gunicorn: callers that hang up, and retries in another process."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def served(api_process: Callable[..., Api]) -> Api:
 
 @pytest.fixture
 def api(redis_url: str) -> Iterator[ApiStand]:
-    """Another process of the same service, and the worker's part in it."""
+    """Another process of the same service; the test plays the worker's part in it."""
     with api_stand(redis_url) as stand:
         yield stand
 
 
 def send(served: Api, body: Any = BODY) -> socket.socket:
-    """A connection on which a request has been sent."""
+    """A connection with a request already sent."""
     address = urlsplit(served.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
     data = json.dumps(body).encode()

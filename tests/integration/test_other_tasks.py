@@ -1,4 +1,4 @@
-"""Users' own tasks beside `embed`: whatever they do, it goes on, and they end."""
+"""Users' own tasks next to `embed`: whatever they do, `embed` continues and they end."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from worker.pool import parking
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 LEASE = {"EMBEDQ_LEASE_SECONDS": "3"}
-#: Seconds for all that a test queues, on a busy machine.
+#: Seconds for all queued tasks of a test, on a busy machine.
 LONGEST_S = 120.0
-#: Seconds within which a job is there that nothing is in the way of, on a busy machine.
+#: Seconds for a job without obstacles, on a busy machine.
 PROMPT_S = 15.0
 
 
 def held(stand: Stand) -> int:
-    """Leases that workers hold."""
+    """Leases held by workers."""
     tags = stand.client.hkeys("unacked")
     return sum(not tag.startswith(b"parked:") for tag in tags)
 
@@ -137,7 +137,7 @@ def test_a_task_that_kills_its_worker_fails_in_the_end_and_blames_nobody_else(
     assert workers[-1].running
 
 
-# -- beside embed -------------------------------------------------------------------------------
+# -- next to embed ------------------------------------------------------------------------------
 
 
 def test_jobs_are_prompt_beside_a_thousand_tasks_and_fifty_thousand_for_later(
@@ -155,7 +155,7 @@ def test_jobs_are_prompt_beside_a_thousand_tasks_and_fifty_thousand_for_later(
     begun = time.monotonic()
     asked = stand.submit("asked", Lane.INTERACTIVE)
     assert len(vectors(asked.get(timeout=PROMPT_S))) == 1
-    # These have all others before them in their queue.
+    # All the others precede these in their queue.
     for _ in range(3):
         assert len(vectors(send(["a normal one"]).get(timeout=LONGEST_S))) == 1
     eventually(lambda: parked(stand) >= 50_000, LONGEST_S)
@@ -183,7 +183,7 @@ def test_tasks_that_wait_for_one_another_hold_up_no_job_and_no_other_task(stand:
     assert users_app.count.delay({"embeddings": [1]}).get(timeout=PROMPT_S) == 1
     eventually(lambda: held(stand) <= parking.MOST_HELD, ANSWER_S)
     assert parked(stand) > 0
-    # How fast they go is Celery's, whose timers share the loop.
+    # Their rate depends on Celery: its timers share the loop.
     eventually(lambda: stand.client.exists(keys.result("limited-9")), LONGEST_S)
 
 

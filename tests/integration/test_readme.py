@@ -1,4 +1,4 @@
-"""What the README says is what happens: its examples run as they stand."""
+"""The README is right: its examples run unchanged."""
 
 from __future__ import annotations
 

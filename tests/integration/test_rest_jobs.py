@@ -1,4 +1,4 @@
-"""REST against a real worker: every form of a result, waiting, cancelling, both ways in."""
+"""REST against a real worker: every form of a result, waiting, cancelling, both ways to submit."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_large_job_shows_progress_and_can_be_cancelled(service: Service) -> No
     assert 0 < seen[-1][1] < len(MANY)
     cancelled = requests.delete(f"{service.url}/jobs/{job_id}", timeout=10)
     assert cancelled.json()["status"] == "cancelled"
-    # The device is free again long before all those texts could be encoded.
+    # The device is free long before all those texts could be encoded.
     small = post(service, {"input": "small"}, Prefer="wait=10")
     assert small.status_code == 200
     assert get(service, f"/jobs/{job_id}").json()["status"] == "cancelled"
@@ -279,7 +279,7 @@ def test_metrics_show_what_the_worker_did(service: Service) -> None:
         key = (f"embedq_{name}", *sorted(labels.items()))
         return worker_samples(service).get(key, 0) >= before.get(key, 0) + least
 
-    # A worker tells every two seconds.
+    # A worker reports every two seconds.
     eventually(lambda: counted("jobs_ended_total", outcome="failed", code="text_too_long"), 30)
     eventually(lambda: counted("jobs_ended_total", outcome="succeeded", code=""), 30)
     assert counted("texts_truncated_total")
@@ -313,7 +313,7 @@ def test_metrics_tell_apart_how_jobs_end_early(service: Service, celery_app: Any
 
 
 def worker_samples(service: Service) -> dict[tuple[Any, ...], float]:
-    """What `/metrics` says of the only worker, by name and labels."""
+    """The metrics of the only worker, by name and labels."""
     families = text_string_to_metric_families(get(service, "/metrics").text)
     return {
         (sample.name, *sorted((k, v) for k, v in sample.labels.items() if k != "worker")): (

@@ -1,4 +1,4 @@
-"""What a key may do holds in every process of the API, and over every route."""
+"""The limits of a key hold in every process of the API, and on every route."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VECTOR = np.full((1, 4), 0.5, dtype=np.float32)
 LINE = (
     '{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{"model":"tiny","input":"a"}}'
 )
-#: Routes with a part of the path that is one's own.
+#: Routes with the id of a tenant's own resource in the path.
 OWNED = [
     (method, path)
     for path, operations in DOCUMENT["paths"].items()
@@ -36,7 +36,7 @@ OWNED = [
 
 @dataclass
 class Caller:
-    """Somebody with a key, who asks whatever process they are told."""
+    """A client with a key, which sends requests to the given process."""
 
     key: ApiKey
     secret: str
@@ -56,7 +56,7 @@ class Caller:
 
 @dataclass
 class Stand:
-    """Two processes of the API on one Redis, and a worker's part, played by hand."""
+    """Two processes of the API on one Redis; the test plays the worker's part."""
 
     apis: tuple[Api, Api]
     worker: ApiStand
@@ -85,9 +85,9 @@ def stand(redis_url: str, tmp_path: Path, api_process: Callable[..., Api]) -> It
 
 
 def granted(stand: Stand, caller: Caller, text: str, count: int) -> tuple[int, float]:
-    """Of so many jobs, sent to both processes in turn, those accepted; and seconds it took.
+    """Send so many jobs to both processes in turn; return the number accepted and the seconds.
 
-    Both have to have accepted some and refused some.
+    Both must have accepted some and refused some.
     """
     stand.worker.worker()
     began = time.monotonic()
@@ -105,7 +105,7 @@ def granted(stand: Stand, caller: Caller, text: str, count: int) -> tuple[int, f
 
 def test_what_a_key_may_submit_is_counted_over_both_processes(stand: Stand) -> None:
     one, other = stand.apis
-    # A minute's requests, and what has flowed back meanwhile.
+    # A minute's requests, and the quota refilled in that time.
     accepted, seconds = granted(stand, stand.callers["requests"], "a text", 24)
     assert 6 <= accepted <= 6 + seconds / 10 + 1
 
@@ -158,12 +158,12 @@ def test_nothing_of_one_key_can_be_told_from_nothing_by_another(stand: Stand) ->
         assert after == told("GET", f"{path}?after={unknown[name]}")
     wrong = told("POST", "/v1/batches", json=order)
     assert wrong == told("POST", "/v1/batches", json=order | {"input_file_id": unknown[file]})
-    # The key of a retry is one's own, too: neither the same job nor a conflict.
+    # A retry's key belongs to one tenant, too: neither the same job nor a conflict.
     again = second.submit(other, "a text", key="same").json()["id"]
     assert again != job
     assert second.submit(one, "a text", key="same").json()["id"] == again
 
-    # And all of it is there for whom it belongs to.
+    # The owner can read all of it.
     assert first(other, "GET", f"/jobs/{job}").json()["status"] == "queued"
     assert first(other, "GET", f"/jobs/{ended}/result").ok
     assert first(other, "GET", f"/v1/files/{file}/content").text == LINE

@@ -1,4 +1,4 @@
-"""The application under the servers people run it with, Redis coming and going beneath it."""
+"""The application under the usual servers, with restarts of Redis."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SERVERS = {
     "threads": ("gunicorn", "-k", "gthread", "--threads", "40", "api:create_app()", "-b"),
     "flask": ("flask", "--app", "api", "run", "--port"),
 }
-#: Enough that some come while the first of their process is still starting its subscription.
+#: Enough that some arrive while the first of their process is still starting its subscription.
 CLIENTS = 32
 CONCURRENT = ["gevent", "preloaded", "threads", "flask"]
 
@@ -46,7 +46,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def stand(redis_url: str) -> Iterator[ApiStand]:
-    """A worker's part, played by hand."""
+    """A worker's part, played by the test."""
     with api_stand(redis_url) as stand:
         yield stand
 
@@ -149,7 +149,7 @@ def test_a_broker_that_hangs_does_not_hold_up_a_cancellation(
 @pytest.mark.alone
 def test_a_service_works_on_after_a_restart_of_redis(service: Service) -> None:
     with service.valkey.client() as client:
-        # What was acknowledged right before the SIGKILL is there after it.
+        # A write that is acknowledged right before the SIGKILL survives it.
         client.config_set("appendfsync", "always")
     before = _submit(service, "before")
     service.valkey.kill()
@@ -171,7 +171,7 @@ def test_a_service_works_on_after_a_restart_of_redis(service: Service) -> None:
 
 @pytest.mark.alone
 def test_a_round_trip_costs_little_more_than_the_model(service: Service) -> None:
-    """A bound that holds on a busy machine; `bench/latency` has the figures."""
+    """A bound that holds on a busy machine; `bench/latency` has the measurements."""
     with requests.Session() as session:
 
         def round_trip() -> float:

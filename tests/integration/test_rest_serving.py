@@ -25,7 +25,7 @@ def store(redis_client: redis.Redis) -> JobStore:
 
 @contextmanager
 def waiting(url: str, path: str) -> Iterator[dict[str, Any]]:
-    """A client that waits; `answer` holds what it got, after the block."""
+    """A client that waits; `answer` holds its result after the block."""
     got: dict[str, Any] = {}
     thread = threading.Thread(
         target=lambda: got.update(answer=requests.get(url + path, timeout=60))

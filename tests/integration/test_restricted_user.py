@@ -1,4 +1,4 @@
-"""A Redis user who may do no more than the documentation asks for."""
+"""A Redis user with only the rights that the documentation lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.contract import keys
 
 
 def documented() -> list[str]:
-    """The rules of `ACL SETUSER` on the page, behind the password."""
+    """The rules of `ACL SETUSER` on the page, after the password."""
     page = (ROOT / "docs" / "operations.md").read_text()
     found = re.search(r"ACL SETUSER embedq on >PASSWORD (.*)", page)
     assert found is not None

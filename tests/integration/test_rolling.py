@@ -23,14 +23,14 @@ from worker.contract.results import matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(400)]
 
-#: Jobs that callers get accepted before something happens to the workers.
+#: Accepted jobs before the next change to the workers.
 SPURT = 60
 
 
 class Load:
     """Callers over REST and of the task, each of one version's API, that submit until `close`.
 
-    A submission whose answer is not an acceptance is sent again under its Idempotency-Key.
+    If the answer to a submission is not an acceptance, it is repeated under its Idempotency-Key.
     """
 
     def __init__(self, stands: list[Stand]) -> None:
@@ -61,7 +61,7 @@ class Load:
             while not self._stopping.is_set():
                 answer = stand.post(path, given, key=given[0])
                 if answer.status_code == 200:
-                    # Such a job is kept for a minute only.
+                    # Such a job is stored for a minute only.
                     check_vectors(answer.json()["result"], given)
                     break
                 if answer.ok:
@@ -132,7 +132,7 @@ def test_old_and_new_processes_share_the_work_and_all_of_it_ends_right(stands: l
 
 
 def run(stands: list[Stand], phase: str) -> None:
-    """Every kind of job from each version's callers; what is linked to them runs once."""
+    """Every kind of job from each version's callers; linked tasks run once."""
     for stand, version in zip(stands, ("old", "new"), strict=True):
         stand.submit(f"{version} callers, {phase}")
     for writer in stands:
@@ -142,7 +142,7 @@ def run(stands: list[Stand], phase: str) -> None:
             assert notes == {(of, name, number): 1 for name, number in NOTED.items()}
             for reader in stands:
                 for name in VECTORS:
-                    # What a waiting caller was answered is kept for a minute.
+                    # The result of a waiting request is stored for a minute.
                     if name != "waited" or of.endswith(phase):
                         check_job(reader, ids[name], texts(of, name))
                 for name in ("cancelled", "expired"):
@@ -150,7 +150,7 @@ def run(stands: list[Stand], phase: str) -> None:
 
 
 def check(stand: Stand, jobs: dict[str, list[str]]) -> None:
-    """Every job that callers were told is accepted has its vectors."""
+    """Every accepted job has its vectors."""
     assert len(jobs) > 5 * SPURT
     for job_id, given in jobs.items():
         check_job(stand, job_id, given)

@@ -1,4 +1,4 @@
-"""Clients that send a byte now and then are cut off, and occupy no server meanwhile."""
+"""Clients that send a byte now and then are cut off, and do not occupy the server."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import requests
 
 from tests.processes import START_TIMEOUT_S, Api, Processes, answers, eventually, free_port
 
-#: Seconds between two bytes, each of which a server could wait for anew.
+#: Seconds between two bytes; a server could restart its timeout at each of them.
 PAUSE_S = 0.2
-#: Threads of the server that has threads, all of which slow clients try to take.
+#: Threads of the threaded server; slow clients try to take all of them.
 THREADS = 4
 FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
 

@@ -1,4 +1,4 @@
-"""Traces of a whole service, as a collector receives them."""
+"""Traces of a whole service, as received by a collector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 class Collector:
-    """Receives spans over OTLP; keeps them with the name of their service."""
+    """Receives spans over OTLP; stores them with the name of their service."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, Any]] = []

@@ -212,7 +212,7 @@ def test_a_lane_is_fetched_however_full_the_others_are(
         loop.until(lambda: len(received.bodies) == 3)
         assert [lease_of(message).priority for message in received.messages] == [-1] * 3
     monkeypatch.undo()
-    # Each went back to the list that it came from.
+    # Each went back to its original list.
     assert [redis_client.llen(name) for name in lists_of("jobs")] == [3, 0, 0, 0, 100]
 
 
@@ -340,7 +340,7 @@ def test_a_deferred_message_comes_again_at_its_time_as_if_it_had_not_come(
         told = time.monotonic()
         loop.until(lambda: leases.stats()["deferred"] == deferred + 1)
         assert leases.stats()["live"] == live - 1
-        # Acknowledged late, it is none of ours any more.
+        # Acknowledged late: the lease is no longer ours.
         received.messages[0].ack()
         loop.until(lambda: len(received.messages) == 3)
         assert 2.0 <= time.monotonic() - told < 10

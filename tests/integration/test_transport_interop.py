@@ -93,7 +93,7 @@ def test_a_stock_consumer_of_our_configuration_serves_and_purges_every_lane(
 
 
 def test_a_plain_stock_consumer_serves_what_stock_producers_send(redis_url: str) -> None:
-    """One that knows nothing of our lanes, beside ours, which has the interactive one."""
+    """A stock consumer without our lanes, next to ours, which has the interactive one."""
     with kombu.Connection(redis_url) as other:
         for priority in (9, 3, 0):
             other.Producer().publish(priority, routing_key="jobs", priority=priority)

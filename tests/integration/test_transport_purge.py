@@ -1,4 +1,4 @@
-"""Purging a queue: every list of it, and every job is told of before its message is gone."""
+"""Purging a queue: every list of it; every job is reported before its message is removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def forget() -> Iterator[None]:
 
 
 def fill(client: redis.Redis, each: int, queue: str = "jobs") -> list[str]:
-    """So many messages in every list of a queue, and unreadable ones; answers the ids."""
+    """Add so many messages to every list of a queue, and unreadable ones; return the ids."""
     ids = []
     for key in lists_of(queue):
         own = [f"{key}-{number}" for number in range(each)]

@@ -1,4 +1,4 @@
-"""Scripts of the transport that a client calls again, since the reply was lost; and their cost."""
+"""Repeated calls of the transport's scripts after a lost reply; and the scripts' cost."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def stores(redis_url: str) -> Iterator[list[LeaseStore]]:
 
 
 def fill(chance: Chance, client: redis.Redis, begun: float) -> list[str]:
-    """Queues, leases of every kind, and some with a part missing; answers tags of leases."""
+    """Make queues, leases of every kind, and some with a part missing; return tags of leases."""
     tags = ["timed:0:gone:0000"]
     with client.pipeline() as pipe:
         for source in LISTS:
@@ -190,7 +190,7 @@ def test_a_call_that_is_repeated_after_others_changes_nothing_more(
                 store.run(one)
         again = twice.run(command)
         if name == "RENEW":
-            # What counts from the repeat is the deadline, here as there.
+            # The deadline counts from the repeat, in both databases.
             once.run(command)
         if name == "FETCH":
             texts = [message for message in again[1][1::2] if message is not None]
@@ -202,7 +202,7 @@ def test_a_call_that_is_repeated_after_others_changes_nothing_more(
 def prepared(
     stores: list[LeaseStore], seed: int
 ) -> tuple[LeaseStore, LeaseStore, float, list[str]]:
-    """Two databases in the same random state, when that was, and the tags in it."""
+    """Two databases in the same random state, its time, and its tags."""
     stores[0].client.flushall()
     begun = float(cast("tuple[int, int]", stores[0].client.time())[0])
     for store in stores[:2]:
@@ -264,7 +264,7 @@ def crowd(client: redis.Redis, size: int) -> list[str]:
 
 
 def commands_of(store: LeaseStore, command: Command) -> Counter[str]:
-    """What the server runs inside of one call."""
+    """The commands that the server runs inside of one call."""
     store.run(command)
     stats = cast("dict[str, Any]", store.client.info("commandstats"))
     ran = {name.removeprefix("cmdstat_"): entry["calls"] for name, entry in stats.items()}

@@ -1,4 +1,4 @@
-"""What the transport's scripts do to the keys of a real server."""
+"""The effects of the transport's scripts on the keys of a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_store(client: redis.Redis, **changes: Any) -> LeaseStore:
 
 
 def envelope(body: str = "{}", **fields: Any) -> str:
-    """A message as kombu puts it into a queue."""
+    """A message in the form that kombu puts into a queue."""
     properties = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": "jobs"}}
     return json.dumps(
         {"body": body, "headers": {"id": "x"}, "properties": properties, "content-type": "j"}
@@ -70,7 +70,7 @@ def fetch(
 
 
 def texts(client: redis.Redis, queue: str = "jobs") -> list[str]:
-    """Bodies of a queue, the next in line first."""
+    """Bodies of a queue, the next one first."""
     return [json.loads(message)["body"] for message in client.lrange(queue, 0, -1)[::-1]]
 
 
@@ -452,7 +452,7 @@ def test_a_list_of_another_type_holds_nothing_else_up(
     assert elsewhere.queue == "kept"
     age(redis_client, 55)
     redis_client.delete("jobs", "dead")
-    # What was refused stays leased for a minute; `back` was the first of these.
+    # A refused message stays leased for a minute; `back` was the first of these.
     assert restore(store).leases == 2
     assert texts(redis_client) == ["b"]
     assert texts(redis_client, "kept") == ["f"]

@@ -1,4 +1,4 @@
-"""Consumers whose connections and servers fail: nothing is lost, consuming goes on."""
+"""Consumers with failing connections and servers: no message is lost, consuming continues."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_receiver_that_takes_its_time_keeps_the_leases_of_those_that_wait(
         loop.until(lambda: len(slow.bodies) == 40, timeout=20)
         loop.until(lambda: left(redis_client) == (0, 0, 0))
     assert max(ages) < 2.5
-    # Endings are told meanwhile, so that a crash repeats little.
+    # Acks are sent meanwhile, so that a crash repeats few tasks.
     assert held[-1] < 5, held
 
 

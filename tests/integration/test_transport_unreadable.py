@@ -1,4 +1,4 @@
-"""Messages that cannot be read: kept for people to look at, while everything else goes on."""
+"""Unreadable messages: stored for inspection, while the others are consumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.transport.message import parse
 __all__ = ["app", "start"]
 
 DEEP = 100_000
-#: Deep enough for Python, not for a decoder.
+#: Deep enough for Python, too deep for a decoder.
 NESTED = '{"a":' * 900 + "1" + "}" * 900
 
 

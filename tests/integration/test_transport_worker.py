@@ -171,7 +171,7 @@ def test_a_stopped_worker_loses_its_jobs_but_not_their_outcome(
     eventually(lambda: len(lines(done)) > 10)
     stopped.signal(signal.SIGSTOP)
     assert held(redis_client)[1] > 50
-    # The timeout of the one that stopped counts, not that of the one that asks.
+    # The timeout of the stopped worker counts, not that of the other one.
     start("other", LEASE="600")
     eventually(lambda: set(lines(done)) == set(range(100)), 30)
     stopped.signal(signal.SIGCONT)
@@ -255,7 +255,7 @@ def knows_all(port: int) -> bool:
 
 
 def master(sentinel: int) -> dict[str, Any]:
-    """What a sentinel knows of the primary."""
+    """A sentinel's view of the primary."""
     with redis.Redis(port=sentinel) as client:
         state: dict[str, Any] = client.sentinel_master("main")
         return state

@@ -1,4 +1,4 @@
-"""`embedq up` in real life: it starts, serves, is killed, and leaves nothing behind."""
+"""`embedq up` as a process: it starts, serves, is killed, and cleans up after itself."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tests.processes import (
     run_python,
 )
 
-#: Seconds in which everything has to be gone after the parent was killed: the guardian's grace
+#: Seconds until everything must be gone after a kill of the parent: the guardian's grace period
 #: and some for a busy machine.
 GONE_S = 15.0
 SERVES = "embedq serves on"
 
-#: Starts `embedq up` on one data directory and port; more options and variables go along.
+#: Starts `embedq up` on one data directory and port, with more options and variables.
 Up = Callable[..., Process]
 
 
 @dataclass
 class Deployment:
-    """A running `embedq up` and the processes it consists of."""
+    """A running `embedq up` and its processes."""
 
     process: Process
     url: str
     pids: list[int]
 
     def pid_of(self, word: str) -> int:
-        """The process whose command line holds `word`, the oldest where there are several."""
+        """The oldest process with `word` in its command line."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         found = [child.pid for child in children if word in " ".join(child.cmdline())]
         assert found, f"no {word} among {children}"
@@ -67,7 +67,7 @@ def up(processes: Processes) -> Up:
 
 
 def serving(process: Process) -> Deployment:
-    """Wait until it serves, and note all its processes."""
+    """Wait until it serves, and record all its processes."""
     process.wait_for_log(SERVES, timeout=90)
     match = re.search(rf"{SERVES} (\S+)", process.log())
     assert match
@@ -86,7 +86,7 @@ def test_it_shows_the_sample_job_serves_and_ends_at_ctrl_c(up: Up) -> None:
     assert f"curl -s '{deployment.url}/jobs?wait=10'" in log
     answer = requests.post(f"{deployment.url}/jobs?wait=30", json={"input": "a"}, timeout=40)
     assert answer.json()["status"] == "succeeded"
-    # The address that it shows to Celery programs is one: nothing else to be known.
+    # Celery programs need only the printed address.
     shown = r"export CELERY_BROKER_URL='(\S+)'"
     eventually(lambda: re.search(shown, deployment.process.log()), message=deployment.process.log)
     address = re.findall(shown, deployment.process.log())[0]

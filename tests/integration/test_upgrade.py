@@ -1,4 +1,4 @@
-"""This version takes over a Redis that the previous one filled; nothing is lost or runs twice."""
+"""This version takes over the previous one's Redis; all jobs survive and run once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from worker.contract.results import matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(400)]
 
-#: When jobs of the previous version were submitted: they ended there, were leased by a worker that
-#: was killed, or were not fetched.
+#: Phases of submission with the previous version: its jobs ended there, were leased by a worker
+#: that was killed, or were not fetched.
 PHASES = ("ended", "leased", "queued")
 #: Jobs that end without vectors, by name.
 OTHERS = {"refused": "failed", "expired": "cancelled", "cancelled": "cancelled"}
@@ -64,7 +64,7 @@ def stand() -> Iterator[Stand]:
 
 
 def fill(stand: Stand, gate: Path) -> None:
-    """Leave behind, as the previous version does, whatever there can be."""
+    """Leave every kind of state behind, with the previous version."""
     worker = stand.producer.start_worker()
     stand.submit("ended")
     stand.ids["ended"]["spent"] = accepted(stand, ["word " * 12] * 64, "spender")
@@ -79,11 +79,11 @@ def fill(stand: Stand, gate: Path) -> None:
         assert completed(client, stand.batches["leased"]) < MANY
     stand.wait_for_notes("ended")
     stand.submit("leased")
-    # Of the bulk lane a worker fetches only so much.
+    # A worker fetches a bounded part of the bulk lane.
     fetched = [list_of(QUEUE, step) for step in PRIORITY_STEPS if lane_of(step) is not Lane.BULK]
     eventually(lambda: not stand.queued(fetched), PATIENCE, message=worker.log)
     worker.kill()
-    # For half a minute the worker counts as alive: the API takes jobs.
+    # For half a minute the worker counts as alive: the API accepts jobs.
     stand.submit("queued")
     stand.ids["queued"]["held"] = accepted(stand, texts("queued", "held") * 5, "waiter")
     threading.Thread(target=request_equal, args=(stand,), daemon=True).start()
@@ -92,7 +92,7 @@ def fill(stand: Stand, gate: Path) -> None:
 
 
 def take_over(stand: Stand, gate: Path) -> None:
-    """Let the present version run what there is, after looks at what waits."""
+    """Run the remaining jobs on the present version, after checks of the waiting ones."""
     stand.seen = {
         name: stand.job(stand.ids["queued"][name])["status"] for name in ("rest", "plain", "bulk")
     }

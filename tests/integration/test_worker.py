@@ -33,19 +33,19 @@ pytestmark = pytest.mark.timeout(120)
 LONGEST_S = 90.0
 #: Seconds until the jobs of a silent worker run elsewhere.
 LEASE_S = 3
-#: One batch at a time, but for interactive texts, so that a test knows which stands still.
+#: One batch at a time, except for interactive texts: a test knows which one stands still.
 ONE_SLOT = {"EMBEDQ_THREADS": "1"}
 
 
 @dataclass
 class Steady(Stand):
-    """A worker that lives as long as the tests of this module."""
+    """A worker that lives for all tests of this module."""
 
     worker: Process
 
 
 def engine(stand: Stand) -> dict[str, Any]:
-    """What a worker says of its engine."""
+    """The engine's part of a worker's heartbeat."""
     counters: dict[str, Any] = stand.inspect("stats")["pool"]["embedq"]
     return counters
 
@@ -118,7 +118,7 @@ def test_an_interactive_job_behind_a_deep_bulk_queue_runs_beside_its_batch(
         # The only slot for every lane stands still.
         steady.wait_until_encoding(2)
         assert sum(map(steady.client.llen, lists_of("embedq"))) * 16 > 2000
-        # Nobody waits for the rest, but for what the worker holds.
+        # Remove the queued jobs; only the leased ones still run.
         assert steady.app.control.purge() > 100
     assert len(vectors(asked.get(timeout=ANSWER_S))) == 1
     eventually(steady.idle, LONGEST_S)
@@ -251,7 +251,7 @@ def test_a_worker_takes_no_more_bytes_of_text_than_stated_however_few_tokens_the
     jobs = jobs_in_the_engine(stand, 1)
     large = 4 * 2**20
     jobs += [send(["x" * large]) for _ in range(30)]
-    # 64 MiB of text, and what one fetch may have beyond them.
+    # 64 MiB of text, and the excess of one fetch.
     eventually(lambda: stand.messages()[1] >= 16, ANSWER_S)
     asked = send(["of another lane"], priority=9)
     eventually(lambda: stand.messages()[1] >= 17, ANSWER_S)
@@ -270,7 +270,7 @@ def test_a_worker_fetches_what_it_has_room_for_and_keeps_it_when_it_loses_its_co
     jobs = jobs_in_the_engine(stand, 50)
     asleep = users_app.sleep.delay(2, "slept")
     eventually(lambda: len(stand.inspect("active")) == 2)
-    # A good deal more than the room of an engine, which holds a few batches.
+    # A good deal more than the capacity of an engine, which holds a few batches.
     jobs += [send(["word " * 120]) for _ in range(400)]
     eventually(lambda: engine(stand)["waiting_tokens"] > 16_000)
     assert stand.messages()[0] > 200
@@ -281,13 +281,13 @@ def test_a_worker_fetches_what_it_has_room_for_and_keeps_it_when_it_loses_its_co
     eventually(lambda: len(stand.inspect("reserved")) > 50, ANSWER_S)
     assert stand.messages()[0] > 200
     stand.open_gate()
-    # Fifty batches, more where some are done twice.
+    # Fifty batches, more if some are done twice.
     assert [len(vectors(job.get(timeout=4 * ANSWER_S))) for job in jobs] == [1] * 450
     assert asleep.get(timeout=ANSWER_S) == 2
     eventually(stand.idle, ANSWER_S, message=worker.log)
     assert engine(stand)["waiting_tokens"] == 0
     if transport == "embedq":
-        # Nothing was done twice.
+        # No work was done twice.
         assert engine(stand)["texts"] == 450
         assert engine(stand)["leases"]["lost"] == 0
         assert stand.notes() == [["slept"]]
@@ -348,7 +348,7 @@ def test_a_warm_shutdown_finishes_what_is_encoding_and_gives_the_rest_back(stand
 def test_a_warm_shutdown_ends_in_time_whatever_hangs(stand: Stand) -> None:
     worker = stand.start(EMBEDQ_SHUTDOWN_SECONDS="3", EMBEDQ_TASK_THREADS="2", **ONE_SLOT)
     jobs_in_the_engine(stand, 10)
-    # One of these hangs in a call of embed, one by itself, and one has to wait.
+    # One of these hangs in a call of embed, one on its own, and one must wait.
     users_app.embed_here.delay(["text"])
     for seconds in (60, 61):
         users_app.sleep.delay(seconds)
@@ -358,9 +358,9 @@ def test_a_warm_shutdown_ends_in_time_whatever_hangs(stand: Stand) -> None:
     begun = time.monotonic()
     assert worker.stop(30) == 0
     assert time.monotonic() - begun < 8
-    # That one is parked, and nobody's.
+    # The task for later is parked, and belongs to no worker.
     assert stand.messages() == (13, 1)
-    # Only the tasks that were interrupted had begun.
+    # Only the interrupted tasks had begun.
     assert sorted(given_back(stand)) == [False] * 11 + [True] * 2
 
 
@@ -394,7 +394,7 @@ def test_a_cold_shutdown_gives_everything_back_at_once(
     begun = time.monotonic()
     for number in signals:
         worker.signal(number)
-        # The second one comes in the middle of the warm shutdown.
+        # The second one arrives in the middle of the warm shutdown.
         eventually(lambda: not stand.client.exists(keys.workers("embedq")))
     # Celery's own: 0 for the first kind.
     assert worker.wait(20) in (0, 1)

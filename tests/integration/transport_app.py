@@ -1,4 +1,4 @@
-"""A Celery application on our transport, or on kombu's where STOCK is set, for workers in tests."""
+"""A Celery application on our transport, or on kombu's if STOCK is set, for workers in tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add(first: int, second: int) -> int:
 
 @app.task(ignore_result=True)
 def note(path: str, number: int, seconds: float = 0.0) -> None:
-    """Append one line to a file, which the operating system does whole."""
+    """Append one line to a file; the operating system writes it atomically."""
     with Path(path).open("a") as file:
         file.write(f"{number}\n")
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Consumers for tests: turned by an event loop in the test's own thread, or by no loop."""
+"""Consumers for tests: with an event loop in the test's own thread, or without a loop."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from worker.transport.lease_store import LeaseStore
 JOBS = kombu.Queue("jobs", routing_key="jobs")
 #: Short, so that tests need not wait for leases; long enough for a busy machine.
 FAST = {"priority_steps": [0], "lease_timeout": 3.0, "restore_interval": 0.2}
-#: Their servers may have started just now, and nobody is on the way back to them.
+#: A server may have started just now, and no other client reconnects to it.
 LeaseStore.RECONNECTION = 3.0
 
 
 @dataclass
 class Received:
-    """What consumers got: bodies and messages, acknowledged on receipt if `ack`."""
+    """Received bodies and messages; acknowledged on receipt if `ack`."""
 
     ack: bool = True
     bodies: list[Any] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Received:
 
 @dataclass
 class Loop:
-    """A consumer that an event loop turns in the test's own thread."""
+    """A consumer on an event loop that runs in the test's own thread."""
 
     connection: Any
     hub: Hub
@@ -98,9 +98,9 @@ def send(url: str, *bodies: Any, queue: str = "jobs", ours: bool = False, **opti
 
 
 def backlog(url: str, client: redis.Redis, count: int, *, first: int = 0) -> str:
-    """The name of a list of messages that nobody consumes, to be renamed to one that somebody does.
+    """Return the name of a list of messages without a consumer, to be renamed to a consumed list.
 
-    So they are there at once, and on lists that no stock producer can name.
+    So they appear at once, and on lists that no stock producer can name.
     """
     send(url, *range(first, first + count), queue=(name := f"backlog{client.dbsize()}"))
     return name

@@ -1,4 +1,4 @@
-"""A TCP proxy for tests: it can go deaf without closing anything, and it can speak TLS."""
+"""A TCP proxy for tests: it can stop forwarding without closing, and it can use TLS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._run)
 
     def go_deaf(self) -> None:
-        """Pass nothing on any more over the connections there are; later ones work."""
+        """Stop forwarding on the present connections; later connections work."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 `celery -A upgrade_app worker` with this folder on the path. The model costs nothing
 (`bench.costless`), and the device stands still while a file exists.
-`python -m upgrade_app PHASE` submits one job of every kind as a producer with embedq does, and
+`python -m upgrade_app PHASE` submits one job of every kind like a producer with embedq, and
 prints their ids as JSON.
 """
 
@@ -24,16 +24,16 @@ from worker.tasks import embed
 
 app = costless.app
 
-#: List of what tasks noted, JSON, on the broker's server.
+#: List of the tasks' notes, JSON, on the broker's server.
 NOTES = "notes"
-#: Environment variables: the file that stops the device; that the worker knows one task more.
+#: Environment variables: the file that stops the device; one more task for the worker.
 GATE, LATER = "UPGRADE_GATE", "UPGRADE_LATER"
-#: Jobs that succeed, by name, with vectors that REST and `AsyncResult` show.
+#: Successful jobs, by name, with vectors that REST and `AsyncResult` show.
 VECTORS = (
     *("plain", "bulk", "third", "linked", "countdown", "eta", "base64", "group.0", "group.1"),
     *("rest", "waited", "stock"),
 )
-#: What tasks behind jobs note, once each: the vectors of the job, or the jobs of the chord.
+#: Notes of tasks behind jobs, once each: the vectors of the job, or the jobs of the chord.
 NOTED = {"linked": 2, "refused": 0, "quiet": 2, "chain": 2, "chord": 3, "written": 2, "stock": 2}
 
 

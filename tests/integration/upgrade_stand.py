@@ -1,4 +1,4 @@
-"""A Redis that the previous version filled, and everything that reads it afterwards."""
+"""A Redis that the previous version filled, and all its readers afterwards."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ PATIENCE = 90.0
 
 @contextmanager
 def stock_caller(broker_url: str, result_url: str) -> Iterator[Celery]:
-    """A program on stock Celery that has no code of ours."""
+    """A program on stock Celery without our code."""
     app = Celery(broker=broker_url, backend=result_url, set_as_current=False)
     app.conf.task_default_queue = QUEUE
     yield app
-    # Results that are collected later have nothing to unsubscribe from.
+    # Results that are collected later have no subscription to end.
     app.backend.remove_pending_result = lambda result: result
     app.close()
 
 
 @dataclass
 class Stand:
-    """Jobs by phase and name, how they are submitted and how they are read.
+    """Jobs by phase and name, with the means to submit and read them.
 
     `producer` is the version of direct callers. `api` has no keys, `keyed` those of `tenants`.
     """
@@ -61,14 +61,14 @@ class Stand:
     ids: dict[str, dict[str, str]] = field(default_factory=dict)
     batches: dict[str, Batch] = field(default_factory=dict)
     file_id: str = ""
-    #: Of jobs that waited, as this version saw them then.
+    #: States of waiting jobs, as this version read them at that time.
     seen: dict[str, str] = field(default_factory=dict)
     #: Answers to a submission beyond the tenant's bound, and to one that joined another.
     over: requests.Response = field(default_factory=requests.Response)
     equal: requests.Response = field(default_factory=requests.Response)
 
     def submit(self, phase: str) -> None:
-        """Jobs of every kind from every kind of caller, two of which are cancelled."""
+        """Submit jobs of every kind from every kind of caller; two of them are cancelled."""
         ids = self.ids[phase] = {}
         for name, path in (("rest", "/jobs"), ("waited", "/jobs?wait=1"), ("withdrawn", "/jobs")):
             answer = self.post(path, texts(phase, name), key=f"{phase}-{name}")
@@ -81,7 +81,7 @@ class Stand:
             requests.delete(f"{self.api.url}/jobs/{ids[name]}", timeout=30).raise_for_status()
 
     def send(self, *args: Any, task: str = "embedq.embed", **options: Any) -> str:
-        """Send a message as a stock program does."""
+        """Send a message like a stock program."""
         return str(self.app.send_task(task, args=args, **options).id)
 
     def post(
@@ -112,11 +112,11 @@ class Stand:
             self.batches[name] = create(client, wanted)
 
     def notes(self) -> Counter[tuple[Any, ...]]:
-        """What tasks noted, and how often."""
+        """The tasks' notes with their numbers."""
         return Counter(tuple(json.loads(one)) for one in self.client.lrange(NOTES, 0, -1))
 
     def noted(self, phase: str) -> dict[str, int]:
-        """What tasks noted in one phase, by the jobs they were linked to."""
+        """The notes of the tasks of one phase, by the jobs that they were linked to."""
         return {name: number for of, name, number in self.notes() if of == phase}
 
     def queued(self, lists: Sequence[str] = tuple(lists_of(QUEUE))) -> int:
@@ -126,7 +126,7 @@ class Stand:
         return int(self.client.hlen(keys.LEASED))
 
     def counters(self) -> dict[str, int]:
-        """What the queue's counters hold, apart from results that are stored."""
+        """The contents of the queue's counters, without stored results."""
         found = self.results.hgetall(keys.ledger(QUEUE))
         return {
             name.decode(): int(value)
@@ -149,7 +149,7 @@ class Stand:
 
 
 def add_tenants(path: Path) -> dict[str, NewKey]:
-    """API keys in a file: of a tenant that spends its tokens, and of one that has few queued."""
+    """API keys in a file: of a tenant with a token quota, and of one with few queued jobs."""
     made = {
         "spender": new_key(name="spender", tokens_per_minute=100),
         "waiter": new_key(name="waiter", max_queued_tokens=30),

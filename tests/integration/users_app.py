@@ -1,6 +1,6 @@
-"""A user's own application: tasks of their own beside `embed`, and a device that waits to order.
+"""A user's own application: more tasks than `embed`, and a device that tests can stop.
 
-Started as `celery -A tests.integration.users_app worker`, or beside `-A worker` by `-I`.
+Started as `celery -A tests.integration.users_app worker`, or with `-A worker` and `-I`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worker.encoder.tokens import TokenBlock
 from worker.engine import Job
 from worker.tasks import embed
 
-# Another transport and pool, to compare ours with. Each process of the pool loads the model itself.
+# Another transport and pool, for comparison. Each process of the pool loads the model itself.
 if os.environ.get("STOCK"):
     use_stock_transport(app)
 if pool := os.environ.get("POOL"):
@@ -34,15 +34,15 @@ if pool := os.environ.get("POOL"):
 
 NOTES = "notes"
 #: Files in the folder of this environment variable. While `closed` exists, forward passes stand
-#: still, each until it has taken `step` away; `entered` gets a line for each that does.
+#: still until they remove `step`, one pass each; each of them adds a line to `entered`.
 GATE = "GATE"
 CLOSED, ENTERED, STEP = "closed", "entered", "step"
-#: While this file exists there, forward passes raise an error of the device with its content.
+#: While this file exists there, forward passes raise a device error with its content.
 FAULT = "fault"
-#: A text that ends the process of whoever encodes it.
+#: A text that ends the process that encodes it.
 DEADLY = "deadly nightshade"
-#: Texts that end it in the tokenizer, or where its result is written, and one that never leaves
-#: the tokenizer.
+#: Texts that end the process in the tokenizer or while its result is written, and a text that
+#: hangs in the tokenizer.
 DEADLY_TO_READ, DEADLY_TO_WRITE = "deadly hemlock", "deadly oleander"
 ENDLESS = "deadly slow"
 
@@ -53,7 +53,7 @@ def server() -> redis.Redis:
 
 
 def note(*what: Any) -> None:
-    """Leave a trace that a test can read."""
+    """Write a note that a test can read."""
     server().rpush(NOTES, json.dumps(what))
 
 
@@ -101,7 +101,7 @@ def fail(message: str) -> None:
 
 @app.task(bind=True, max_retries=3)
 def succeed_at(self: Task, attempt: int) -> int:
-    """Retried until the given attempt."""
+    """Retry until the given attempt."""
     if self.request.retries < attempt:
         raise self.retry(countdown=0)
     retries: int = self.request.retries
@@ -110,14 +110,14 @@ def succeed_at(self: Task, attempt: int) -> int:
 
 @app.task(bind=True)
 def call_embed(self: Task, texts: list[str]) -> str:
-    """Sends a job and does not wait for it."""
+    """Send a job without waiting for it."""
     job_id: str = embed.delay(texts).id
     return job_id
 
 
 @app.task(bind=True, max_retries=1)
 def become_embed(self: Task, texts: list[str]) -> None:
-    """Retried once, then replaced by a chain with a job in it."""
+    """Retry once, then replace itself by a chain with a job in it."""
     if not self.request.retries:
         raise self.retry(countdown=0)
     raise self.replace(embed.s(texts) | count.s())
@@ -125,7 +125,7 @@ def become_embed(self: Task, texts: list[str]) -> None:
 
 @app.task
 def embed_here(texts: list[str]) -> list[int]:
-    """Calls `embed` as a function, in the worker."""
+    """Call `embed` as a function, in the worker."""
     return [count(embed(texts)), count(embed.apply((texts,)).result)]
 
 
@@ -143,7 +143,7 @@ class Stopped(BaseException):
 
 @app.task
 def leave(how: str) -> None:
-    """Raises what no task should."""
+    """Raise an exception that no task should raise."""
     raise {
         "exit": SystemExit(),
         "exit 3": SystemExit(3),
@@ -157,7 +157,7 @@ def leave(how: str) -> None:
 
 @app.task
 def die() -> None:
-    """Ends the process that runs it."""
+    """End the process that runs it."""
     os._exit(9)
 
 
@@ -204,7 +204,7 @@ def _load_model(**_: Any) -> None:
 
 
 class GatedEncoder:
-    """The real model, behind a gate that tests close, and with one text that it dies of."""
+    """The real model behind a gate that tests close; one text ends the process."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -238,7 +238,7 @@ class GatedEncoder:
         return self._encoder.tokenize(texts, prompt)
 
     def begin(self, batch: TokenBlock, *, cores: int = 1) -> None:
-        """Every batch goes through the gate."""
+        """Stop every batch at the gate."""
 
     def _taken(self) -> bool:
         try:
@@ -252,7 +252,7 @@ _outcome = Job.outcome
 
 
 def _deadly_outcome(job: Job) -> Any:
-    """On the writer's thread, before anything is stored."""
+    """Run on the writer's thread, before results are stored."""
     if DEADLY_TO_WRITE in job.texts:
         os._exit(9)
     return _outcome(job)
@@ -265,7 +265,7 @@ def _load_gated(settings: Settings) -> dict[str, Any]:
     return {name: GatedEncoder(encoder) for name, encoder in _load(settings).items()}
 
 
-# Those who call the tasks import this module as well.
+# Callers of the tasks import this module as well.
 if GATE in os.environ:
     Job.outcome = _deadly_outcome  # type: ignore[method-assign]
     loading.load_encoders = _load_gated
@@ -273,5 +273,5 @@ if GATE in os.environ:
 
 
 def names(tasks: Sequence[Any] = (embed, count, sleep)) -> list[str]:
-    """Names under which the worker knows these tasks."""
+    """Names of these tasks in the worker."""
     return [task.name for task in tasks]

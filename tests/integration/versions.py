@@ -1,4 +1,4 @@
-"""The previous version beside this one: its code from the repository's history, its processes."""
+"""The previous version next to this one: its code from the repository's history, its processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from tests.integration import upgrade_app
 from tests.processes import ROOT, Api, Process, Processes, start_api, start_worker
 
-#: The version before the one state of a job, its keys and its leases: deployments run it, and
+#: The version before the single state of a job, its keys and its leases. Deployments run it and
 #: upgrade from it.
 COMMIT = "70cf723c597bc68fc39b991e8bc96720e717c186"
-#: The shortest that a killed worker's jobs wait.
+#: The shortest possible delay of a killed worker's jobs.
 LEASE_SECONDS = 3
 _APP = Path(upgrade_app.__file__)
 
@@ -44,7 +44,7 @@ def previous_code(folder: Path) -> Path:
 
 @dataclass
 class Version:
-    """One version's code, and programs that run it on the same servers as the other's.
+    """One version's code, and its programs on the same servers as the other version's.
 
     `gate` is the file that stops the devices of workers while it exists.
     """

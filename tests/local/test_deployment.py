@@ -1,4 +1,4 @@
-"""What `embedq up` runs, without running it."""
+"""The processes of `embedq up`, without starting them."""
 
 from __future__ import annotations
 

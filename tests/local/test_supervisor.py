@@ -1,4 +1,4 @@
-"""The supervisor, on real processes that do little."""
+"""The supervisor, on real but simple processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ signal.signal(signal.SIGTERM, {on_sigterm})
 
 @dataclass
 class Harness:
-    """A supervisor, what it said, and a folder in which programs leave a line a start."""
+    """A supervisor, its output, and a folder in which programs leave a line per start."""
 
     supervisor: Supervisor
     folder: Path
@@ -38,7 +38,7 @@ class Harness:
     def program(
         self, name: str, then: str = WAIT, *, on_sigterm: str = "end", stop_s: float = 10
     ) -> Program:
-        """Leaves its process id in a file called `name` and its name in `ended` at SIGTERM."""
+        """Writes its process id to a file called `name` and its name to `ended` at SIGTERM."""
         script = SCRIPT.format(folder=str(self.folder), name=name, on_sigterm=on_sigterm)
         return Program(name, [sys.executable, "-c", script + then], stop_s)
 

@@ -1,4 +1,4 @@
-"""A store, and a Celery application that keeps its results beside it."""
+"""A store, and a Celery application with its results on the same server."""
 
 from __future__ import annotations
 

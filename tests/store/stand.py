@@ -1,4 +1,4 @@
-"""Jobs, their endings, and what the ledger and the channels say of them."""
+"""Jobs, their outcomes, and the resulting ledger and published events."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def failure(job_id: str = "one") -> Completion:
 
 
 def ledger(client: redis.Redis) -> dict[str, int]:
-    """What the queue holds: tokens, bytes of expected results, bytes of stored results."""
+    """The queue's totals: tokens, bytes of expected results, bytes of stored results."""
     held = client.hmget(keys.ledger(QUEUE), "tokens", "expected", "kept")
     return dict(zip(("tokens", "expected", "stored"), (int(one or 0) for one in held), strict=True))
 
 
 def shares(client: redis.Redis) -> dict[str, int]:
-    """Tokens that wait, by lane and owner."""
+    """Waiting tokens, by lane and tenant."""
     held = client.hgetall(keys.ledger(QUEUE)).items()
     return {
         name.decode().removeprefix("share:"): int(tokens)
@@ -69,7 +69,7 @@ def shares(client: redis.Redis) -> dict[str, int]:
 
 @contextmanager
 def heard(client: redis.Redis, *channels: str) -> Iterator[Callable[[], list[bytes]]]:
-    """What is published on some channels inside the block."""
+    """The messages published on some channels inside the block."""
     messages: list[bytes] = []
     with client.pubsub() as pubsub:
         pubsub.subscribe(*channels)
@@ -88,7 +88,7 @@ def heard(client: redis.Redis, *channels: str) -> Iterator[Callable[[], list[byt
         yield so_far
 
 
-#: Ways to end a job, the status that they give it, and whether they end one that waits.
+#: Ways to end a job, and the resulting status.
 WAYS: dict[str, tuple[Callable[[JobStore], object], Status]] = {
     "success": (lambda jobs: jobs.complete([success()]), Status.SUCCEEDED),
     "failure": (lambda jobs: jobs.complete([failure()]), Status.FAILED),

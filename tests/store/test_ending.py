@@ -1,4 +1,4 @@
-"""Outcomes: the first stands, and is told once."""
+"""Outcomes: the first is final, and is published once."""
 
 from __future__ import annotations
 

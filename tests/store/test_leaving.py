@@ -1,4 +1,4 @@
-"""Cancelled, withdrawn and released jobs; the ledger in the end."""
+"""Cancelled, withdrawn and released jobs; the ledger at the end."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_success_that_was_read_by_who_waited_is_not_kept_long(
         found = jobs.read_with_outcome(name)
         assert jobs.read_and_release(name, 60) == found
     assert 0 < redis_client.ttl(keys.result("one")) <= 60
-    # What went wrong may be looked at later.
+    # Failures may be inspected later.
     assert redis_client.ttl(keys.result("other")) > 60
 
 

@@ -1,4 +1,4 @@
-"""Records as they are read and listed, whoever ended the job."""
+"""Records as read and listed, for all ways to complete a job."""
 
 from __future__ import annotations
 

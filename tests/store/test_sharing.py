@@ -1,4 +1,4 @@
-"""Equal submissions that share a job until it ends, and the last one that leaves it."""
+"""Equal submissions that share a job until it ends, and the last caller that leaves it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_nobody_joins_a_job_that_was_cancelled_or_that_celery_ended(
 
 
 def shared_by(jobs: JobStore, *names: str, owner: str = "") -> list[str]:
-    """Submit equal jobs of these names; the callers who share the first of them."""
+    """Submit equal jobs of these names; return the callers that share the first of them."""
     submitted = [new_job(name, owner=owner) for name in names]
     for job in submitted:
         jobs.submit(job, deduplicate=SHARED)
@@ -109,7 +109,7 @@ def test_who_leaves_a_job_alone_that_has_not_ended_is_told_so(
     first, second = shared_by(jobs, "one", "two")
     assert not jobs.leave("one", "", first)
     assert jobs.leave("one", "", second)
-    # It is about to be cancelled: nobody joins it any more.
+    # It is about to be cancelled: it accepts no more callers.
     assert jobs.submit(new_job("three"), deduplicate=SHARED).verdict == "accepted"
     jobs.cancel("one")
     record = jobs.read("one")

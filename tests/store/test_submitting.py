@@ -1,4 +1,4 @@
-"""Messages that are with a broker of its own, and messages that are nowhere."""
+"""Messages on a broker of their own, and lost messages."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ KEYED = Deduplication("key", "body")
 
 @pytest.fixture
 def broker(redis_url: str) -> Iterator[redis.Redis]:
-    """A server of messages alone: another database."""
+    """A server for messages alone: another database."""
     with redis.Redis.from_url(redis_url.removesuffix("/0") + "/1") as client:
         yield client
 
 
 @pytest.fixture
 def apart(redis_client: redis.Redis, broker: redis.Redis) -> JobStore:
-    """A store whose messages are on a server of their own."""
+    """A store with messages on a server of their own."""
     return JobStore(redis_client, QUEUE, result_ttl=60, broker=broker)
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing has to be old to be looked at."""
+    """Let sweeps check jobs and messages of any age."""
     monkeypatch.setattr(lost_jobs, "_SEEN_WITHIN", 0)
     monkeypatch.setattr(outbox, "_RESEND_AFTER", -1.0)
 
@@ -232,7 +232,7 @@ def test_a_sweep_forgets_what_a_worker_of_an_older_version_completed(
 ) -> None:
     jobs.submit(new_job("one", owner="me"))
     job = keys.job("one")
-    # As its script leaves the record.
+    # The state that its script leaves.
     redis_client.hset(job, mapping={"status": "succeeded", "finished": "1.0", "tokens": ""})
     redis_client.hincrby(keys.ledger(QUEUE), "tokens", -100)
     redis_client.hincrby(keys.ledger(QUEUE), "expected", -5000)

@@ -6,9 +6,9 @@ In reading order:
 - `coordinator`: one run of the task, from the last saved progress
 - `processing`: run the requests in windows
 - `lines`: read and validate the lines of a file
-- `packs`: lines whose answers are written together, and their jobs
+- `packs`: windows of lines with answers written together, and their jobs
 - `dispatch`: submit the texts as jobs, with a bounded number under way
 - `notifications`: receive notices of completed jobs
-- `output`: lines of the output, and the files that they are joined into
+- `output`: lines of the output, and the joined files
 - `resources`: the connections and settings of a coordinator
 """

@@ -1,4 +1,4 @@
-"""One run over a batch, from wherever the last one came to.
+"""One run over a batch, from the last checkpoint.
 
 A run may end at any moment, by a kill or because Redis fails. The next run continues from the last
 checkpoint; output that no checkpoint names does not count.
@@ -21,7 +21,7 @@ from worker.store.storage import ObjectMissing
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a run makes room for other batches, and goes on after them.
+#: Seconds after which a run yields to other batches; it continues after them.
 _TURN_SECONDS = 60.0
 
 
@@ -36,8 +36,8 @@ class Coordinator:
     def run(self) -> bool:
         """Whether the batch has ended; if not, its turn is over and another run continues it.
 
-        Raises Superseded, redis.RedisError and StorageUnavailable; whatever it is, the batch can be
-        run again.
+        Raises Superseded, redis.RedisError and StorageUnavailable; after any of them, the batch can
+        be run again.
         """
         batch = self._claim.batch
         while not batch.status.ended:
@@ -84,7 +84,7 @@ class Coordinator:
         )
 
     def _process(self, batch: OpenAIBatch) -> OpenAIBatch:
-        """All lines that are left, or as many as fit into this turn, or until it is cancelled."""
+        """Run the remaining lines until the end, the end of the turn, or a cancellation."""
         source = self._source(batch)
         with ExitStack() as stack:
             file = stack.enter_context(self._means.files.storage.reader(object_name(source.id)))

@@ -1,7 +1,7 @@
-"""The lines of a file of requests: read in pieces, checked as a whole, taken apart.
+"""The lines of a file of requests: read in pieces, checked as a whole, parsed.
 
-A line is `{"custom_id", "method": "POST", "url", "body"}`. What is wrong with its form fails the
-file; what is wrong with its body fails that line alone, when its turn comes.
+A line is `{"custom_id", "method": "POST", "url", "body"}`. A fault of its form fails the file. A
+fault of its body fails only that line, when it is run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class RequestLine(NamedTuple):
-    """Line `number`, from 1, without its end; `end` is where the next one begins, in bytes."""
+    """Line `number`, from 1, without its end; `end` is the byte offset of the next line."""
 
     number: int
     end: int
@@ -31,7 +31,7 @@ class RequestLine(NamedTuple):
 
 
 class LineRequest(NamedTuple):
-    """What one line asks for; the body is not checked yet."""
+    """The request of one line; the body is not checked yet."""
 
     custom_id: str
     body: dict[str, Any]
@@ -46,7 +46,7 @@ class Findings(NamedTuple):
 
 
 class Malformed(Exception):
-    """A line, or a file, that is no request; `fault` says why."""
+    """A line, or a file, that is not a valid request; `fault` has the reason."""
 
     def __init__(
         self, code: str, message: str, param: str | None = None, line: int | None = None
@@ -58,9 +58,9 @@ class Malformed(Exception):
 def read_lines(
     file: IO[bytes], longest: int, *, offset: int = 0, number: int = 0
 ) -> Iterator[RequestLine]:
-    """The lines of a file from byte `offset` on, which is after line `number`, but for blank ones.
+    """The non-blank lines of a file from byte `offset` on, which is after line `number`.
 
-    No more of it is held than a line and a piece. Raises Malformed if one is longer than
+    Memory holds at most a line and a piece of it. Raises Malformed if a line is longer than
     `longest` bytes.
     """
     file.seek(offset)
@@ -77,7 +77,7 @@ def read_lines(
 
 
 def parse(raw: bytes, endpoint: str) -> LineRequest:
-    """What a line asks for. Raises Malformed."""
+    """Return the request of a line. Raises Malformed."""
     try:
         value = _loads(raw)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def _loads(raw: bytes) -> Any:
     except orjson.JSONDecodeError:
         if b"\\u" not in raw:
             raise
-    # With a lone surrogate, which only that text fails of.
+    # Accepts a lone surrogate: only its text fails.
     return json.loads(raw)
 
 

@@ -1,4 +1,4 @@
-"""Word of jobs that ended, as workers publish it."""
+"""Notices of completed jobs, which workers publish."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Notifications:
     """A subscription of its own, for the thread that made it; `close` ends it."""
 
     def __init__(self, client: redis.Redis) -> None:
-        """Raises redis.RedisError. Whatever happens from now on is heard."""
+        """Subscribe to all notices from now on. Raises redis.RedisError."""
         self._pubsub: PubSub = client.pubsub()  # type: ignore[no-untyped-call]
         self._pubsub.subscribe(keys.EVENTS)
 
     def wait(self, seconds: float) -> Notification:
-        """Everything that has come, as soon as there is something. Raises redis.RedisError."""
+        """Wait for a notice and return all received ones. Raises redis.RedisError."""
         news = Notification(set(), set(), missed=False)
         deadline = time.monotonic() + seconds
         message = self._pubsub.get_message(timeout=seconds)
         while message is not None:
             if message["type"] == "subscribe":
-                # The connection is new: what was published before it is lost.
+                # The connection is new: notices published before it are lost.
                 news = news._replace(missed=True)
             elif message["type"] == "message":
                 _add(news, message["data"])
@@ -54,5 +54,5 @@ def _add(news: Notification, data: bytes) -> None:
         news.ended.update(map(str, notice.get("ended", ())))
         news.batches.update(map(str, notice.get("batches", ())))
     except (ValueError, TypeError, AttributeError):
-        # Of another version; the next look at all jobs makes up for it.
+        # A notice of another version; the next check of all jobs compensates for it.
         return

@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 def embedded(
     custom_id: str, model: str, vectors: Matrix, tokens: int, encoding_format: EncodingFormat
 ) -> bytes:
-    """The line of a request whose texts all have a vector, float32 (n, d)."""
+    """The line of a successful request: one vector for each text, float32 (n, d)."""
     body = answers.embeddings(model, vectors, tokens, encoding_format)
     return _line(custom_id, _response(HTTPStatus.OK, body), None)
 
 
 def failed(custom_id: str, code: str, message: str, param: str | None = None) -> bytes:
-    """The line of a request that was answered with an error, as a caller would have been."""
+    """The line of a request that failed, with the error that a caller would get."""
     status = answers.status_of_failure(code)
     body = answers.error(status, code, message, param)
     return _line(custom_id, _response(status, body), None)
@@ -52,7 +52,7 @@ def given_up(custom_id: str, code: str, message: str) -> bytes:
 def finish(
     means: Resources, claim: Claim, batch: OpenAIBatch, status: OpenAIBatchStatus
 ) -> OpenAIBatch:
-    """Put the files together and end the batch with `status`, unless it got another meanwhile.
+    """Join the files and end the batch with `status`, unless its status has changed meanwhile.
 
     May be repeated: the files have the same ids each time. Raises Superseded.
     """
@@ -90,7 +90,7 @@ def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str]
     try:
         return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        # A message repeats a name of the caller's with a lone surrogate.
+        # A message quotes a caller's name with a lone surrogate.
         return json.dumps(line).encode("ascii") + b"\n"
 
 
@@ -101,7 +101,7 @@ def _file(means: Resources, batch: OpenAIBatch, kind: str, parts: Sequence[str],
     # As hard to guess as the batch's own id.
     digest = hashlib.sha256(f"{batch.id} {kind}".encode()).hexdigest()
     file_id = f"file-{digest[:32]}"
-    # Whatever it takes: the batch was accepted, so it ends with its answers.
+    # Without a bound: the batch was accepted, so its answers must be stored.
     means.files.reserve(file_id, batch.owner, 0, bounded=False)
     size = means.files.storage.join(parts, object_name(file_id))
     now = means.files.now()

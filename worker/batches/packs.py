@@ -28,7 +28,7 @@ class AnsweredLine:
     tokens: int = 0
 
     def settle(self, answer: bytes, *, ok: bool = False, tokens: int = 0) -> None:
-        """Keep the answer; the texts are not needed any more."""
+        """Set the answer and drop the texts."""
         self.answer, self.ok, self.tokens = answer, ok, tokens
         self.texts = ()
 
@@ -40,7 +40,7 @@ class LineWindow:
     entries: list[AnsweredLine] = field(default_factory=list)
     end: int = 0
     line: int = 0
-    #: Jobs whose outcomes its answers are made of.
+    #: Ids of the jobs that produced its answers.
     jobs: list[str] = field(default_factory=list)
 
     @property
@@ -49,7 +49,7 @@ class LineWindow:
 
 
 class Want(NamedTuple):
-    """What an entry asks of which model; `tokens` are an estimate."""
+    """An entry's options and model; `tokens` is an estimate."""
 
     entry: AnsweredLine
     options: JobOptions
@@ -66,7 +66,7 @@ class Pack:
     options: JobOptions
     model: ModelInfo
     tokens: int
-    #: The job before, with the same lines, whose outcome got lost.
+    #: Id of an earlier job with the same lines and a lost outcome.
     before: str = ""
 
     @property
@@ -74,7 +74,7 @@ class Pack:
         return [text for entry in self.entries for text in entry.texts]
 
     def halves(self) -> list[Pack]:
-        """The same in two jobs, to find out which line fails the others."""
+        """Split into two jobs, to isolate the line that fails the others."""
         middle = len(self.entries) // 2
         return [
             replace(self, entries=part, tokens=self.tokens // 2)
@@ -83,7 +83,7 @@ class Pack:
 
 
 def packs(window: LineWindow, wants: Iterable[Want], most_tokens: int) -> list[Pack]:
-    """As few jobs as the bounds allow, the same ones for the same lines."""
+    """The fewest jobs that the bounds allow; equal lines give equal jobs."""
     alike: dict[JobOptions, list[Want]] = {}
     for want in wants:
         alike.setdefault(want.options, []).append(want)

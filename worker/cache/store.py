@@ -1,8 +1,8 @@
-"""The entries of the cache in Redis: many in one round trip, bounded, and never waited for.
+"""The entries of the cache in Redis: many in one round trip, with bounds on memory and waiting.
 
-Two keys for each queue: a hash of entries by their key, and a sorted set of the same keys by when
-they were last used. The bytes that both take are kept in the hash, so that they go with it. What
-was used longest ago makes room; who turns the cache off leaves it to expire.
+Each queue has two Redis keys: a hash of entries by their key, and a sorted set of the same keys by
+last use. The hash also holds the bytes that both take, so that the count is removed with it. The
+least recently used entries are evicted. When the cache is turned off, its keys expire.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from worker.store.scripts import CACHE
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that Redis has for each answer to a look-up, and for taking what is kept.
+#: Timeouts in seconds of each answer to a look-up, and of storing entries.
 _LOOKUP_SECONDS, _KEEPING_SECONDS = 0.05, 2.0
-#: Seconds without look-ups after one that failed, doubled with each that follows.
+#: Seconds without look-ups after a failed one, doubled with each further failure.
 _BACKOFF = Backoff(1.0, 30.0)
-#: Keys of one command, bytes of one script, and entries that one removes: Redis serves nobody else
-#: meanwhile.
+#: Keys of one command, bytes of one script, and entries that one removes: Redis serves no other
+#: client meanwhile.
 _KEYS_A_COMMAND = 512
 _BYTES_A_SCRIPT = 256 * 1024
 _MOST_REMOVED = 2048
-#: Seconds after which a cache that nobody uses is gone.
+#: Seconds after which an unused cache expires.
 _FORGOTTEN_AFTER = 7 * 24 * 3600
 
 
 def open_cache(settings: Settings, infos: Mapping[str, ModelInfo]) -> Cache | None:
-    """The cache of the settings for loaded models, beside the results; None where it is off.
+    """The cache for loaded models, on the results' server; None if the settings disable it.
 
-    A model whose files cannot be read is served without it.
+    A model with unreadable files is served without it.
     """
     if not settings.cache_bytes:
         return None
@@ -59,9 +59,9 @@ def open_cache(settings: Settings, infos: Mapping[str, ModelInfo]) -> Cache | No
             sentinel_master=settings.sentinel_master,
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
-            # It would cost a round trip.
+            # A check would cost a round trip.
             health_check_interval=0,
-            # A connection that was closed while nobody used it; nothing that takes time.
+            # One retry, for idle connections that were closed; none after a timeout.
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
 
@@ -75,10 +75,9 @@ def open_cache(settings: Settings, infos: Mapping[str, ModelInfo]) -> Cache | No
 
 
 class Cache:
-    """Entries of texts by `keys`. No method raises for Redis.
+    """Entries of texts by `keys`. No method raises errors of Redis.
 
-    `find` is one thread's, `keep` another's; each has a client of its own, whose time limits are
-    those of the method.
+    One thread calls `find`, another calls `keep`. Each method has its own client and timeouts.
     """
 
     def __init__(
@@ -97,13 +96,13 @@ class Cache:
         self._hash, self._used = keys.cache(queue), keys.cache_used(queue)
         self._bound = bound
         self._pauses = iter(_BACKOFF)
-        #: Monotonic time before which nothing is looked up.
+        #: Monotonic time until which there are no look-ups.
         self._asks_again = 0.0
 
     def find(self, wanted: Sequence[bytes]) -> list[bytes | None] | None:
-        """What is stored under each key, in one round trip; None where Redis does not say so soon.
+        """Read the value of each key in one round trip; None if Redis fails or is too slow.
 
-        After that it is not asked for a while.
+        A failure disables look-ups for a while.
         """
         if time.monotonic() < self._asks_again:
             return None
@@ -121,7 +120,7 @@ class Cache:
         return [value for answer in answers for value in answer]
 
     def keep(self, entries: Mapping[bytes, bytes], used: Iterable[bytes]) -> bool:
-        """Store entries and note which others were used, in one round trip. Whether Redis did."""
+        """Store entries and note the use of others, in one round trip. Returns False on errors."""
         try:
             with self._keeper.pipeline(transaction=False) as pipe:
                 for part in _parts(list(used)):
@@ -137,7 +136,7 @@ class Cache:
         return True
 
     def _give_way(self) -> None:
-        """Redis is full: what others store there matters more."""
+        """Evict entries: on a full server, other data matters more."""
         try:
             self._script(self._keeper, (), (), bound=0)
         except redis.RedisError as error:
@@ -168,7 +167,7 @@ def _parts(wanted: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 def _scripts(entries: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
-    """Keys and values in turn, as many as one script may take."""
+    """Alternating keys and values, in parts of the bytes that one script may take."""
     several: list[bytes] = []
     size = 0
     for key, value in entries.items():

@@ -21,7 +21,7 @@ from worker.offline.rows import FORMATS, STDIN, RowSource
 from worker.offline.run import folder_of
 from worker.offline.writing import check_output
 
-#: Exit codes beside those of every command.
+#: Exit codes in addition to those of every command.
 SOME_FAILED, INTERRUPTED = 3, 130
 _STDOUT = Path("-")
 
@@ -90,7 +90,7 @@ def command(
     elif keep:
         raise click.UsageError("--keep needs an output file")
     chosen = {name: value for name, value in options.items() if value is not None}
-    # Reads every file once, so that one that is not as it should be is told at once.
+    # Reads every file once, to report an unusable file at once.
     total = source.count()
     try:
         with (
@@ -112,7 +112,7 @@ def command(
         )
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has enough; nothing may be written at exit either.
+        # The reader has closed the pipe; the flush at exit must not write to it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     if not quiet:
@@ -140,13 +140,13 @@ def _runner(
 
 @contextmanager
 def _progress(total: int | None, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left, where standard error is a terminal."""
+    """A bar with rate and time left, if standard error is a terminal."""
     bar: tqdm[Any] | None = None
 
     def show(done: int) -> None:
         nonlocal bar
         if bar is None:
-            # What earlier runs have done is no part of this one's rate.
+            # Rows of earlier runs are not part of this run's rate.
             earlier = done if done != total else 0
             bar = tqdm(
                 total=total, initial=earlier, unit=" texts", disable=quiet or None, smoothing=0.05

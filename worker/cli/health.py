@@ -15,8 +15,8 @@ from worker.contract.settings import Settings
 from worker.store.server import connect, reason
 from worker.store.worker_registry import WorkerRegistry
 
-#: Seconds without progress after which a worker counts as ill: several times what it takes to say
-#: so, and less than the API gives it.
+#: Seconds without progress after which a worker counts as unhealthy: several heartbeat intervals,
+#: and less than the limit of the API.
 SILENCE_S = 20.0
 
 
@@ -42,7 +42,7 @@ def command() -> None:
 
 
 def shortest_silence(heartbeats: Mapping[bytes, bytes], hostname: str, now: float) -> float | None:
-    """Seconds since a worker of `hostname` last made progress; None where it has none. Pure."""
+    """Seconds since a worker of `hostname` last made progress; None without a worker. Pure."""
     times = []
     for raw in heartbeats.values():
         with suppress(ValueError, TypeError, KeyError):

@@ -66,12 +66,12 @@ def command(
 
 
 def _say(line: str) -> None:
-    """Progress, on standard error. A terminal that is gone must not keep us from ending."""
+    """Print progress on standard error. A closed terminal must not prevent the shutdown."""
     with suppress(OSError):
         click.echo(line, err=True)
 
 
 def _show(line: str) -> None:
-    """What was asked for, on standard output, also where that is gone."""
+    """Print requested output on standard output, which may be closed."""
     with suppress(OSError):
         click.echo(line)

@@ -20,7 +20,7 @@ class Application(Celery):
     def backend_cls(self) -> str | None:
         """By name: it is loaded when the first result is stored or read.
 
-        Not by the setting alone: Celery prefers CELERY_RESULT_BACKEND of the environment to that.
+        The setting is not enough: Celery prefers CELERY_RESULT_BACKEND of the environment to it.
         """
         url = self.conf.result_backend or ""
         return f"worker.result_backend:open_backend+{url}" if is_redis(url) else None
@@ -41,16 +41,16 @@ def make_app(settings: Settings) -> Celery:
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings; each that differs from its default has its reason beside it."""
+    """Celery's settings; a comment gives the reason for each non-default value."""
     transport_options = {
-        # Of messages that nobody renews: those of stock workers.
+        # For messages without renewals: those of stock workers.
         "visibility_timeout": 3600,
         "lease_timeout": settings.lease_seconds,
         "dead_letter_key": keys.dead_letters(settings.queue),
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 30,
-        # kombu's, and one before them for jobs that somebody waits for.
+        # kombu's, and one before them for the interactive lane.
         "priority_steps": list(PRIORITY_STEPS),
         # Bodies are JSON text already.
         "body_encoding": "utf-8",
@@ -68,21 +68,21 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "result_backend": settings.result_backend,
         "result_backend_transport_options": {
             "master_name": settings.sentinel_master,
-            # Beside connections that are lost: a server that is full, or not the primary any more.
+            # In addition to lost connections: a server that is full, or no longer the primary.
             "additional_connection_errors": [
                 *("redis.exceptions.OutOfMemoryError", "redis.exceptions.ReadOnlyError"),
             ],
         },
-        # As for messages. Celery wants a requirement named; the URL may name another.
+        # As for messages. Celery requires this value; the URL may override it.
         "redis_backend_use_ssl": (
             {"ssl_cert_reqs": ssl.CERT_REQUIRED}
             if settings.result_backend.startswith("rediss://")
             else None
         ),
-        # Else a connection dropped while a result is stored turns a good job into a failed one.
+        # Otherwise a connection lost while a result is stored would fail a successful job.
         "result_backend_always_retry": True,
         "result_expires": settings.result_ttl,
-        # Never pickle: who can write to Redis must not be able to run code.
+        # Never pickle: write access to Redis must not allow running code.
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",

@@ -1,4 +1,4 @@
-"""What can go wrong, each with the `code` that users see.
+"""Errors, each with the `code` that users see.
 
 One root, one subclass per decision a caller can take. `api.errors` maps them to HTTP
 in one table; Celery stores a `JobFailed` as the exception of a failed job.
@@ -10,8 +10,8 @@ from __future__ import annotations
 class EmbedqError(Exception):
     """Root of everything embedq raises on purpose.
 
-    `code` is stable and meant for programs, `message` is for people and never holds a text
-    that somebody asked to embed.
+    `code` is stable and meant for programs. `message` is for people and never contains a text of
+    a job.
     """
 
     code = "internal_error"
@@ -22,7 +22,7 @@ class EmbedqError(Exception):
 
 
 class SettingsError(EmbedqError):
-    """A setting holds a value that is not allowed; the message names variable, value and range."""
+    """A setting has a value that is not allowed; the message names variable, value and range."""
 
     code = "invalid_setting"
 
@@ -46,10 +46,10 @@ class DeviceMemoryError(EmbedqError):
 
 
 class InvalidJob(EmbedqError):
-    """The job as a whole is not valid: nothing of it can be embedded.
+    """The job as a whole is not valid, so its texts are not embedded.
 
     `field` names the part of the request, in the form of a JSON path without the root
-    (`input`, `input[3]`, `dimensions`), or None where it is the body itself.
+    (`input`, `input[3]`, `dimensions`), or None for the body itself.
     """
 
     code = "invalid_request"
@@ -70,8 +70,8 @@ class InvalidText(EmbedqError):
 class JobFailed(Exception):
     """A job ended without vectors. Stored by Celery, raised again by `.get()`.
 
-    `args` is `(code, message)`, so that it survives JSON and reads the same where embedq is
-    not installed.
+    `args` is `(code, message)`, so that it survives JSON and reads the same without embedq
+    installed.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a job will cost, before anybody has tokenised it."""
+"""Estimates of a job's cost before tokenization."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from worker.contract.models import MOST_WINDOWS, ModelInfo, prompt_text
 if TYPE_CHECKING:
     from worker.contract.jobs import JobOptions
 
-#: About four characters make a token; two special ones come on top. In dense scripts, whose
-#: characters take more bytes of UTF-8, a character makes about one.
+#: About four characters make a token; two special tokens are added. In dense scripts, with more
+#: UTF-8 bytes per character, a character makes about one token.
 _CHARACTERS_A_TOKEN = 4
 _TOKENS_AN_EXTRA_BYTE = 3 / 8
 _SPECIAL_TOKENS = 2
@@ -54,7 +54,7 @@ def tokens(
 
 
 def tokens_of(text: Any, limit: int = USUAL_LIMIT, *, prompt: int = 0, windows: int = 1) -> int:
-    """Tokens that a model may read of a text; 0 for what is no text.
+    """Tokens that a model may read of a text; 0 for a value that is not a string.
 
     `limit` is the model's longest input, `prompt` the tokens put before each, and `windows` the
     most inputs that one text is read in.

@@ -1,7 +1,7 @@
 """Every Redis key and channel of embedq, spelled once; Celery's and kombu's keep their names.
 
-Keys of a deployment hold the name of its queue, so several deployments can share a server. Keys
-that hold an id need none: nobody can guess another's.
+Keys of a deployment contain the name of its queue, so several deployments can share a server. Keys
+with an id do not need it: ids cannot be guessed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def files_used(queue: str) -> str:
     return f"{queue}:files-used"
 
 
-#: The queue whose keys all deployments shared in earlier versions.
+#: The queue in the keys that all deployments shared in earlier versions.
 SHARED_QUEUE = "embedq"
 
 
@@ -165,5 +165,5 @@ def cache_used(queue: str) -> str:
 
 
 def pulse(queue: str) -> str:
-    """Stream: what the engines of a queue's workers did in the last minutes, see `store.queue_history`."""
+    """Stream: samples of the last minutes of a queue, see `store.queue_history`."""
     return f"embedq:pulse:{queue}"

@@ -1,8 +1,8 @@
-"""Lanes: which jobs are taken first, and the lists of a queue in which they wait.
+"""Lanes: the order in which jobs are taken, and the lists of a queue in which they wait.
 
-A lane is a range of kombu's priority steps, of which the lower one is served first. Step 0 is the
-list that has just the queue's name, where every stock producer's message goes that names no
-priority. So what is to come before it has a step below, which no producer of Celery's can name.
+A lane is a range of kombu's priority steps; the lowest step is served first. The list of step 0 has
+just the queue's name: stock producers put messages without a priority there. Interactive jobs are
+served earlier, so their step is negative, which Celery's producers cannot set.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SEPARATOR = "\x06\x16"
 
 
 class Lane(IntEnum):
-    """Jobs somebody waits for, jobs as they come, and jobs nobody is waiting for."""
+    """Jobs of waiting callers, ordinary jobs, and bulk jobs without a waiting caller."""
 
     INTERACTIVE = 0
     NORMAL = 1

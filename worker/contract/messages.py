@@ -1,7 +1,7 @@
 """A job as a Celery message, built without a producer so that one script can accept and queue it.
 
 Task protocol 2 (docs.celeryq.dev/en/stable/internals/protocol.html) inside the envelope of kombu's
-virtual transport; a test compares it with what a stock producer sends.
+virtual transport; a test compares it with a stock producer's message.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from worker.metrics import traces
 
 #: Header of our own: when the job was submitted, in seconds since the epoch.
 SUBMITTED_AT = "embedq_submitted_at"
-#: Header of our own: when a worker should not start the job any more, in seconds since the epoch by
-#: Redis' clock. Celery's own `expires` goes by the clocks of hosts.
+#: Header of our own: the deadline, after which no worker should start the job, in seconds since the
+#: epoch by Redis' clock. Celery's own `expires` uses the clocks of hosts.
 DEADLINE = "embedq_deadline"
-#: Header of our own: whose job it is, the id of an API key; missing where there are no keys.
+#: Header of our own: the job's owner, the id of an API key; missing without keys.
 OWNER = "embedq_owner"
 
 #: Bits of a random UUID (RFC 9562, 5.4): version and variant, and those that are random.
@@ -36,7 +36,7 @@ _ORIGIN = f"gen{os.getpid()}@{socket.gethostname()}"
 
 
 def new_id() -> str:
-    """An id of 122 random bits from the system's generator: nobody can guess another's.
+    """An id of 122 random bits from the system's generator, so that ids cannot be guessed.
 
     The same as `str(uuid.uuid4())`, in less than half its time.
     """
@@ -45,7 +45,7 @@ def new_id() -> str:
 
 
 def shown_args(count: int) -> str:
-    """What events, logs and `inspect` show in place of the texts."""
+    """The text that events, logs and `inspect` show in place of the texts of a job."""
     return f"(<{count} text{'s' if count != 1 else ''}>,)"
 
 
@@ -55,20 +55,20 @@ def new_headers() -> dict[str, Any]:
 
 
 def submission_time(headers: Mapping[str, Any]) -> float | None:
-    """When a message was submitted; None where its producer is not ours."""
+    """The time at which a message was submitted; None if its producer is not ours."""
     value = headers.get(SUBMITTED_AT)
-    # What is no time at all would stay in the worker's sums for ever.
+    # A value that is not a time would distort the worker's sums permanently.
     return value if isinstance(value, float) and 0 < value < 1e11 else None
 
 
 def deadline_of(headers: Mapping[str, Any]) -> float | None:
-    """When a message should not be started any more, by Redis' clock; None: whenever."""
+    """The deadline for starting a message, by Redis' clock, or None."""
     value = headers.get(DEADLINE)
     return value if isinstance(value, float) else None
 
 
 def owner_of(headers: Mapping[str, Any]) -> str:
-    """Whose a message is; "" where nobody is named."""
+    """The owner of a message, or ""."""
     value = headers.get(OWNER)
     return value if isinstance(value, str) else ""
 
@@ -85,8 +85,8 @@ def envelope(
 ) -> bytes:
     """The message that `embed.apply_async(…, task_id=job_id)` would put on `queue`.
 
-    It belongs on the list of `lane`. `owner` is whose it is, the id of an API key or "". Past
-    `deadline`, seconds since the epoch by Redis' clock, no worker starts it.
+    It belongs on the list of `lane`. `owner` is the id of an API key or "". No worker starts it
+    after `deadline`, in seconds since the epoch by Redis' clock.
     """
     kwargs = options.model_dump(exclude_defaults=True) if options is not DEFAULT_OPTIONS else {}
     shown = shown_args(len(texts))
@@ -150,7 +150,7 @@ def _message(
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": queue},
-            # A stock worker that gives it back knows no step below 0.
+            # A stock worker that requeues it knows no step below 0.
             "priority": max(lane.step, 0),
             "body_encoding": "utf-8",
             "delivery_tag": new_id(),
@@ -163,6 +163,6 @@ def _dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # A lone surrogate has no UTF-8 form. Escaped, it reaches the worker, where that one
-        # text fails with its index.
+        # A lone surrogate has no UTF-8 form. Escaped, it reaches the worker, and only that text
+        # fails, with its index.
         return json.dumps(value).encode("ascii")

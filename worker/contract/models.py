@@ -17,7 +17,7 @@ MOST_WINDOWS = 128
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve: the name callers use and where it lies.
+    """A model to serve: the name that callers use, and its source.
 
     `source` is a path or a Hub id; None stands for the packaged all-MiniLM-L6-v2.
     """
@@ -38,9 +38,9 @@ class ModelInfo:
     device: str
     backend: str
     dtype: str
-    #: True where a batch is one packed sequence without padding.
+    #: True if a batch is one packed sequence without padding.
     packed: bool
-    #: Real tokens of one forward pass that fill the device (padding counted where not packed).
+    #: Tokens of one forward pass that fill the device, including padding unless packed.
     batch_tokens: int
     #: Named prompts of the model, as in sentence-transformers.
     prompts: Mapping[str, str] = field(default_factory=dict)

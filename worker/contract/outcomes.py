@@ -1,4 +1,4 @@
-"""Outcomes of jobs as data. The engine needs nothing else of their stored form, see `results`."""
+"""Outcomes of jobs as data, which is all that the engine uses. `results` has their stored form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, order=True)
 class TextError:
-    """Why one text of a job has no vector."""
+    """The reason for the missing vector of one text of a job."""
 
     index: int
     code: str

@@ -16,10 +16,10 @@ from worker.contract.errors import EmbedqError, JobFailed
 from worker.contract.jobs import EncodingFormat
 from worker.contract.outcomes import Matrix, Outcome
 
-#: What stands around the result in a success as `_meta` writes it.
+#: Text around the result in a success that `_meta` has written.
 _SUCCESS_HEAD = b'{"status":"SUCCESS","result":'
 _RESULT_TAIL = b',"traceback":null,"children":[],"date_done":"'
-#: What Celery raises in a task, or stores for it, that took too long.
+#: Exceptions that Celery raises in a task, or stores for it, at its time limit.
 _TIME_LIMITS = ("TimeLimitExceeded", "SoftTimeLimitExceeded")
 
 
@@ -30,7 +30,7 @@ class NoVectors(EmbedqError):
 
 
 class Summary(NamedTuple):
-    """What a result says of itself, but for its vectors."""
+    """The facts of a result without its vectors."""
 
     texts: int
     model: str | None
@@ -38,7 +38,7 @@ class Summary(NamedTuple):
 
 
 def payload(outcome: Outcome, encoding_format: EncodingFormat) -> dict[str, Any]:
-    """The result of the task, vectors still numpy rows where they are floats."""
+    """The result of the task; vectors that are floats are still numpy rows."""
     vectors = outcome.vectors
     embeddings: Any
     if encoding_format == "base64":
@@ -80,7 +80,7 @@ def blob(vectors: Matrix) -> dict[str, Any]:
 
 
 def summary_of(result: Any) -> Summary | None:
-    """What a result says of itself; None where it is not of this task: users have others."""
+    """The summary of a result, or None for results of other tasks, which users may have."""
     if not isinstance(result, Mapping):
         return None
     embeddings = result.get("embeddings")
@@ -133,7 +133,7 @@ def success_meta(
 ) -> bytes:
     """A stored success, byte for byte readable by Celery's Redis backend.
 
-    `extra` holds `group_id` and `parent_id` where the message has them; `done_at`, in UTC, is now
+    `extra` contains `group_id` and `parent_id` if the message has them; `done_at`, in UTC, is now
     by default.
     """
     return _meta(job_id, states.SUCCESS, result, extra, done_at)
@@ -150,7 +150,7 @@ def revoked_meta(job_id: str) -> bytes:
 
 
 def has_expired(meta: bytes) -> bool:
-    """Whether a stored outcome is a worker's who found that the job's time was over."""
+    """Whether a worker stored the outcome because the job's deadline had passed."""
     result = orjson.loads(meta)["result"]
     return (
         isinstance(result, Mapping)
@@ -162,7 +162,7 @@ def has_expired(meta: bytes) -> bool:
 def success_text(meta: bytes) -> bytes | None:
     """The result inside a stored success as JSON text, its vectors unparsed.
 
-    None where the outcome is no success, or was not written by `success_meta`.
+    None if the outcome is not a success, or was not written by `success_meta`.
     """
     if not meta.startswith(_SUCCESS_HEAD):
         return None

@@ -115,7 +115,7 @@ def queue(value: str) -> str:
 
 
 def server(value: str) -> str:
-    """A URL, or a list of them, whose password cannot be taken for a host or port."""
+    """A URL, or a list of them, with a password that cannot be read as a host or port."""
     for part in value.split(";"):
         try:
             parts = urlsplit(part)

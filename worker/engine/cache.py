@@ -46,7 +46,7 @@ class CacheReader:
             self._pass_on(jobs)
 
     def _select(self, jobs: deque[Job]) -> list[Job]:
-        """The first jobs of a lane; none while the writer is behind."""
+        """Select the first jobs of a lane, or no job while the writer is behind."""
         selected: list[Job] = []
         left = 0 if self._scheduler.write.full else _TEXTS_PER_READ
         while jobs and left and (not selected or len(jobs[0].texts) <= left):

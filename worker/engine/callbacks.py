@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 class JobCallbacks:
     """The completion of jobs and the notifications before it. Every job carries one object.
 
-    These methods serve jobs whose owner is a `concurrent.futures.Future`; a subclass may replace
-    any of them. The engine passes many jobs to one call if they carry the same object. A cancelled
+    These methods serve jobs with a `concurrent.futures.Future` as owner; a subclass may replace any
+    of them. The engine passes many jobs to one call if they carry the same object. A cancelled
     job gets no further call, except one that has already begun. An exception stops the engine.
     """
 
     def admit(self, job: Job) -> bool:
         """Return whether a job may start; the engine drops it if not.
 
-        Called once, before its first text is encoded, on a thread that encodes. For a job whose
-        vectors are all in the cache it is called by the cache reader, for an isolated one never.
+        Called once, before the first text is encoded, on a thread that encodes. If all vectors are
+        in the cache, the cache reader calls it. The engine does not call it for isolated jobs.
         """
         return not job.owner.cancelled()
 
     def isolate(self, job: Job) -> bool:
-        """Return whether an isolated job may go on; called before each of its slices.
+        """Return whether an isolated job may continue; called before each of its slices.
 
         Runs on the first slot's thread while the others rest, and may block.
         """
@@ -45,7 +45,7 @@ class JobCallbacks:
         """More texts of these jobs have vectors, but not all. Writer thread."""
 
     def completed(self, jobs: Sequence[Job]) -> None:
-        """Every text of these jobs has ended. Writer thread; may block, the slots go on.
+        """Every text of these jobs has ended. Writer thread; may block, the slots continue.
 
         A job was never started if all of its texts were rejected or came from the cache.
         """

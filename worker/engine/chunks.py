@@ -1,7 +1,7 @@
 """Long texts in chunks: split a text beyond the model's limit, and average the chunks' vectors.
 
-A chunk ends between words. It is tokenized as a text of its own, with the prompt before it, so its
-vector is the one that the library gives for that part of the text.
+A chunk ends between words. It is tokenized as a separate text after the prompt, so its vector is
+the one that the library gives for that part of the text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def split(encoder: Encoder, text: str, prompt: str | None) -> Split | None:
     """The chunks of a text; None if the prompt fills the limit, or if the text is blank.
 
     A chunk is as long as the model's limit allows, except for a few words. There are at most
-    `MOST_WINDOWS`; the rest of the text is cut. Takes time in proportion to the text. Raises the
+    `MOST_WINDOWS`; the rest of the text is cut. The time is proportional to the text. Raises the
     tokenizer's exceptions.
     """
     limit = encoder.info.max_tokens
@@ -75,11 +75,11 @@ class ChunkedTexts:
     first: int
     _text_of: list[int] = field(default_factory=list)
     _texts: dict[int, _LongText] = field(default_factory=dict)
-    #: Texts whose last chunk came since `pop_ended` was called.
+    #: The number of texts that ended since the last call of `pop_ended`.
     _ended: int = 0
 
     def add(self, text: int, count: int) -> int:
-        """Add a text of so many chunks; return the row of the first."""
+        """Add a text of `count` chunks; return the row of the first."""
         row = self.first + len(self._text_of)
         self._texts[text] = _LongText(count)
         self._text_of += [text] * count
@@ -110,7 +110,7 @@ class ChunkedTexts:
         return not known
 
     def pop_ended(self) -> int:
-        """Texts whose last chunk came since the last call."""
+        """Return the number of texts that ended since the last call."""
         ended, self._ended = self._ended, 0
         return ended
 
@@ -127,7 +127,7 @@ class _LongText:
     failed: bool = False
 
     def add(self, vector: Matrix, weight: int) -> None:
-        """Add the vector of a chunk with so many tokens."""
+        """Add the vector of a chunk with `weight` tokens."""
         wide = vector.astype(np.float64)
         self.sum = self.sum + wide * weight
         self.tokens += weight
@@ -164,7 +164,7 @@ def _halves(parts: list[str]) -> list[list[str]]:
 
 
 def _parts(text: str, characters: int) -> Iterator[str]:
-    """The text in order, blanks before words: words together up to so many characters.
+    """The text in order, blanks before words: words together up to `characters`.
 
     A longer word is cut there. Each character is read a few times at most.
     """

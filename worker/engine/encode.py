@@ -52,10 +52,10 @@ def _never(_: float) -> bool:
 class BatchEncoder:
     """A model with a token budget. Used by one thread.
 
-    A batch that raises is halved until the culprit is alone. A batch that runs out of memory is
-    halved, too, and the budget with it; full batches then recover the budget, each by the same
-    amount (additive increase and multiplicative decrease: Chiu and Jain, 1989). A device without
-    memory even for the probe is full: another process holds it, and the batch is retried.
+    A batch that raises is halved until the culprit is alone. If it ran out of memory, the budget is
+    halved as well; full batches then recover the budget, each by the same amount (additive increase
+    and multiplicative decrease: Chiu and Jain, 1989). A device without memory even for the probe is
+    full: another process holds it, and the batch is retried.
     """
 
     encoder: Encoder
@@ -63,11 +63,11 @@ class BatchEncoder:
     budget: int
     #: A text that the model is known to take, tried when others fail.
     probe: TokenBlock
-    #: Wait for so many seconds; return False if the engine closes.
+    #: Wait for this number of seconds; return False if the engine closes.
     pause: Callable[[float], bool] = field(default=_never)
     #: The budget if memory suffices.
     limit: int = field(init=False)
-    #: Batches that were cut because they raised or ran out of memory.
+    #: Batches that were halved because they raised or ran out of memory.
     splits: int = field(default=0)
     #: Those of them that ran out of memory.
     memory_splits: int = field(default=0)
@@ -111,7 +111,7 @@ class BatchEncoder:
         second, more = self._halving(block.slice(middle, len(block)))
         faults |= {middle + row: fault for row, fault in more.items()}
         if any(fault.code == OUT_OF_MEMORY for fault in faults.values()):
-            # A text that does not fit even alone is to blame, not the size of its batch.
+            # The cause is a text that does not fit even alone, not the size of its batch.
             self.budget = budget
         elif self.budget < budget:
             logger.warning(
@@ -122,7 +122,7 @@ class BatchEncoder:
     def _alone(self, block: TokenBlock, fault: Fault) -> tuple[Matrix, dict[int, Fault]]:
         """The fault of a text, or its vector if the device was only full."""
         pauses = iter(_BACKOFF)
-        # A text that the model took before tells a faulty text from a full or lost device.
+        # The probe distinguishes a faulty text from a full or lost device.
         while isinstance(on_probe := self._attempt(self.probe), Fault):
             if on_probe.code != OUT_OF_MEMORY:
                 raise DeviceLost("the device fails on a text that it took before")

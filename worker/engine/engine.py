@@ -2,12 +2,12 @@
 
     submit ─► tokenize ─► schedule ─► encode ─► write ─► callbacks of the job
 
-Each arrow is a hand-over between threads, which block on conditions of one lock. The device has as
-many slots as it runs batches at a time, each with a thread, and one more for interactive texts if
-the device can be shared. With a cache there are two more threads: `CacheReader` before tokenize,
+Each arrow is a hand-over between threads, which block on conditions of one lock. The device has a
+slot, with a thread, for each batch that it runs at a time. If the device can be shared, one more
+slot runs interactive texts. With a cache there are two more threads: `CacheReader` before tokenize,
 and `CacheWriter` after write.
 
-The lock guards all queues and every job; nothing slow runs under it, and no callback. No batch
+The lock guards all queues and every job; neither slow work nor callbacks run under it. No batch
 waits for more texts: a free slot takes the waiting ones at once.
 """
 
@@ -47,7 +47,7 @@ class Engine:
         crashed: Callable[[BaseException], None],
         cache: Cache | None = None,
     ) -> None:
-        """`crashed`: called on a thread that dies of an exception; nothing is encoded any more.
+        """`crashed`: called on the thread that an exception ended; encoding has stopped.
 
         It may call `close`. `cache`: vectors of earlier texts; None: every text is encoded.
         """
@@ -100,7 +100,7 @@ class Engine:
             return self._scheduler.forget(job)
 
     def capacity(self, lane: Lane = Lane.NORMAL) -> int:
-        """Tokens of a lane that may be submitted before enough wait; ≤ 0: none now."""
+        """Tokens of a lane that may be submitted before enough wait; ≤ 0 if full."""
         return self._scheduler.capacity.left(lane)
 
     def close(self, seconds: float) -> list[Job]:
@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def memory_splits(self) -> int:
-        """Those that ran out of memory."""
+        """Those of the splits that ran out of memory."""
         return sum(
             one.memory_splits for slot in self._slots for one in slot.batch_encoders.values()
         )

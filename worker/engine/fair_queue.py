@@ -2,10 +2,10 @@
 
 P. Goyal, H. Vin and H. Cheng, "Start-time Fair Queuing", SIGCOMM 1996, as a tree: the lanes by
 weight, in each lane its tenants alike, of each tenant its jobs alike. A node of the tree has a
-time, and each child a start: the time at which it came, or the end of its last service if that is
+time, and each child a start: the time of its arrival, or the end of its last service if that is
 later. The child with the earliest start is served; the node's time becomes that start, and the
-child's start moves on by the tokens served, divided by its weight. So a child that comes late is
-served next, and while two children wait, |W_i / w_i - W_j / w_j| <= q_i / w_i + q_j / w_j for the
+child's start increases by the tokens served, divided by its weight. So a child that arrives late is
+served next. While two children wait, |W_i / w_i - W_j / w_j| <= q_i / w_i + q_j / w_j for the
 tokens W that each is served, its weight w and its quantum q: a batch of a lane, an eighth of one of
 a tenant or job, or one text that is larger. `tests/engine/test_fair_queue.py` simulates the bounds.
 
@@ -47,7 +47,7 @@ class FairQueue:
         self.tokens = 0
 
     def add(self, job: Job, tokens: int) -> None:
-        """So many more tokens of a job wait."""
+        """Add a job, or `tokens` more of it."""
         self.tokens += tokens
         jobs = self._jobs.get((job.lane, job.tenant))
         if jobs is None:
@@ -58,7 +58,7 @@ class FairQueue:
         jobs.enter(job)
 
     def discard(self, job: Job, tokens: int) -> None:
-        """Forget a job, of which so many tokens wait."""
+        """Remove a job, of which `tokens` wait."""
         self.tokens -= tokens
         if jobs := self._jobs.get((job.lane, job.tenant)):
             jobs.tokens -= tokens
@@ -70,10 +70,10 @@ class FairQueue:
     def take(
         self, budget: int, lanes: Collection[Lane] = tuple(Lane), *, room: int | None = None
     ) -> list[Piece]:
-        """Texts of these lanes for a batch of `budget` tokens that has so much room, or one text.
+        """Take texts of these lanes for a batch of `budget` tokens, or one text.
 
-        `room`: None for all of it. Interactive texts share a batch with no other lane: it takes no
-        longer than it must.
+        `room`: the remaining tokens of the batch; None for all of it. Interactive texts share a
+        batch with no other lane: it takes no longer than it must.
         """
         pieces: list[Piece] = []
         room, fits = budget if room is None else room, True
@@ -90,7 +90,7 @@ class FairQueue:
         return _merged(pieces)
 
     def take_small(self, budget: int, besides: Collection[str] = ()) -> list[Piece]:
-        """All interactive texts of one tenant, besides these, that has at most `budget` tokens."""
+        """Take all texts of an interactive tenant, not in `besides`, of at most `budget` tokens."""
         lane, pieces = Lane.INTERACTIVE, list[Piece]()
         tenants = self._lanes[lane]
         small = [
@@ -226,7 +226,7 @@ class _Node(Generic[K]):
             self._set(child, max(self._time, self._remembered.pop(child, 0.0)), came=True)
 
     def leave(self, child: K, *, comes_back: bool = True) -> None:
-        """A child waits no more. `comes_back`: it may wait again."""
+        """A child stops waiting. `comes_back`: it may wait again."""
         start = self._starts.pop(child, 0.0) + self._begun.pop(child, 0.0)
         if comes_back and start > self._time:
             self._remembered[child] = start

@@ -1,7 +1,7 @@
 """Isolation of poison jobs: one at a time runs while every other thread rests.
 
 From its first stage to its last, no other job is in any stage, so a crash is the job's own. A large
-job runs in slices of a batch, between which others have their turn.
+job runs in slices of a batch; other jobs have a turn between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Isolation:
         """`changed`: notified if the slot that runs these jobs may have to act."""
         self._changed = changed
         self._waiting: deque[Job] = deque()
-        #: The job whose slice runs, or has run and is being written.
+        #: The job of the slice that runs or is being written.
         self.running: Job | None = None
         #: Jobs in the engine that share batches.
         self._others = 0
@@ -60,7 +60,7 @@ class Isolation:
             self._changed.notify_all()
 
     def begin(self) -> Job:
-        """Return the job whose slice begins."""
+        """Start the next slice and return its job."""
         self.running = self._waiting.popleft()
         return self.running
 

@@ -96,7 +96,7 @@ class Job:
     truncated: list[int] = field(default_factory=list)
     #: The cache keys of its texts; empty without a cache.
     keys: Sequence[bytes | None] = ()
-    #: Indices of texts whose vectors came from the cache.
+    #: Indices of texts with vectors from the cache.
     hits: Set[int] = frozenset()
     prompt_tokens: int = 0
     #: Tokens of each text, 0 until it has ended; empty if neither caller nor cache needs them.
@@ -154,7 +154,7 @@ class Job:
     def take(self, share: int, room: int, *, force: bool) -> Piece | None:
         """Waiting texts of at most `share` tokens, or one text of at most `room` tokens.
 
-        `force`: take one text of any size. Return None if nothing fits or waits.
+        `force`: take one text of any size. Return None if no text fits or waits.
         """
         if not self.waiting:
             return None
@@ -201,7 +201,7 @@ class Job:
         self.errors.append(TextError(row, code, message))
 
     def count(self, piece: Piece) -> None:
-        """Count a piece whose vectors are stored."""
+        """Count a piece after its vectors are stored."""
         self.prompt_tokens += piece.tokens
         chunks = self.chunks if self.chunks is not None and piece.first >= len(self.texts) else None
         self.done += piece.texts if chunks is None else chunks.pop_ended()

@@ -16,7 +16,7 @@ class Watch(Protocol):
     """An observer of each step and its jobs. Must neither block nor raise."""
 
     def tokenised(self, jobs: Iterable[Job], seconds: float, texts: int) -> None:
-        """One call of the tokenizer has ended. Tokeniser thread."""
+        """One call of the tokenizer has ended. Tokenizer thread."""
 
     def encoded(self, jobs: Iterable[Job], seconds: float, texts: int, tokens: int) -> None:
         """One batch has ended. The caller holds the engine's lock."""
@@ -63,17 +63,17 @@ class Counts(Recorder):
             self.watch.encoded(jobs, seconds, texts, tokens)
 
     def looked_up(self, seconds: float, *, hits: int, misses: int) -> None:
-        """One look-up in the cache, of so many texts found and not found."""
+        """One look-up in the cache, with its numbers of hits and misses."""
         self.observe("cache_seconds", seconds)
         self.count("cache_texts", hits, "hit")
         self.count("cache_texts", misses, "miss")
 
     def unasked(self, texts: int) -> None:
-        """Texts that were not looked up, Redis being slow or away."""
+        """Count texts that were not looked up because Redis was slow or away."""
         self.count("cache_texts", texts, "unasked")
 
     def kept(self, texts: int, *, dropped: int) -> None:
-        """Texts whose vectors were kept, or were not."""
+        """Count texts with cached and with dropped vectors."""
         self.count("cache_texts", texts, "kept")
         self.count("cache_texts", dropped, "dropped")
 

@@ -39,7 +39,7 @@ class Occupancy:
             self._rate = ran.tokens / max(time.monotonic() - ran.began, 1e-6)
 
     def run(self, slot: object, pieces: Sequence[Piece]) -> None:
-        """A slot runs these pieces, or something else if there are none."""
+        """A slot runs these pieces, or other work if the list is empty."""
         self.idle -= 1
         tenants = {piece.job.tenant for piece in pieces if piece.job.lane is Lane.INTERACTIVE}
         tokens = sum(piece.tokens for piece in pieces)
@@ -47,7 +47,7 @@ class Occupancy:
 
     @property
     def tenants(self) -> set[str]:
-        """The tenants whose interactive texts run."""
+        """The tenants with interactive texts in running batches."""
         return set[str]().union(*(one.tenants for one in self._running.values()))
 
     def share(self, waiting: int) -> int:

@@ -16,7 +16,7 @@ from worker.watchdog import Busy
 
 #: Seconds between two heartbeats of an idle thread.
 _IDLE_SECONDS = 5.0
-#: Times that a lane with waiting items is passed over in favour of a more urgent one.
+#: Times that a lane with waiting items is skipped in favour of a more urgent one.
 _MOST_PASSES = 8
 #: Bytes of text that use as much capacity as one token.
 _BYTES_PER_TOKEN = 4
@@ -49,12 +49,12 @@ class Capacity:
         return min(tokens - self.tokens[lane], (size - self.size[lane]) // _BYTES_PER_TOKEN)
 
     def clear(self) -> None:
-        """Nothing is in use."""
+        """Reset the use to zero."""
         self.tokens, self.size = dict.fromkeys(Lane, 0), dict.fromkeys(Lane, 0)
 
 
 class Stage:
-    """The place where a thread waits for work, and rests while a job is isolated."""
+    """The point at which a thread waits for work, and rests while a job is isolated."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class StageQueue(Stage, Generic[Item]):
         self._capacity = capacity or Capacity()
         self._relieved = relieved
         self._lanes: dict[Lane, deque[Item]] = {lane: deque() for lane in Lane}
-        #: Times that each lane was passed over since its last turn.
+        #: Times that each lane was skipped since its last turn.
         self._passes = dict.fromkeys(Lane, 0)
         self._claimed = False
 
@@ -127,7 +127,7 @@ class StageQueue(Stage, Generic[Item]):
         size: int = 0,
         wake: bool = True,
     ) -> None:
-        """Add items of so many tokens and bytes. Never blocks. A closed queue drops them."""
+        """Add items of `tokens` and `size` bytes in all; never block. A closed queue drops them."""
         if self._closed:
             return
         self._lanes[lane].extend(items)
@@ -184,7 +184,7 @@ class StageQueue(Stage, Generic[Item]):
             return []
         waiting = [lane for lane, items in self._lanes.items() if items]
         if len(waiting) > 1:
-            # The most urgent lane, but first one that was passed over too often.
+            # The most urgent lane, but first one that was skipped too often.
             waiting.sort(key=lambda lane: (self._passes[lane] < _MOST_PASSES, lane))
         for lane in waiting:
             if found := select(self._lanes[lane]):
@@ -196,7 +196,7 @@ class StageQueue(Stage, Generic[Item]):
         return []
 
     def _empty(self) -> None:
-        """Return the capacity of the items if none is left."""
+        """Free the capacity of all items once the queue is empty."""
         if self.waiting:
             return
         was_full = self.full

@@ -18,8 +18,8 @@ from worker.engine.queue import Capacity, Stage, StageQueue
 #: Batches of tokens to hold: enough to keep the device busy, few enough to leave work to others.
 _BATCHES_AHEAD = 8
 _LEAST_AHEAD = 16_384
-#: Bytes of text of one lane to hold, even if the model reads few tokens of them. The texts of a
-#: million tokens, which is what waits for a large model, have about 4 MiB.
+#: Bytes of text of one lane to hold, even if the model reads few tokens of them. Texts of a
+#: million tokens, as many as wait for a large model, have about 4 MiB.
 _MOST_BYTES = 64 * 2**20
 #: Batches that may wait to be written before the slots pause.
 BATCHES_TO_WRITE = 8
@@ -39,7 +39,7 @@ class Selection(NamedTuple):
 class Scheduler:
     """The state that all threads of the engine share.
 
-    `lock` guards all of it and every job; nothing slow runs under it. The caller of any method
+    `lock` guards all of it and every job; slow work runs without it. The caller of any method
     holds it, except for `submit` and `pause`.
     """
 
@@ -111,7 +111,7 @@ class Scheduler:
             queue.wake()
 
     def weigh(self, job: Job, tokens: int) -> None:
-        """So many more tokens of a job wait, or fewer if negative.
+        """Change the waiting tokens of a job by `tokens`, which may be negative.
 
         Only one batch's worth of a job uses capacity, or a small job would stay in Redis until the
         large one before it is done.
@@ -126,7 +126,7 @@ class Scheduler:
         self.capacity.tokens[job.lane] += tokens
 
     def complete(self, jobs: Collection[Job], tokens: int = 0) -> None:
-        """Pass jobs that have ended or progressed, by so many tokens, to the writer."""
+        """Pass jobs that have ended or progressed, by `tokens`, to the writer."""
         if jobs:
             self.write.put(jobs, tokens=tokens)
 
@@ -155,7 +155,7 @@ class Scheduler:
         return True
 
     def restore(self, jobs: Iterable[Job]) -> None:
-        """Keep jobs for `clear` whose completion failed, and with it the engine."""
+        """Keep jobs for `clear` after their completion failed, and with it the engine."""
         self._jobs |= dict.fromkeys(jobs)
 
     # -- tokenize ---------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Scheduler:
 
         `interactive`: for the reserved slot. It takes such texts while all other slots are busy, of
         tenants that they do not serve: more callers of one tenant need full batches.
-        Return None if there is none, if the writer is behind, or if a job is to be isolated.
+        Return None if no batch is possible, if the writer is behind, or if a job is to be isolated.
         """
         if not self.queues.tokens or self.write.full or self.isolation.active:
             return None
@@ -237,7 +237,7 @@ class Scheduler:
             stage.changed.notify_all()
 
     def _wake(self, slots: int) -> None:
-        """Texts wait for so many slots."""
+        """Wake at most `slots` idle slots for waiting texts; the reserved slot if all are busy."""
         if self.slots.idle:
             self.to_encode.notify(slots)
         else:
@@ -246,7 +246,7 @@ class Scheduler:
     # -- close ------------------------------------------------------------------------------
 
     def pause(self, seconds: float) -> bool:
-        """Block for so long, or until the engine closes. Return whether it goes on."""
+        """Block for `seconds`, or until the engine closes. Return whether it still runs."""
         return not self._closed.wait(seconds)
 
     @property

@@ -1,4 +1,4 @@
-"""Encode: a place on the device, whose thread takes a batch, encodes it and returns the vectors."""
+"""Encode: the thread of a slot takes a batch, encodes it and returns the vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BatchTotals:
 
     batches: int = 0
     texts: int = 0
-    #: Texts whose vector was computed for an equal text of the batch.
+    #: Texts that share the vector of an equal text of the batch.
     repeats: int = 0
     tokens: int = 0
     #: Token budgets of the batches: `tokens / capacity` is how full they were.
@@ -73,7 +73,7 @@ class Slot:
         changed = scheduler.to_answer if interactive else scheduler.to_encode
         self.stage = Stage(name, changed, scheduler.isolation, rests=not first)
         scheduler.stages.append(self.stage)
-        #: The reserved slot is in none that others look at.
+        #: The reserved slot has its own; the other slots do not read it.
         self._occupancy = Occupancy(1) if interactive else scheduler.slots
 
     def run(self) -> None:
@@ -140,7 +140,7 @@ class Slot:
         self._encode(pieces, texts, cores)
 
     def _admitted(self, selection: Selection) -> list[Piece]:
-        """Ask for the jobs that start; drop those that may not, or were cancelled."""
+        """Admit the jobs that start; drop refused and cancelled jobs."""
         pieces, starting = selection
         refused = [job for job in starting if not (job.isolated or job.callbacks.admit(job))]
         with self._scheduler.lock:

@@ -11,7 +11,7 @@ class Threads:
     """Daemon threads. `runs` are their bodies by name.
 
     A thread that ends calls `ended` with its name. If it raised, it then calls `died` with the
-    exception, which goes on to `threading.excepthook`.
+    exception, and `threading.excepthook` gets it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Threads:
             thread.start()
 
     def join(self, seconds: float) -> None:
-        """Wait at most so long for all but the calling one to end."""
+        """Wait at most `seconds` for the end of all threads except the calling one."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.ident is not None:

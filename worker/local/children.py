@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, whatever ends the parent."""
+"""Child processes that end with their parent, even if the parent is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Children:
     """Starts processes, each leading its own session and group, under one guardian.
 
     Any thread may start and end children: the pipes are written in single writes shorter than
-    PIPE_BUF, which the kernel keeps whole. `close` lets the guardian end what is left.
+    PIPE_BUF, which the kernel keeps whole. `close` lets the guardian end the remaining processes.
     """
 
     def __init__(self, grace_s: float = ORPHAN_GRACE_S) -> None:
@@ -47,7 +47,7 @@ class Children:
         output: IO[bytes] | int | None = None,
         keep_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start `program` with nothing on its standard input.
+        """Start `program` with an empty standard input.
 
         `output` receives both its streams (None: those of this process); `keep_fds` stay open in
         it. The process id is also its group's: signal it with `signal_group`.
@@ -64,13 +64,13 @@ class Children:
         )
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of a reaped child's group and strike it from the guardian's list."""
+        """Kill the rest of a reaped child's group and remove it from the guardian's list."""
         signal_group(child, signal.SIGKILL)
         with suppress(BrokenPipeError):
             os.write(self._lifeline, b"-%d\n" % child.pid)
 
     def close(self) -> None:
-        """Give up the lifeline and wait until the guardian has ended every child."""
+        """Close the lifeline and wait until the guardian has ended every child."""
         for pipe in (self._lifeline, self._alive):
             os.close(pipe)
         self.guardian.wait()
@@ -88,7 +88,7 @@ class Children:
 
 
 def signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal every process of the child's group; nothing where it is already gone."""
+    """Signal every process of the child's group, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)
 

@@ -64,6 +64,6 @@ def table(texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> list[str]
 
 
 def cosine(first: Sequence[float], second: Sequence[float]) -> float:
-    """Cosine of the angle between two vectors; 0 where one has no length."""
+    """Cosine of the angle between two vectors; 0 if the length of one is 0."""
     length = hypot(*first) * hypot(*second)
     return sum(a * b for a, b in zip(first, second, strict=True)) / length if length else 0.0

@@ -1,4 +1,4 @@
-"""The programs of one machine: their command lines, environment and order. Starts nothing."""
+"""The programs of one machine: their command lines, environment and order of starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.local import valkey
 from worker.local.supervisor import Program
 from worker.tuned import cores
 
-#: Seconds that open requests have once the API is told to stop.
+#: Seconds that open requests have after the API receives the stop signal.
 API_GRACE_S = 5
 #: Seconds that Valkey has to write out its append-only file.
 VALKEY_STOP_S = 10
@@ -26,7 +26,7 @@ BACKLOG = 2048
 
 
 class AddressUnusable(EmbedqError):
-    """Nothing can listen on the address asked for."""
+    """A server cannot listen on the requested address."""
 
     code = "address_unusable"
 
@@ -39,7 +39,7 @@ class PackageShadowed(EmbedqError):
 
 @dataclass(frozen=True)
 class Options:
-    """What `embedq up` was asked for."""
+    """Options of `embedq up`."""
 
     host: str
     port: int
@@ -55,8 +55,8 @@ class Options:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, handed to the API on each of its starts.
 
-    Bound here, so that a port in use is known before anything starts, and so that connections
-    wait while the API is started again. Raises `AddressUnusable`.
+    Bound here, so that a used port is detected before the programs start, and so that connections
+    wait while the API restarts. Raises `AddressUnusable`.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -91,13 +91,13 @@ def environment(
     if not env.get("EMBEDQ_API_KEYS_FILE") or env.get("EMBEDQ_TRUSTED_HOSTS"):
         env |= _trust(reachable(options)[0], env.get("EMBEDQ_TRUSTED_HOSTS", ""))
     if options.workers > 1 and not env.get("EMBEDQ_THREADS"):
-        # Each worker would otherwise take every core for each of its passes.
+        # Otherwise each worker would use every core in each forward pass.
         env["EMBEDQ_THREADS"] = str(max(1, cores() // options.workers))
     return env
 
 
 def reachable(options: Options) -> tuple[str, int]:
-    """Where this machine reaches the API: an address of all interfaces is none to connect to."""
+    """Host and port at which this machine reaches the API: loopback for a wildcard address."""
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 — compared, not bound
     return wildcard.get(options.host, options.host), options.port
 
@@ -116,7 +116,7 @@ def workers(options: Options, settings: Settings, env: dict[str, str]) -> list[P
             f"worker {number}",
             [
                 *(sys.executable, "-m", "celery", "--quiet", "-A", "worker", "worker"),
-                # The port tells apart two embedqs of one machine on the same broker.
+                # The port distinguishes two deployments of one machine on the same broker.
                 *("-n", f"worker{number}-{options.port}@%h", "-l", "warning"),
             ],
             stop_s=settings.shutdown_seconds + 5,
@@ -159,9 +159,9 @@ def api_processes(core_count: int) -> int:
 
 
 def check_open(host: str, *, keys: bool, without_keys: bool) -> None:
-    """Raise `AddressUnusable` where other machines could reach an API that checks no keys.
+    """Raise `AddressUnusable` if other machines could reach an API that checks no keys.
 
-    `keys`: there is a file of them; `without_keys`: somebody said that none is meant.
+    `keys`: a key file is set; `without_keys`: the user has asked for an API without keys.
     """
     if not (keys or without_keys or _is_loopback(host)):
         raise AddressUnusable(
@@ -172,9 +172,9 @@ def check_open(host: str, *, keys: bool, without_keys: bool) -> None:
 
 
 def check_current_folder(folder: Path, ours: Path) -> None:
-    """Raise `PackageShadowed` where Python would load a stranger's `worker` or `api` from here.
+    """Raise `PackageShadowed` if Python would load a foreign `worker` or `api` from here.
 
-    Celery and gunicorn look into the current folder first; `ours` is the folder of embedq's own
+    Celery and gunicorn search the current folder first; `ours` is the folder of embedq's own
     packages.
     """
     for name in ("worker", "api"):
@@ -187,12 +187,12 @@ def check_current_folder(folder: Path, ours: Path) -> None:
 
 
 def _trust(host: str, given: str) -> dict[str, str]:
-    """The setting that lets the API be called by its own address, if it is not trusted anyway."""
+    """The setting that makes the API trust its own address, if necessary."""
     entries = tuple(filter(None, given.split(","))) or LOCAL_HOSTS
     try:
         trusted = host.lower() in TrustedHosts(parse_hosts(",".join(entries)))
     except ValueError:
-        # `Settings.from_env` explains it next.
+        # `Settings.from_env` reports the error next.
         return {}
     return {} if trusted else {"EMBEDQ_TRUSTED_HOSTS": ",".join([*entries, host])}
 

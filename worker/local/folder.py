@@ -1,4 +1,4 @@
-"""The data directory: where it is, and that only one embedq uses it at a time."""
+"""The data directory: its path, and the lock that limits it to one embedq at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 
 from worker.contract.errors import EmbedqError
 
-#: What Valkey, the API and the workers keep in a data directory.
+#: Files and folders of Valkey, the API and the workers in a data directory.
 _CONTENTS = ("lock", "valkey.log", "appendonlydir", "files")
 
 
@@ -54,9 +54,9 @@ def lock(folder: Path) -> IO[str]:
 
 
 def restrict(folder: Path) -> None:
-    """Take everybody else's permissions from the folder and from what embedq keeps in it.
+    """Remove other users' permissions from the folder and from embedq's own contents.
 
-    Other contents keep theirs, and so does a folder of another user's or one that all may use, as
+    Other contents keep theirs, and so does a folder of another user or one open to all, such as
     `/tmp`. Raises OSError.
     """
     found = folder.stat()
@@ -76,7 +76,7 @@ def _restrict(path: Path) -> None:
         if found.st_uid == os.getuid() and found.st_mode & 0o077 and not path.is_symlink():
             path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
     except FileNotFoundError:
-        # The Valkey of a killed embedq may be ending.
+        # The Valkey of a killed embedq may still be shutting down.
         return
 
 

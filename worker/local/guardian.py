@@ -1,15 +1,15 @@
 """The process that outlives `embedq up` just long enough to end its children.
 
 A program of its own (`python guardian.py LIFELINE ALIVE GRACE`), standard library only, so that
-it starts in milliseconds and stays small. Two pipes carry all it knows:
+it starts in milliseconds and stays small. Two pipes are its only input:
 
 * LIFELINE, read here. Children announce their process group before they become their real
-  program (`+PID`), the parent strikes out those it has reaped (`-PID`). End of file means that
-  the parent is gone, however it went: the kernel closes the pipe even after SIGKILL.
-* ALIVE, read here, never written. Every child and its descendants hold the other end, so end of
-  file means that none is left. That saves asking again and again which process still exists.
+  program (`+PID`); the parent removes reaped children (`-PID`). End of file means that the
+  parent has ended in any way: the kernel closes the pipe even after SIGKILL.
+* ALIVE, read here, never written. Every child and its descendants have the other end open, so
+  end of file means that all have ended. This avoids polling for processes.
 
-After the parent's end the groups get SIGTERM, and SIGKILL if they are there GRACE seconds later.
+After the parent's end the groups get SIGTERM, and SIGKILL if they still exist GRACE seconds later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The first moment of a child: it tells the guardian its group, then becomes its real program.
+"""The start of a child: it announces its group to the guardian, then becomes its real program.
 
 `python launch.py LIFELINE PROGRAM ARGUMENT…`, standard library only. The child announces itself,
-not the parent: a parent killed right after the fork leaves no child that nobody knows of, because
-the guardian sees no end of file while this process still holds the pipe.
+so that a parent killed right after the fork leaves no unknown child: the guardian reads no end of
+file while this process still has the pipe open.
 """
 
 from __future__ import annotations

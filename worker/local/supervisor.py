@@ -1,4 +1,4 @@
-"""Who is started again, who is stopped in which order, and when it all ends."""
+"""Restarts of programs, the order of their stops, and the end of the deployment."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from worker.local.children import Children, signal_group
 
 #: Seconds before a program that ended is started again: doubled each time, up to the last.
 BACKOFF = Backoff(1.0, 30.0)
-#: Seconds after which a program counts as sound, so that its next end costs the first pause.
+#: Seconds of running after which a program's backoff starts over.
 SOUND_S = 60.0
-#: Seconds between two looks at whether a program that gives no sign of its own is ready.
+#: Seconds between two checks for readiness.
 READY_INTERVAL_S = 0.2
 
 
 class StartFailed(EmbedqError):
-    """A program ended before it was ready: starting it again would not help."""
+    """A program ended before it was ready: a restart would not help."""
 
     code = "start_failed"
 
 
 class Stopped(Exception):
-    """Somebody asked for the end while the programs were starting."""
+    """A stop was requested while the programs were starting."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run, and how long it may take to end after SIGTERM, in seconds."""
+    """A program to run, and the seconds that it may take to end after SIGTERM."""
 
     name: str
     command: Sequence[str]
     stop_s: float
     env: Mapping[str, str] | None = None
     keep_fds: Sequence[int] = ()
-    #: Where it says why it ended, if not on our own standard error.
+    #: The log with the reason for its end, if not our own standard error.
     log: Path | None = None
 
 
@@ -70,18 +70,18 @@ class _Run:
 class Supervisor:
     """Runs programs until asked to stop.
 
-    The caller's thread owns all state. One thread a program waits for its end, signal handlers
-    wait for the user; both only put an event into a SimpleQueue, whose `put` is safe in a signal
-    handler. `say` prints one line for the user.
+    The caller's thread owns all state. One thread for each program waits for its end. These
+    threads and the signal handlers only put events into a SimpleQueue; its `put` is safe in a
+    signal handler. `say` prints one line for the user.
     """
 
     children: Children
     say: Callable[[str], None]
     #: Every program in the order of its first start.
     _programs: list[Program] = field(default_factory=list)
-    #: What runs now, by name.
+    #: Running programs, by name.
     _runs: dict[str, _Run] = field(default_factory=dict)
-    #: What waits for its next start, with that time.
+    #: Programs in backoff, by name, with the time of their next start.
     _paused: dict[str, tuple[float, _Run]] = field(default_factory=dict)
     _events: SimpleQueue[_Ended | _StopAsked] = field(default_factory=SimpleQueue)
 
@@ -121,7 +121,7 @@ class Supervisor:
             waiting(time.monotonic() - begin)
 
     def run(self) -> str:
-        """Start again what ends, until asked to stop; the reason given for that."""
+        """Restart programs that end, until asked to stop; return the reason for the stop."""
         while True:
             event = self._next_event(self._pause_left())
             if isinstance(event, _StopAsked):
@@ -147,7 +147,7 @@ class Supervisor:
         self.say("Stopped")
 
     def _end(self, program: Program, hurry: bool) -> bool:
-        """End one program and wait until it is gone; whether the user is in haste by then."""
+        """End one program and wait for it; return whether to kill the following ones."""
         process = self._runs[program.name].process
         signal_group(process, signal.SIGKILL if hurry else signal.SIGTERM)
         deadline = None if hurry else time.monotonic() + program.stop_s
@@ -180,7 +180,7 @@ class Supervisor:
         self._events.put(_Ended(name, process.wait()))
 
     def _watch_guardian(self) -> None:
-        """End it all where the guardian is gone, since nothing would end orphans any more."""
+        """Stop if the guardian ends, since orphans would then keep running."""
         self.children.guardian.wait()
         self.ask_stop("The guardian process ended")
 
@@ -198,7 +198,7 @@ class Supervisor:
         return run
 
     def _pause_left(self) -> float | None:
-        """Seconds until the next start is due; None where nothing waits."""
+        """Seconds until the next start is due; None if no program waits for one."""
         if not self._paused:
             return None
         return max(min(due for due, _ in self._paused.values()) - time.monotonic(), 0.0)

@@ -1,4 +1,4 @@
-"""A whole embedq, from the first process to the last: what `embedq up` does."""
+"""A whole embedq, from the first process to the last, for `embedq up`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from worker.store.api_keys import KeyFile
 
 #: The folder that holds embedq's own packages.
 PACKAGES = Path(__file__).resolve().parents[2]
-#: Seconds between two lines that say what is still awaited.
+#: Seconds between two lines that report an unfinished start.
 STILL_WAITING_S = 10.0
-#: Seconds that one question for readiness may take.
+#: Seconds that one readiness check may take.
 PROBE_S = 2.0
 
 Say = Callable[[str], None]
@@ -36,10 +36,10 @@ Say = Callable[[str], None]
 def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: Say) -> None:
     """Start Valkey, workers and the API, keep them running, and return once all have ended.
 
-    With 0 `workers` there is one for each GPU, at least one. `say` gets progress, `show` what was
-    asked for: the sample job and the address. If CELERY_BROKER_URL is set, that server is used and
-    none started. `with_parent` also ends it all with the process that started this one. Raises an
-    `EmbedqError` if it cannot start.
+    With 0 `workers` there is one for each GPU, at least one. `say` gets progress; `show` gets the
+    requested output: the sample job and the address. If CELERY_BROKER_URL is set, that server is
+    used and no Valkey is started. `with_parent` also stops all programs when the parent process
+    ends. Raises an `EmbedqError` if it cannot start.
     """
     deployment.check_current_folder(Path.cwd(), PACKAGES)
     # Jobs, results and files that the processes write are for their owner alone.
@@ -55,7 +55,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
         env = deployment.environment(options, os.environ, socket_file)
         settings = Settings.from_env(env)
         if settings.api_keys_file is not None:
-            # The API would say the same, somewhere in its log.
+            # The API would report the same error only in its log.
             KeyFile(settings.api_keys_file).read()
         deployment.check_open(
             options.host,
@@ -92,7 +92,7 @@ def up(options: Options, *, with_demo: bool, with_parent: bool, say: Say, show: 
 
 
 def watch_parent(supervisor: Supervisor) -> None:
-    """Ask for the end when the parent process ends, where the system can tell (Linux).
+    """Ask for the end when the parent process ends, if the system can report that (Linux).
 
     A thread of its own waits for that, and ends with this process.
     """
@@ -152,7 +152,7 @@ def _patience(say: Say) -> Callable[[float], None]:
 
 def _run_demo(supervisor: Supervisor, options: Options, show: Say) -> None:
     """Run the sample job on a thread of its own, so that Ctrl-C is heard meanwhile."""
-    # Only here: it imports NumPy and Celery, which `embedq up` needs for nothing else.
+    # Imported here: it imports NumPy and Celery, which `embedq up` does not use otherwise.
     from worker.offline.client import Remote
 
     remote = Remote(_address(options), api_key=os.environ.get("EMBEDQ_API_KEY"))

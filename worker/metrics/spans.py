@@ -34,7 +34,7 @@ class Traces:
     def exporting(cls, part: str) -> Traces:
         """To the collector of the environment's `OTEL_*` variables, as the service `embedq-part`.
 
-        `OTEL_SERVICE_NAME` and the variables of sampling and batching mean what they always do.
+        `OTEL_SERVICE_NAME` and the variables of sampling and batching have their usual meaning.
         """
         named = "OTEL_SERVICE_NAME" in os.environ
         resource = Resource.create({} if named else {"service.name": f"embedq-{part}"})
@@ -43,7 +43,7 @@ class Traces:
         return cls(provider)
 
     def begin(self, name: str, headers: Mapping[str, str]) -> RequestSpan:
-        """A request begins, in the trace that its headers name or a new one."""
+        """Begin the span of a request, in the trace that its headers name or a new one."""
         parent = _PROPAGATOR.extract(_trace_headers(headers))
         return RequestSpan(self._tracer.start_span(name, context=parent, kind=SpanKind.SERVER))
 
@@ -57,7 +57,7 @@ class Traces:
         *,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> SpanContext:
-        """Something that took so long ends now; without a parent it is a trace of its own."""
+        """Record a span of `seconds` that ends now; without a parent it begins a new trace."""
         now = time.time_ns()
         span = self._tracer.start_span(
             name,
@@ -73,7 +73,7 @@ class Traces:
         return span.get_span_context()
 
     def sender(self, headers: Mapping[str, Any]) -> SpanContext | None:
-        """The span that sent a message, or None if it has none that is recorded."""
+        """The recorded span that sent a message, or None."""
         carrier = _trace_headers(headers)
         if not carrier:
             return None
@@ -89,7 +89,7 @@ class RequestSpan:
         self._token = context.attach(trace.set_span_in_context(span))
 
     def end(self, name: str, status: int, attributes: Attributes) -> None:
-        """It is answered; once. `name` has the route, which was not known at the beginning."""
+        """End the span, once. `name` has the route, which was not known at the beginning."""
         self._span.update_name(name)
         self._span.set_attributes({"http.response.status_code": status, **attributes})
         if status >= 500:

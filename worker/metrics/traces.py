@@ -51,9 +51,9 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def carried() -> dict[str, Any]:
-    """Headers for a message that is sent now: the trace that the caller is in, if any."""
+    """Headers for a message that is sent now: the caller's current trace, if any."""
     if "opentelemetry.sdk.trace" not in sys.modules:
-        # Nothing in this process can have begun one.
+        # Without the SDK, this process cannot have begun a trace.
         return {}
     from worker.metrics.spans import current_headers
 

@@ -1,4 +1,4 @@
-"""What a run has done so far, on disk beside its output, so that it can be interrupted."""
+"""The progress of a run, on disk next to its output, so that the run can be interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLOAT = 4
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows that are done, and the bytes of the files that hold them."""
+    """Finished rows, and the bytes of the files that contain them."""
 
     rows: int = 0
     #: Length of a vector; 0 while no text has one.
@@ -34,17 +34,17 @@ class Done:
 
 
 class Kept:
-    """A folder `OUT.part`: vectors, errors, and the state that says how much of both counts.
+    """A folder `OUT.part`: vectors, errors, and the state with the valid lengths of both.
 
-    One process owns it, by a lock on the state's file. A window is appended to the vectors and the
-    errors first, then the state is replaced in one step: what was appended after the last state,
-    by a process that was killed in between, is cut off when the next one begins.
+    One process owns it through a lock on a file in it. A window is first appended to the vectors
+    and the errors, then the state is replaced in one step. If the process is killed in between,
+    the next one cuts off the data that was appended after the last state.
     """
 
     def __init__(self, folder: Path, fingerprint: Any) -> None:
-        """Go on where an earlier run with the same fingerprint stopped, else begin.
+        """Resume an earlier run with the same fingerprint, else begin.
 
-        Raises CorpusError where the folder is another run's, or another process uses it.
+        Raises CorpusError if the folder is another run's, or another process uses it.
         """
         self._folder = folder
         self._fingerprint = orjson.loads(orjson.dumps(fingerprint))
@@ -64,7 +64,7 @@ class Kept:
         self._errors = self._opened("errors.jsonl", self.done.errors_bytes)
 
     def add(self, window: EncodedRows) -> None:
-        """Keep one more window. Raises CorpusError where its vectors are of another length."""
+        """Append a window. Raises CorpusError if its vectors have another length."""
         done = self.done
         dimensions = done.dimensions
         if window.vectors is not None:
@@ -119,7 +119,7 @@ class Kept:
         self._lock.close()
 
     def remove(self) -> None:
-        """The output is written: nothing of this is needed any more."""
+        """Remove the folder after the output has been written."""
         shutil.rmtree(self._folder)
 
     def _read(self) -> Done:
@@ -141,7 +141,7 @@ class Kept:
         new.replace(self._path("state.json"))
 
     def _opened(self, name: str, size: int) -> BinaryIO:
-        """A file to append to, as long as the state says."""
+        """A file to append to, truncated to the length in the state."""
         file = self._path(name).open("ab")
         os.truncate(file.fileno(), size)
         return file

@@ -1,4 +1,4 @@
-"""A running service, called over REST from Python; what the command line talks through."""
+"""A REST client of a running service, which the command line uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.metrics.redaction import redact
 WAIT = 50
 #: Seconds for a connection, and for an answer beyond the wait.
 _CONNECT, _ANSWER = 5.0, 30.0
-#: Seconds between tries of a service that does not answer, and how many tries in a row.
+#: Seconds between tries if the service does not answer, and the number of tries in a row.
 _BACKOFF, _TRIES = Backoff(0.5, 15.0), 10
 #: Answers that say "not now".
 _LATER = frozenset({429, 502, 503, 504})
@@ -46,9 +46,10 @@ class ServiceError(EmbedqError):
 class Remote:
     """Jobs of one service. Every method may be called from any thread.
 
-    What is refused for now (429, 503) is tried again when the service says so, what gets no
-    answer some more times with growing pauses; a job is submitted with an Idempotency-Key, so
-    that a try too many runs nothing twice. `close` ends the pauses: calls raise ServiceError.
+    Requests that are refused for now (429, 502, 503, 504) are retried at the time that the service
+    names. Requests without an answer are retried a few times with backoff. A job is submitted with
+    an Idempotency-Key, so that a retry does not run it twice. `close` ends the backoff: calls
+    raise ServiceError.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
@@ -60,14 +61,14 @@ class Remote:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._pool = urllib3.PoolManager(maxsize=16, block=False, retries=False)
         self._closing = threading.Event()
-        #: Jobs that somebody here waits for.
+        #: Ids of jobs with a waiting call.
         self._under_way: set[str] = set()
         self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[str], options: Mapping[str, Any]) -> Outcome | JobFailed:
         """Run one job to its end; `options` are those of `POST /jobs`.
 
-        Raises ServiceError where the job is not valid or the service does not answer.
+        Raises ServiceError if the job is not valid or the service does not answer.
         """
         while True:
             try:
@@ -75,13 +76,13 @@ class Remote:
             except ServiceError as error:
                 if error.status == _TOO_LARGE:
                     return JobFailed("too_large", error.message)
-                # Its time to live passed while nobody could ask for it.
+                # The job expired while the service could not be reached.
                 if error.status != _LOST:
                     raise
 
     def submit(self, texts: Sequence[str], options: Mapping[str, Any] = _NONE) -> dict[str, Any]:
         """A job as it was accepted; `options` are those of `POST /jobs`. Raises ServiceError."""
-        # Escaped, so that a text with a lone surrogate fails alone, over there.
+        # Escaped, so that the service fails only a text with a lone surrogate.
         body = json.dumps({**options, "input": texts, "encoding_format": "base64"}).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
         return self._ask("POST", "/jobs", body, headers)
@@ -121,7 +122,7 @@ class Remote:
             path = page["next"]
 
     def close(self) -> None:
-        """Cancel the jobs under way, end what waits, and the connections."""
+        """Cancel the jobs under way, end waiting calls, and close the connections."""
         with self._lock:
             self._closing.set()
             left = list(self._under_way)

@@ -18,7 +18,7 @@ from worker.offline.rows import TextRow
 
 #: Texts of one job: full batches for any device, and little to do again after an interruption.
 WINDOW = 256
-#: Windows under way: the device never waits for the reader, memory holds no more than these.
+#: Windows under way: enough that the device never waits for the reader; this bounds memory.
 AHEAD = 8
 
 
@@ -36,8 +36,8 @@ class JobRunner(Protocol):
 class EncodedRows:
     """The vectors of successive rows.
 
-    `vectors` float32 (n, d), the rows of failed texts zero, or None where every one failed;
-    `errors` say why, with indices in the window.
+    `vectors` is float32 (n, d) with zero rows for failed texts, or None if all texts failed.
+    `errors` has the reasons, with indices in the window.
     """
 
     size: int
@@ -52,8 +52,8 @@ def encode_in_order(
 ) -> Generator[EncodedRows, None, None]:
     """The windows of all rows, in their order.
 
-    The caller's thread reads and takes, threads of a pool encode; closing the iterator early drops
-    what has not begun and interrupts what has.
+    The caller's thread reads rows and takes windows; threads of a pool encode. Closing the iterator
+    early drops windows that have not begun and interrupts the others.
     """
     with _pool(runner) as pool:
         under_way: deque[Future[EncodedRows]] = deque()
@@ -98,7 +98,7 @@ def _encode_window(rows: Sequence[TextRow], runner: JobRunner) -> EncodedRows:
             texts.append(row.text)
             places.append(index)
     vectors, tokens, truncated = None, 0, 0
-    # A text that a whole job fails with costs its neighbours nothing but time.
+    # A text that fails a whole job only delays the other texts: the job is bisected.
     for start, _, outcome in bisect(texts, runner.embed):
         if isinstance(outcome, JobFailed):
             errors.append(TextError(places[start], outcome.code, outcome.message))

@@ -16,9 +16,9 @@ import orjson
 from worker.contract.errors import EmbedqError
 
 FORMATS = ("txt", "jsonl", "csv", "parquet")
-#: What stands for standard input among the files.
+#: Stands for standard input among the files.
 STDIN = Path("-")
-#: Where the column is not named and there are several.
+#: The column to read if none is named and there are several.
 DEFAULT_COLUMN = "text"
 #: Rows of a Parquet file that are in memory at a time.
 _PARQUET_ROWS = 8_192
@@ -27,14 +27,14 @@ _BLOCK = 2**20
 
 
 class CorpusError(EmbedqError):
-    """A file cannot be read or written; the message names it and says what would do."""
+    """A file cannot be read or written; the message names it and the remedy."""
 
     code = "invalid_file"
 
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """One row of a file: its text, or why it has none; `kept` are the columns to be copied."""
+    """One row of a file: its text, or the reason for a missing text, and the columns to copy."""
 
     text: str | None
     reason: str = ""
@@ -43,12 +43,12 @@ class TextRow:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where texts come from; iterating reads it from the start.
+    """The source of texts; iterating reads it from the start.
 
-    `format` is for standard input and for files whose ending does not say it; `keep` names the
-    columns that come with each row. A row that has no text, or cannot be read, is a row with a
-    reason: it fails alone. Raises CorpusError where a file is not there, has no such column, or
-    is no file of its format.
+    `format` is for standard input and for files without a known ending; `keep` names the columns
+    that come with each row. A row without a text, or that cannot be read, has a reason instead and
+    fails alone. Raises CorpusError if a file does not exist, has no such column, or is not of its
+    format.
     """
 
     paths: Sequence[Path]
@@ -82,7 +82,7 @@ class RowSource:
         return sum(map(self._count, self.paths)) if self.repeatable else None
 
     def fingerprint(self) -> list[Any]:
-        """What tells these files, as they are now, from others."""
+        """Values that identify these files in their current state."""
         stats = [(path, path.stat()) for path in self.paths if path != STDIN]
         files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         return [files, self.column, self.format]
@@ -141,8 +141,8 @@ class RowSource:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    # What is not UTF-8 becomes lone surrogates, which the tokenizer refuses for that text alone.
-    # Only \n ends a line of text: a lone \r belongs to it, and csv wants to see every character.
+    # Bytes that are not UTF-8 become lone surrogates; the tokenizer rejects only their text.
+    # Only \n ends a line of text: a lone \r belongs to it, and csv needs every character.
     opened = sys.stdin.fileno() if path == STDIN else path
     with open(
         opened,
@@ -216,7 +216,7 @@ def _row(values: Mapping[str, Any], column: str, keep: Sequence[str]) -> TextRow
 
 
 def import_parquet() -> Any:
-    """The module `pyarrow.parquet`. Raises CorpusError where it is not installed."""
+    """The module `pyarrow.parquet`. Raises CorpusError if it is not installed."""
     try:
         from pyarrow import parquet
     except ImportError as error:

@@ -17,7 +17,7 @@ from worker.offline.writing import check_output, lines, write
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a run: rows, and how many of them have no vector or were cut."""
+    """The result of a run: numbers of rows, of rows without a vector, and of cut texts."""
 
     rows: int = 0
     failed: int = 0
@@ -26,7 +26,7 @@ class Report:
 
 
 def folder_of(output: Path) -> Path:
-    """Where an interrupted run keeps what it has done."""
+    """The folder in which an interrupted run keeps its progress."""
     return output.with_name(output.name + ".part")
 
 
@@ -38,11 +38,11 @@ def run(
     options: Any,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Embed every row of a source into one file, going on where an earlier run stopped.
+    """Embed every row of a source into one file, resuming an earlier run.
 
-    `options` is JSON that must be the same for the run to go on; `progress` is told the rows done
-    so far, first those of earlier runs. Whatever interrupts it, what was done is kept. Raises
-    CorpusError, and what the runner raises.
+    `options` is JSON that must be the same for the run to resume. `progress` gets the number of
+    rows done so far, first those of earlier runs. An interruption keeps the rows done. Raises
+    CorpusError and the runner's exceptions.
     """
     check_output(output, source)
     fingerprint = [source.fingerprint(), options]

@@ -1,4 +1,4 @@
-"""Where a run's texts become vectors: the engine in this process, or a service."""
+"""Job runners of a run: the engine in this process, or a service."""
 
 from __future__ import annotations
 

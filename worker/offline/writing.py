@@ -1,4 +1,4 @@
-"""Vectors into files: `.npy`, JSON Lines and Parquet, whole or not at all."""
+"""Write vectors into files atomically: `.npy`, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 4_096
 
 
 def check_output(path: Path, source: RowSource) -> str:
-    """The form of an output by its ending. Raises CorpusError where it cannot be made."""
+    """The format of an output by its ending. Raises CorpusError if it cannot be written."""
     form = path.suffix.lower().lstrip(".")
     if form not in OUTPUTS:
         raise CorpusError(f"{path} does not end in .{', .'.join(OUTPUTS)}")
@@ -38,12 +38,12 @@ def write(
     errors: Iterable[Mapping[str, Any]],
     source: RowSource,
 ) -> None:
-    """Write all vectors, float32 (n, d), to a file whose ending says its form.
+    """Write all vectors, float32 (n, d), to a file in the format of its ending.
 
-    `.npy` has a row of zeros where a text failed; the others have null there, and JSON Lines the
-    error beside it. The columns that the source keeps are copied; in Parquet with their types
-    where the source is Parquet, else as strings. The file appears when it is whole. Raises
-    CorpusError where columns do not fit.
+    For a failed text, `.npy` has a row of zeros; the others have null, and JSON Lines also the
+    error. The columns that the source keeps are copied: to Parquet with their types if the source
+    is Parquet, else as strings. The file appears when it is complete. Raises CorpusError if
+    columns do not fit.
     """
     form = check_output(path, source)
     new = path.with_name(path.name + ".new")
@@ -107,7 +107,7 @@ def _parquet(
     kept = source.parquet_schema()
     strings = all(pa.types.is_string(field.type) for field in kept)
     columns = _columns(source)
-    # A list of no length has no type; where no text has a vector, all are null anyway.
+    # A list type needs a length of at least 1; if all texts failed, all vectors are null anyway.
     width = max(1, vectors.shape[1])
     embedding = pa.field("embedding", pa.list_(pa.float32(), width))
     try:
@@ -138,7 +138,7 @@ def _strings(row: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _columns(source: RowSource) -> Iterator[Mapping[str, Any]]:
-    """The values to copy, row by row; empty ones without end where none are asked for."""
+    """The values to copy, row by row; an endless series of empty ones if there are no columns."""
     return (row.kept for row in source) if source.keep else repeat({})
 
 
@@ -155,7 +155,7 @@ def _line(
 
 
 def _text(value: Any) -> str:
-    """What JSON has no form for, such as bytes and decimals in a column to keep."""
+    """Return the text of a value without a JSON form, such as bytes or a decimal in a column."""
     if isinstance(value, np.ndarray):
         raise TypeError("vectors are no text")
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

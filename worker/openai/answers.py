@@ -1,4 +1,4 @@
-"""The bodies that an embeddings request is answered with, in OpenAI's form."""
+"""The response bodies of an embeddings request, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Final
 from worker.contract.jobs import EncodingFormat
 from worker.contract.outcomes import Matrix
 
-#: Characters of a message or a name in an error: they may quote what the caller made up.
+#: Most characters of a message or a name in an error, which may quote the caller's input.
 LONGEST_DETAIL: Final = 500
-#: Codes of failures that another try may not meet; all others are the texts' own.
+#: Codes of failures for which a retry may succeed; the texts cause all others.
 _PASSING = frozenset({"internal_error", "time_limit"})
 
 
@@ -51,7 +51,7 @@ def status_of_failure(code: str) -> HTTPStatus:
 
 
 def param_of_failure(message: str) -> str | None:
-    """The text that a failed job's message is about, where it names one."""
+    """The text named by a failed job's message, or None."""
     return message.partition(":")[0] if message.startswith("input[") else None
 
 

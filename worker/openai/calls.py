@@ -15,9 +15,9 @@ from worker.openai.token_table import TokenTable
 
 
 class EmbeddingsCall(NamedTuple):
-    """What a caller asks for.
+    """The texts and options of a request.
 
-    The job's own form is base64 whatever `encoding_format` says: it is stored and read faster.
+    The job always uses base64, independent of `encoding_format`: it is stored and read faster.
     """
 
     texts: list[str]

@@ -38,7 +38,7 @@ class EmbeddingsRequest(BaseModel):
     # Errors without their inputs: those may be texts.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, hide_input_in_errors=True)
 
-    #: Checked by `calls`: a fault is to be named by its index.
+    #: Checked by `calls`, so that a fault is named by its index.
     input: Annotated[Any, WithJsonSchema(_INPUT)] = Field(
         description="One text, a list of texts, or cl100k token ids in place of texts."
     )

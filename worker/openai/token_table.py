@@ -1,4 +1,4 @@
-"""Token ids back to text: some clients send another model's vocabulary in place of texts."""
+"""Decode token ids into text: some clients send ids of another model in place of texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TokenTable:
     def load(cls, path: Path) -> TokenTable:
         """Read a `.tiktoken` file: on each line base64 of a token's bytes, and its id.
 
-        Raises SettingsError where it is none.
+        Raises SettingsError if it is not such a file.
         """
         pieces = {}
         try:

@@ -1,4 +1,4 @@
-"""Jobs that end the way Celery ends tasks: signals, links, chords, failures."""
+"""Complete jobs through Celery's tracer: signals, links, chords, failures."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from worker.watchdog import Busy
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before another try where Redis takes no outcomes: the job is back at once.
+#: Seconds of pause after Redis did not take an outcome: the requeued job returns at once.
 _PAUSE = 0.5
 #: Seconds that `wait` takes at most: a receiver of Celery's signals may itself call `embed`.
 _LONGEST_WAIT = 10.0
-#: Jobs of a lane that may wait for the tracer before no more of the lane is fetched. Those that are
+#: Jobs of a lane that may wait for the tracer before fetching of the lane pauses. Jobs that are
 #: known to need it are parked long before (see `parking`), so these are jobs that failed.
 _BACKLOG = 4096
 
 
 class Traced(NamedTuple):
-    """A job on its way through the tracer."""
+    """A job for the tracer."""
 
     in_flight: InFlightJob
     #: Vectors, or the exception that it fails with.
@@ -50,10 +50,10 @@ class Traced(NamedTuple):
 
 
 class Tracer:
-    """Celery's tracer on a thread of its own, since it blocks: it stores results by itself.
+    """Runs Celery's tracer on its own thread, since it blocks: it stores results by itself.
 
-    The task's body finds its outcome in `tasks.ready`. Where Redis is away the tracer repeats what
-    it does until Redis is back; where what a job hands on cannot be sent, the job is put back.
+    The task's body reads its outcome from `tasks.ready`. While Redis is away the tracer retries
+    until Redis is back. If a follow-up message of a job cannot be sent, the job is requeued.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tracer:
         suspects: PoisonJobs,
         spans: JobSpans | None = None,
     ) -> None:
-        #: Takes what cannot be ended.
+        #: Refuses jobs that cannot be completed.
         self._failures = failures
         self._store = store
         self._writer = writer
@@ -82,7 +82,7 @@ class Tracer:
         self._threads = DaemonThreads(1, "embedq-trace", self._run)
 
     def has_room(self, lane: Lane) -> bool:
-        """Whether more jobs of a lane may come. Loop's thread."""
+        """Whether the tracer can take more jobs of a lane. Loop's thread."""
         return self._waiting[lane] < _BACKLOG
 
     def end(
@@ -91,19 +91,19 @@ class Tracer:
         outcome: Outcome | Exception,
         encoding_format: EncodingFormat = "float",
     ) -> None:
-        """End a job soon; Celery is told on the loop's thread. Any thread."""
+        """Complete a job soon; Celery's callbacks run on the loop's thread. Any thread."""
         with self._counting:
             self._waiting[in_flight.lane] += 1
         self._threads.submit(Traced(in_flight, outcome, encoding_format))
 
     def wait(self) -> None:
-        """Wait until all that was to be ended before has ended, for some seconds at most."""
+        """Wait until earlier jobs are completed, at most `_LONGEST_WAIT` seconds."""
         reached = threading.Event()
         self._threads.submit(reached)
         reached.wait(_LONGEST_WAIT)
 
     def close(self, seconds: float) -> None:
-        """Finish what waits, in so many seconds at most."""
+        """Complete the waiting jobs, in at most `seconds`."""
         self._closing.set()
         if not self._threads.wait(seconds):
             logger.warning("%d jobs were not ended in time", self._threads.backlog)
@@ -122,7 +122,7 @@ class Tracer:
         in_flight = traced.in_flight
         try:
             if not self._may_end(in_flight):
-                # Its links are dispatched elsewhere; only this delivery is left.
+                # Its links are sent elsewhere; only this delivery is left.
                 self._loop.call(in_flight.discard)
                 return
             began = time.perf_counter()
@@ -131,7 +131,7 @@ class Tracer:
         except EndedElsewhere:
             self._loop.call(in_flight.discard)
         except Exception as error:  # noqa: BLE001 - whatever it is; logged here
-            # Not the job's own failure, which the tracer answers: its outcome was not stored.
+            # The tracer handles a failure of the job itself; here the outcome was not stored.
             passes = is_connection_lost(error)
             logger.error(  # noqa: TRY400 - its text may quote the message
                 "Job %s could not be ended; it is %s:\n%s",
@@ -146,12 +146,12 @@ class Tracer:
                 self._loop.call(self._refuse, in_flight, error)
                 return
             if in_flight.redelivered:
-                # It did not die of this job.
+                # The worker did not crash on this job.
                 self._suspects.clear([(in_flight.id, in_flight.tag)])
             self._loop.call(in_flight.put_back)
             self._closing.wait(_PAUSE)
         else:
-            # An outcome that could not be handed on, to a link for example, is a failure.
+            # If the outcome could not be passed on, to a link for example, the job has failed.
             failed = answer[0] and isinstance(traced.outcome, Outcome)
             how: Ended = ("failed", "other") if failed else ended_by(traced.outcome)
             if self._spans is not None:
@@ -159,7 +159,7 @@ class Tracer:
             self._loop.call(self._end, in_flight, answer, how)
 
     def _refuse(self, in_flight: InFlightJob, error: Exception) -> None:
-        """End a job that would fail the same way wherever it ran."""
+        """Fail a job that would fail the same way in every worker."""
         if in_flight.close():
             state.task_ready(in_flight.request)
             reason = f"what follows the job cannot be sent ({type(error).__name__})"
@@ -187,10 +187,10 @@ class Tracer:
             tasks.ready.pop(in_flight.id, None)
 
     def _may_end(self, in_flight: InFlightJob) -> bool:
-        """Whether this delivery is to end its job: it is still leased, and the job has not ended.
+        """Whether this delivery may complete its job: it is leased, and the job has not ended.
 
-        A worker that was stopped for longer than its lease finds that another one has the job; a
-        job that was cancelled before it was fetched has ended.
+        If a worker was suspended for longer than its lease, another one has the job. A job that was
+        cancelled before it was fetched has ended.
         """
         lease = in_flight.lease
         if lease is not None and not lease.store.client.hexists(lease.unacked_key, lease.tag):

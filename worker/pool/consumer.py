@@ -21,23 +21,23 @@ from worker.transport import lease_of, leases
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message to refuse is away while too many failures wait to be stored.
+#: Seconds for which a message to refuse is deferred while too many failures wait to be stored.
 _PARKED_SECONDS = 10.0
 #: Characters of a reason, which may quote a header of any length.
 _LONGEST_REASON = 200
 
 
 class KombuAdmission(bootsteps.StartStopStep):
-    """Lets a channel of kombu's own transports fetch only while the pool has room.
+    """Lets a channel of kombu's own transports fetch only while the pool has capacity.
 
-    Our channels ask by themselves. Without this, and with no limit by count, a worker would take
-    the whole queue into its memory. Runs anew for the channel of each connection.
+    Our channels check the capacity themselves. Without this step and without a prefetch count, a
+    worker would load the whole queue into memory. Runs for the channel of each connection.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        """Celery: the channel is there and nothing has been fetched yet."""
+        """Celery: the channel is open, and no message has been fetched."""
         qos = parent.task_consumer.channel.qos
         can_consume = qos.can_consume
 
@@ -53,8 +53,8 @@ class KombuAdmission(bootsteps.StartStopStep):
 class JobConsumer(consumer.Consumer):
     """Moves messages that cannot be run to the dead letters and fails their jobs.
 
-    Celery's own acknowledges some of them, rejects others, logs their bodies, and ends on the rest.
-    All on the loop's thread.
+    Celery's consumer acknowledges some of them, rejects others, logs their bodies, and crashes on
+    the rest. All methods run on the loop's thread.
     """
 
     class Blueprint(consumer.Consumer.Blueprint):
@@ -71,7 +71,7 @@ class JobConsumer(consumer.Consumer):
             self.timer = SharedClock(self.timer, self.pool)
 
         def deliver(request: Any) -> None:
-            # Also called by timers: an error there would leave the message leased for ever.
+            # Also called by timers: an error there would leave the message leased indefinitely.
             try:
                 on_task_request(request)
             except Exception as error:  # noqa: BLE001 - logged there
@@ -86,7 +86,7 @@ class JobConsumer(consumer.Consumer):
         pool = self.pool if isinstance(self.pool, TaskPool) else None
 
         def deliver(message: Any) -> None:
-            # A consumer's tag there would let kombu take the message for acknowledged already.
+            # With a consumer's tag there kombu would treat the message as acknowledged.
             message.delivery_info.pop("consumer_tag", None)
             lease = lease_of(message)
             if lease is not None and pool is not None and pool.parking.parks(message, lease):
@@ -94,8 +94,8 @@ class JobConsumer(consumer.Consumer):
             if lease is None or _headers_of(message).get("task") != TASK_NAME:
                 handle(message)
                 return
-            # A job of `embed` in protocol 2. To end a lease is to note it, on any thread: it needs
-            # no turn of the loop, as acknowledgements in Celery's own handler do.
+            # A job of `embed` in protocol 2. Any thread can end its lease, without a turn of the
+            # loop, which acknowledgements in Celery's own handler need.
             ack, reject = message.ack_log_error, message.reject_log_error
             strategies[TASK_NAME](message, None, ack, reject, callbacks)
 
@@ -117,7 +117,7 @@ class JobConsumer(consumer.Consumer):
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Celery: the message is of no task."""
+        """Celery: the message belongs to no task."""
         self._refuse(message, "the message is of no task", body=body)
         signals.task_rejected.send(sender=self, message=message, exc=None)
 
@@ -135,7 +135,7 @@ class JobConsumer(consumer.Consumer):
         )
 
     def _failed_on(self, message: Any, error: Exception) -> None:
-        """Refuse a message that raised; raises the error of a lost connection."""
+        """Refuse a message after an exception; raise that of a lost connection again."""
         if is_connection_lost(error):
             raise error
         if isinstance(error, InvalidTaskError | ContentDisallowed):
@@ -176,7 +176,7 @@ class JobConsumer(consumer.Consumer):
 
     @property
     def _failures(self) -> Failures:
-        """The pool's; one of our own with a pool of Celery's."""
+        """The pool's failures, or our own with one of Celery's pools."""
         shared: Failures | None = getattr(self.pool, "failures", None)
         if shared is None:
             shared = self._own_failures = self._own_failures or Failures(self.app)
@@ -184,7 +184,7 @@ class JobConsumer(consumer.Consumer):
 
 
 def _plain(text: str) -> str:
-    """A text without lone surrogates, which no log and no server takes."""
+    """Escape lone surrogates, which neither logs nor servers accept."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -193,7 +193,7 @@ def _headers_of(message: Any) -> dict[str, Any]:
 
 
 def _forget(job_id: object, message: Any) -> None:
-    """Celery may have noted a request of this message before it failed."""
+    """Remove the request that Celery may have noted before the message failed."""
     request = state.requests.get(job_id) if isinstance(job_id, str) else None
     if request is not None and request.message is message:
         state.task_ready(request)

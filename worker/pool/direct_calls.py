@@ -16,7 +16,7 @@ from worker.engine import Engine, Job
 
 
 class DirectCalls:
-    """Lets whoever calls in this process share the engine with the jobs of the queue.
+    """Shares the engine between calls in this process and the jobs of the queue.
 
     A second engine would load the model again. `run` may be called from any thread but the
     engine's own.
@@ -27,10 +27,10 @@ class DirectCalls:
         self._infos = infos
 
     def run(self, texts: Sequence[Any], options: JobOptions) -> Outcome | JobFailed:
-        """What became of one job. Blocks the calling thread. Raises InvalidJob.
+        """Return the outcome of one job. Blocks the calling thread. Raises InvalidJob.
 
-        Where the worker stops meanwhile it raises WorkerShutdown, which Celery's tracer lets pass,
-        so that the calling task runs again elsewhere.
+        If the worker stops meanwhile it raises WorkerShutdown, which Celery's tracer passes on, so
+        that the calling task runs again elsewhere.
         """
         info = resolve(options, self._infos)
         future: Future[Outcome | JobFailed] = Future()
@@ -42,7 +42,7 @@ class DirectCalls:
         return future.result()
 
     def dismiss(self, jobs: Sequence[Job]) -> None:
-        """The engine has closed without these."""
+        """Raise WorkerShutdown in the callers of jobs that the closed engine returned."""
         for job in jobs:
             if isinstance(job.owner, Future):
                 job.owner.set_exception(WorkerShutdown())

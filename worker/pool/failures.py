@@ -29,23 +29,23 @@ from worker.transport import leases
 
 logger = logging.getLogger(__name__)
 
-#: What a lost connection raises, and a server that will answer again. kombu's own list also has
+#: Errors of a lost connection, and of a server that will answer again. kombu's own list includes
 #: KeyError, which any message can cause.
 _LOST = (
     *(ConnectionError, TimeoutError, redis.ConnectionError, redis.TimeoutError),
     *(MasterDownError, OutOfMemoryError, ReadOnlyError, NoScriptError),
     *(TryAgainError, ClusterDownError),
 )
-#: What a server refuses now and will take later, as it says.
+#: Prefixes of error replies to calls that the server will accept later.
 _PASSING = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "NOAUTH", "UNKILLABLE")
 #: Failures that may wait to be stored before messages to refuse are parked.
 _BACKLOG = 5000
-#: Calls of a traceback that a log shows.
+#: Frames of a traceback in the log.
 _FRAMES = 3
 
 
 class Failures:
-    """Stores failures on a thread of its own, so that no other waits for the result backend."""
+    """Stores failures on its own thread, so that no other waits for the result backend."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -54,14 +54,14 @@ class Failures:
 
     @property
     def is_full(self) -> bool:
-        """Whether more fail than can be stored, so that messages to refuse have to wait."""
+        """Whether the backlog is full, so that messages to refuse have to wait."""
         return self._threads.backlog >= _BACKLOG
 
     def refuse(self, tag: str, job_id: object, error: Exception, reason: str) -> None:
-        """Fail the job of a message that nobody can run, if it has an id, then bury the message.
+        """Fail the job of a message that cannot run, if it has an id, then dead-letter the message.
 
-        `tag` names its lease. In this order, since a message that is still leased is refused again
-        after a crash. Any thread.
+        `tag` names its lease. In this order, since after a crash a message that is still leased is
+        refused again. Any thread.
         """
         leases.detach(tag)
         self.soon(self._refuse, tag, job_id, error, reason)
@@ -77,13 +77,13 @@ class Failures:
         """
         try:
             request.on_failure(info)
-        except Exception as error:  # noqa: BLE001 - what was to follow the task has the wrong form
+        except Exception as error:  # noqa: BLE001 - a follow-up of the task is malformed
             self._refuse(tag, request.id, info.exception, f"it failed ({type(error).__name__})")
         finally:
             leases.ack(tag)
 
     def give_up(self, request: Request, tag: str, error: Exception) -> None:
-        """Fail a task that workers die of, then bury its message. On the thread."""
+        """Fail a task that crashes workers, then dead-letter its message. On the thread."""
         logger.error("Task %s: %s", request.id, error, extra={"job_id": request.id})
         try:
             self._tell(request, error)
@@ -95,7 +95,7 @@ class Failures:
                 request.acknowledge()
 
     def wait(self, seconds: float) -> bool:
-        """Whether everything was stored within so many seconds."""
+        """Wait at most `seconds`; return whether everything was stored."""
         return self._threads.wait(seconds)
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Failures:
         except type(error):
             info = ExceptionInfo()
         task = request.task
-        # As the task's own code sees it. Celery has it for itself only.
+        # The context that the task's own code sees; private to Celery.
         context = request._context  # noqa: SLF001
         task.backend.mark_as_failure(
             request.id, error, request=context, store_result=request.store_errors
@@ -147,7 +147,7 @@ class Failures:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether Redis was away, so that the same can succeed later."""
+    """Whether Redis was away, so that a retry can succeed."""
     if isinstance(error, OperationalError | Reject) and error.__cause__ is not None:
         return is_connection_lost(error.__cause__)
     if isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING):

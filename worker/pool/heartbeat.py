@@ -27,7 +27,7 @@ from worker.watchdog import EX_HUNG, Watchdog
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the engine.
+#: Seconds between two heartbeats.
 _INTERVAL = 2.0
 #: Seconds after which a silent worker's record is removed.
 _FORGOTTEN_AFTER = 600.0
@@ -36,11 +36,11 @@ _FORGOTTEN_AFTER = 600.0
 class Heartbeat:
     """A thread that writes the time of the engine's last progress to Redis every few seconds.
 
-    Progress is a batch that came back, or an idle slot that looked for work: a worker
-    whose device hangs falls silent here although its process answers. A thread that hangs ends the
-    process, see `watchdog`.
+    Progress is a completed batch, or an idle slot that looked for work. If the device hangs, this
+    time stands still although the process still answers. A thread that hangs ends the process, see
+    `watchdog`.
 
-    Its heartbeat is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
+    A heartbeat is one field of the hash `keys.workers(queue)`, JSON of a few kilobytes: `at`
     (seconds since the epoch of the last progress, by Redis' clock), `pid`, `hostname`, `models`
     (each a `ModelInfo`), `batch_tokens` by model, `tokens_per_second`, `waiting_tokens`, the counts
     `batches`, `texts`, `tokens`, `splits`, `capacity` and `busy_seconds` since the start, and
@@ -60,9 +60,9 @@ class Heartbeat:
         cancelled: Callable[[str], object] = lambda _: None,
         blocked: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`cancelled` is called on this thread with ids of jobs that are not to run any more.
+        """`cancelled` is called on this thread with the ids of cancelled jobs.
 
-        While `blocked` is true there is no heartbeat: no job can be completed.
+        While `blocked` returns true no heartbeat is written, since no job can be completed.
         """
         self._engine = engine
         self._store = store
@@ -95,7 +95,7 @@ class Heartbeat:
         try:
             self._client.hdel(self._key, self._node)
         except redis.RedisError as error:
-            # It will be seen as silent instead.
+            # The record goes stale instead.
             logger.warning("The worker's record was not removed: %s", server.reason(error))
 
     def _run(self) -> None:
@@ -181,7 +181,7 @@ class Heartbeat:
 
 
 def _time_of(raw: bytes) -> float:
-    """The time of a heartbeat, 0 if it is none: a live worker writes its own again."""
+    """The time of a heartbeat, 0 if it is invalid: a live worker writes its own again."""
     try:
         return float(orjson.loads(raw)["at"])
     except (ValueError, TypeError, KeyError):

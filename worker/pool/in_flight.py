@@ -1,4 +1,4 @@
-"""What the pool keeps of a request of `embed` until it has ended."""
+"""The pool's view of a running job of `embed`."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Limits(NamedTuple):
 
 
 class Burial(NamedTuple):
-    """Why a message goes to a dead-letter list, and the list's key."""
+    """The reason for a dead letter, and the key of its list."""
 
     reason: str
     key: str
 
 
 class Owner(Protocol):
-    """The pool, as a running job sees it. All on the loop's thread."""
+    """The pool's methods for a running job. All on the loop's thread."""
 
     def abort(self, in_flight: InFlightJob) -> None:
-        """Somebody wants the job ended although it may be running."""
+        """End the job early, even if it is running."""
 
     def watch(self, in_flight: InFlightJob, limits: Limits) -> list[Any]:
         """Start timers for the limits of a job that runs now."""
 
 
 class InFlightJob:
-    """What the pool keeps of a request until it has ended.
+    """The pool's view of a request of `embed`.
 
-    It is open until Celery has been told how it ended, which happens once. Celery holds it weakly
-    as the request's result and calls `terminate` on it. All methods belong to the loop's thread;
-    other threads read what never changes.
+    It is open until its end is reported to Celery, once. Celery holds it weakly as the request's
+    result and calls `terminate` on it. All methods belong to the loop's thread; other threads read
+    only attributes that never change.
     """
 
     __slots__ = (
@@ -91,15 +91,15 @@ class InFlightJob:
         self._owner = owner
         self._open = open_jobs
         self._timers: Sequence[Any] = ()
-        #: Kept from now on: this job ends it, whatever becomes of the connection it came by.
+        #: Detached from its channel: this job ends it, even if the connection is lost.
         self.lease: Lease | None = leases.detach(request.message.delivery_tag)
-        #: The name of its lease, or '' on a transport of kombu's own.
+        #: The tag of its lease, or '' on a transport of kombu's own.
         self.tag = self.lease.tag if self.lease is not None else ""
-        #: The span that submitted it, where its trace is recorded; see `spans`.
+        #: The span that submitted it, if its trace is recorded; see `spans`.
         self.trace: SpanContext | None = None
-        #: Seconds since the epoch by its producer's clock, None where that does not say.
+        #: Seconds since the epoch by its producer's clock; None if the message does not say.
         self.submitted_at = submission_time(self.request.request_dict)
-        #: Seconds since the epoch by Redis' clock after which nobody waits for it.
+        #: Deadline in seconds since the epoch by Redis' clock, or None.
         self.deadline = deadline_of(self.request.request_dict)
         self.job: Job | None = None
         self.accepted = False
@@ -109,7 +109,7 @@ class InFlightJob:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What the tracer takes."""
+        """Arguments of the tracer."""
         request = self.request
         return (
             *(request.type, self.id, request.request_dict, request.body),
@@ -123,7 +123,7 @@ class InFlightJob:
 
     @property
     def tenant(self) -> str:
-        """Whose it is: the id of an API key, or ""."""
+        """The id of the job's API key, or ""."""
         return owner_of(self.request.request_dict)
 
     @property
@@ -135,7 +135,7 @@ class InFlightJob:
     def is_plain(self) -> bool:
         """Whether storing the result is all that Celery would do when the task succeeds.
 
-        With nothing but default settings, and nobody listening, that is; see `heard_by_signals`.
+        This assumes default settings and no receivers of signals, see `heard_by_signals`.
         """
         embed = self.request.embed
         return not (
@@ -147,7 +147,7 @@ class InFlightJob:
 
     @property
     def texts(self) -> int:
-        """How many it has; 0 once it has ended."""
+        """The number of its texts; 0 once it has ended."""
         return len(self.job.texts) if self.job is not None else 0
 
     @property
@@ -156,7 +156,7 @@ class InFlightJob:
         return not self.request.ignore_result
 
     def meta(self) -> dict[str, Any]:
-        """What Celery adds to a stored outcome of this message."""
+        """Fields that Celery adds to a stored outcome of this message."""
         request_dict = self.request.request_dict
         extra = {}
         if request_dict.get("group"):
@@ -174,24 +174,24 @@ class InFlightJob:
         try:
             self.request.on_accepted(os.getpid(), self.started)
         except Exception:
-            # A listener's, for example; it runs all the same, and so do those it came with.
+            # Of a signal's receiver, for example. This job and the others of the call still run.
             logger.exception("Celery could not be told that job %s runs", self.id)
-        # Told that it runs, Celery may have ended it at once.
+        # `on_accepted` may have ended it at once.
         if any(self.limits) and self in self._open:
             self._timers = self._owner.watch(self, self.limits)
 
     def succeed(self, now: float, *, settled: bool) -> bool:
-        """Celery: the task has succeeded, at this monotonic time. Whether it was open.
+        """Celery: the task has succeeded, at monotonic time `now`. Return whether it was open.
 
-        Its outcome is stored and, where `settled`, its lease has ended in the same step.
+        Its outcome is stored. If `settled`, its lease has ended in the same step.
         """
         self.accept()
         texts = self.texts
         if not self.close():
             return False
         request = self.request
-        # What `on_success` does, without noting the id: that lets Celery's tracer pass over what
-        # it has run already, and storing an outcome a second time does nothing here.
+        # As `on_success`, but without noting the id. Celery's tracer skips noted ids; here storing
+        # an outcome a second time has no effect.
         state.task_ready(request)
         if settled and self.lease is not None:
             request.acknowledged = True
@@ -203,7 +203,7 @@ class InFlightJob:
         return True
 
     def end(self, answer: tuple[int, Any, float]) -> bool:
-        """Celery: the task is over; `answer` as its tracer gives it. Whether it was open."""
+        """Celery: the task has ended with its tracer's `answer`. Return whether it was open."""
         self.accept()
         if not self.close():
             return False
@@ -212,7 +212,7 @@ class InFlightJob:
         try:
             self.request.on_success(answer)
         finally:
-            # Its outcome is stored: whatever that raised, no lease is left. Once only, for Celery.
+            # The outcome is stored, so the lease ends even after an exception. Acts only once.
             self.request.acknowledge()
         return True
 
@@ -227,13 +227,13 @@ class InFlightJob:
             end_expired(self.request)
 
     def discard(self) -> None:
-        """The job has ended before, elsewhere: only this delivery is left, and ends now."""
+        """End this delivery: the job has ended elsewhere before."""
         if self.close():
             state.task_ready(self.request)
             self.request.acknowledge()
 
     def put_back(self) -> None:
-        """Its outcome could not be stored: somebody else is to run it."""
+        """Requeue the message: its outcome could not be stored."""
         if self.close():
             self.request.reject(requeue=True)
 
@@ -242,7 +242,7 @@ class InFlightJob:
         self._owner.abort(self)
 
     def close(self) -> bool:
-        """Whether it was open; Celery hears no more of it."""
+        """Close the job and cancel its timers. Return whether it was open."""
         if self._open.pop(self, self) is not None:
             return False
         for timer in self._timers:

@@ -1,4 +1,4 @@
-"""The way of a job from its message to the engine. Loop's thread."""
+"""Parse jobs and submit them to the engine. Loop's thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class JobIntake:
         usual = resolve(DEFAULT_OPTIONS, infos)
         #: Model and prompt of jobs with the default options.
         self._usual = usual, prompt_text(DEFAULT_OPTIONS, usual)
-        #: Jobs that the engine has not got yet.
+        #: Parsed jobs that are not submitted yet.
         self._parsed: list[Job] = []
 
     def tokens(self, lane: Lane) -> int:

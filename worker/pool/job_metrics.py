@@ -23,7 +23,7 @@ TIMED_OUT: Ended = ("failed", "time_limit")
 
 
 def ended_by(outcome: Outcome | Exception) -> Ended:
-    """How a job ended that has this outcome. An error that is not ours counts as `other`."""
+    """How a job with this outcome ended. An error that is not ours counts as `other`."""
     if isinstance(outcome, Outcome):
         return SUCCEEDED
     if isinstance(outcome, SoftTimeLimitExceeded):
@@ -35,7 +35,7 @@ class JobMetrics(Recorder):
     """Counts jobs by how they end, and how long they take. Any thread.
 
     A duration begins by the clock of one machine and ends by another's; a negative one counts as 0.
-    Jobs whose message has no time of submission are not timed.
+    Jobs without a time of submission are not timed.
     """
 
     def started(self, in_flight_jobs: Sequence[InFlightJob]) -> None:
@@ -52,7 +52,7 @@ class JobMetrics(Recorder):
         self.observe("job_seconds", *_seconds_since_submission(in_flight_jobs))
 
     def dropped(self, how: Ended) -> None:
-        """A job ended that was not to run any more."""
+        """A job was cancelled or has expired."""
         self.count("jobs_ended", 1, *how)
 
 

@@ -13,7 +13,7 @@ from worker.pool.job_metrics import TIMED_OUT, JobMetrics
 
 
 class TimeLimits:
-    """Ends jobs that run for too long; what of them is encoding is dropped.
+    """Ends jobs that exceed a time limit; their texts in a running batch are dropped.
 
     All on the loop's thread, by its timer.
     """

@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 class LoopCalls:
     """Calls that wait for the loop, in the order they were made.
 
-    Any thread calls `call`; the loop's thread runs them. Once the loop has stopped, whoever
-    stopped it runs the rest with `run`. The lock guards `_woken`.
+    Any thread calls `call`; the loop's thread runs them. Once the loop has stopped, the pool runs
+    the rest with `run`. The lock guards `_woken`.
 
-    The loop is woken through a pipe, not by `Hub.call_soon`: what such a callback in turn tells
-    the hub to do soon, as Celery's acknowledgements do, waits for the next poll to end.
+    The loop is woken through a pipe, not by `Hub.call_soon`: a call that such a callback itself
+    adds there, as Celery's acknowledgements do, would wait for the end of the next poll.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class LoopCalls:
         os.set_blocking(self._readable, False)
 
     def attach(self, hub: Any) -> None:
-        """Run on this hub from now on; a connection that is lost takes all its readers along."""
+        """Run on this hub from now on; a lost connection removes all readers of the hub."""
         hub.add_reader(self._readable, self._on_readable)
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
@@ -45,7 +45,7 @@ class LoopCalls:
         os.write(self._writable, b"\0")
 
     def run(self) -> None:
-        """Run what waits. A call that raises is logged; the others run all the same."""
+        """Run the waiting calls. An exception is logged; the other calls still run."""
         while self._calls:
             function, args = self._calls.popleft()
             try:

@@ -1,4 +1,4 @@
-"""Tasks other than `embed`, each on a thread, as in a pool of threads of Celery's own."""
+"""Tasks other than `embed`, each on a thread, as in Celery's own thread pool."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from worker.transport import lease_of, leases
 
 logger = logging.getLogger(__name__)
 
-#: Tasks that may wait for a thread before no more messages are fetched.
+#: Tasks that may wait for a thread before fetching pauses.
 _BACKLOG = 256
-#: Batches that are coordinated at once: they wait most of the time, and users' tasks need not.
+#: Batches that are coordinated at once. They mostly wait, and must not delay users' tasks.
 _COORDINATORS = 2
-#: Seconds between two tries of a task whose outcome Redis did not take.
+#: Seconds of a thread's pause after Redis did not take an outcome.
 _PAUSE = 0.5
 
 
 class OtherTask:
-    """One request in the hands of the threads. Its state belongs to the loop's thread.
+    """A request that a thread runs. Its state belongs to the loop's thread.
 
     Raises InvalidTaskError for a message of the wrong form.
     """
@@ -52,13 +52,13 @@ class OtherTask:
         self.resumes = args[0] == BATCH
         #: The name of its lease, or '' on a transport of kombu's own.
         self.tag = lease.tag if lease is not None else ""
-        #: Whether a worker may have died of it.
+        #: Whether a worker may have crashed on it.
         self.redelivered = bool(self.request.delivery_info.get("redelivered"))
         self.accepted = False
 
 
 class OtherTasks:
-    """Runs tasks by Celery's tracer, so that they neither block encoding nor wait for it.
+    """Runs tasks through Celery's tracer, so that they neither block encoding nor wait for it.
 
     All methods belong to the loop's thread, on which Celery's callbacks also run. Leases are kept
     until the task has ended, so that a lost connection does not make it run twice.
@@ -85,7 +85,7 @@ class OtherTasks:
         return self._isolation.waiting > 0
 
     def turn(self) -> None:
-        """Begin the next of them; no suspect of `embed` is in this worker now."""
+        """Start the next of them; no redelivered job of `embed` is in this worker now."""
         self._isolation.turn()
 
     def submit(self, task: OtherTask) -> None:
@@ -114,7 +114,7 @@ class OtherTasks:
             del self._open[task]
 
     def wait(self, seconds: float) -> bool:
-        """Whether those that run, and cannot be resumed, ended within so many seconds."""
+        """Wait at most `seconds`; return whether all running, not resumable tasks ended."""
         deadline = time.monotonic() + seconds
         ended = self._threads.wait(seconds)
         return self._isolation.wait(max(deadline - time.monotonic(), 0.0)) and ended
@@ -139,7 +139,7 @@ class OtherTasks:
         return self._coordinators if task.resumes else self._threads
 
     def _withdraw(self, task: OtherTask) -> bool:
-        """Whether a task had not begun; it will not."""
+        """Withdraw a task. Return whether it had not begun."""
         return self._isolation.withdraw(task) or self._threads_of(task).withdraw(task)
 
     # -- on a thread of its own -------------------------------------------------------------
@@ -154,7 +154,7 @@ class OtherTasks:
             if crashes:
                 call(self._give_up, task, crashes)
                 return
-        # A thread's id, so that it is not taken for the process, and ended.
+        # The thread's id, so that it is not mistaken for the process, which would be ended.
         call(self._accept, task, threading.get_native_id(), time.monotonic())
         try:
             answer = task.target(*task.args)
@@ -166,8 +166,8 @@ class OtherTasks:
                 state.should_stop = code
             call(self._put_back, task)
         except BaseException as error:  # noqa: BLE001 - as a process of Celery's pool does
-            # Celery's tracer answers other failures: this one it could not store, or it lets it
-            # pass, as SystemExit, for a pool to tell.
+            # Celery's tracer handles other failures. This one it could not store, or it passes it
+            # on to the pool, as SystemExit.
             if is_connection_lost(error):
                 logger.error(  # noqa: TRY400
                     "Task %s could not be ended; it is put back:\n%s",
@@ -195,7 +195,7 @@ class OtherTasks:
             try:
                 task.request.on_success(answer)
             finally:
-                # Its outcome is stored: after an error, too, it must not run again.
+                # The outcome is stored, so the task must not run again, even after an error.
                 leases.ack(task.tag)
 
     def _fail(self, task: OtherTask, info: ExceptionInfo) -> None:
@@ -218,14 +218,14 @@ class OtherTasks:
             end_unrun(task.request)
 
     def _take(self, task: OtherTask) -> bool:
-        """Whether the task had not ended yet; it has now, and did not crash its worker."""
+        """Mark a task as ended without a crash. Return whether it had not ended before."""
         if task.redelivered:
             self._isolation.ended(task)
         return self._open.pop(task, task) is None
 
 
 def _worker_lost() -> ExceptionInfo:
-    """The error that is handled now, as Celery reports those it does not pass on."""
+    """The current error, in Celery's form for errors that it does not pass on."""
     error = ExceptionInfo().exception
     try:
         raise WorkerLostError(repr(error))

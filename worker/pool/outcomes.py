@@ -1,4 +1,4 @@
-"""What becomes of jobs: plain ones end in bulk, the others through Celery's own tracer."""
+"""Complete jobs: plain ones in bulk, the others through Celery's tracer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Outcomes(JobCallbacks):
     """The callbacks of the queue's jobs. `JobCallbacks` names the thread of each method.
 
-    Writes are repeated while Redis is away; the jobs stay leased and the engine goes on until its
-    own capacity is used up.
+    Writes are retried while Redis is away. Meanwhile the jobs stay leased, and the engine continues
+    until its own capacity is used up.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Outcomes(JobCallbacks):
         self._loop = loop
         #: Whether leases and results are on one server, so that one script can end both.
         self._atomic = atomic
-        #: Whether Celery stores no more than the result. Its settings are slow to read.
+        #: Whether Celery stores only the result. Its settings are slow to read.
         self._bulk = not (app.conf.result_extended or app.conf.task_track_started)
         self._suspects = PoisonJobs(store, max_attempts)
         self._clock = clock
@@ -71,7 +71,7 @@ class Outcomes(JobCallbacks):
     # -- callbacks --------------------------------------------------------------------------
 
     def admit(self, job: Job) -> bool:
-        """Revoked and expired jobs end here."""
+        """Return whether a job may start. Revoked and expired jobs end here."""
         in_flight: InFlightJob = job.owner
         if in_flight.deadline is not None and self._clock.estimate() > in_flight.deadline:
             self._loop.call(in_flight.expire)
@@ -82,7 +82,7 @@ class Outcomes(JobCallbacks):
         return True
 
     def isolate(self, job: Job) -> bool:
-        """Count a slice that begins; jobs that workers die of end here, as do those of `admit`."""
+        """Count the start of a slice. Poison jobs end here, as do those that `admit` refuses."""
         in_flight: InFlightJob = job.owner
         if job.started_at is None and not self.admit(job):
             return False
@@ -107,7 +107,7 @@ class Outcomes(JobCallbacks):
         self._loop.call(_accept, in_flight_jobs)
 
     def progressed(self, jobs: Sequence[Job]) -> None:
-        """Tell who watches a large job. Not worth a retry: the next batch tells more."""
+        """Publish the progress of large jobs. Not retried: the next batch follows."""
         try:
             self._store.progress(
                 [
@@ -122,7 +122,7 @@ class Outcomes(JobCallbacks):
             logger.warning("Progress was not written: %s", type(error).__name__)
 
     def completed(self, jobs: Sequence[Job]) -> None:
-        """Store outcomes and end leases; what is not plain goes to the tracer."""
+        """Store outcomes and end leases; jobs that are not plain go to the tracer."""
         completions: Chunk = []
         in_bulk = self._bulk and not heard_by_signals()
         done_at = datetime.now(UTC)
@@ -150,12 +150,12 @@ class Outcomes(JobCallbacks):
     # -- for the pool -----------------------------------------------------------------------
 
     def close(self, seconds: float) -> None:
-        """Finish what the tracer runs, in so many seconds at most."""
+        """Complete the tracer's jobs, in at most `seconds`."""
         self.writer.stop()
         self.tracer.close(seconds)
 
     def give_back(self, in_flight_jobs: Sequence[InFlightJob]) -> None:
-        """Somebody else is to run these; not their fault, so it counts for nothing."""
+        """Release these jobs for other workers. Their runs do not count as crashes."""
         self._suspects.clear(
             (in_flight.id, in_flight.tag)
             for in_flight in in_flight_jobs
@@ -217,7 +217,7 @@ def _accept(in_flight_jobs: Sequence[InFlightJob]) -> None:
 
 
 def _told(in_flight_jobs: Sequence[InFlightJob], *, settled: bool) -> list[InFlightJob]:
-    """Tell Celery that jobs have succeeded, each for itself; those that were open."""
+    """Report the success of each job to Celery. Return the jobs that were open."""
     now = time.monotonic()
     told = []
     for in_flight in in_flight_jobs:
@@ -225,6 +225,6 @@ def _told(in_flight_jobs: Sequence[InFlightJob], *, settled: bool) -> list[InFli
             if in_flight.succeed(now, settled=settled):
                 told.append(in_flight)
         except Exception:
-            # A listener's, for example; the outcome is stored.
+            # Of a signal's receiver, for example; the outcome is stored.
             logger.exception("Celery could not be told that job %s succeeded", in_flight.id)
     return told

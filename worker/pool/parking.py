@@ -1,4 +1,4 @@
-"""Messages that have to wait: in Redis, so that this worker holds a bounded number of them."""
+"""Return messages that must wait to Redis, so that this worker holds a bounded number."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from worker.pool.request import heard_by_signals
 from worker.store.clock import Clock
 from worker.transport import Lease, leases
 
-#: Messages of one task that a worker holds at once, those that run included; of `embed`, those that
-#: end through Celery's tracer.
+#: Messages of one task that a worker holds at once, including running ones; of `embed`, only those
+#: that Celery's tracer completes.
 MOST_HELD = 256
-#: Messages for later that a worker holds, and seconds before their eta from which on it may.
+#: Messages with an eta that a worker holds, and seconds before the eta from which on it may.
 MOST_SOON, SOON = 256, 10.0
 #: Seconds before its eta at which a parked message comes back.
 _EARLY = 2.0
-#: Parked messages of one task that come back by themselves in a second; the least and the longest
-#: time that one is away.
+#: Parked messages of one task that return by themselves per second; the shortest and the longest
+#: time that a message is away, in seconds.
 _PACE = 100.0
 _SHORTEST, _LONGEST = 5.0, 300.0
-#: Parked messages of one task that a worker knows, to take them back as soon as it has room.
+#: Parked messages of one task that a worker remembers, to return them once it has capacity.
 _KNOWN = 10_000
-#: Seconds between two looks for room.
+#: Seconds between two checks of the capacity.
 _LOOK = 0.1
 
 
 class LeaseLimit:
-    """Leases of one kind that this worker holds, so many at most. Loop's thread."""
+    """A limit of this worker's leases of one kind. Loop's thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._tags: set[str] = set()
 
     def take(self, tag: str) -> bool:
-        """Whether there was room for one more."""
+        """Add a lease; return whether the limit allows it."""
         if len(self._tags) >= self._most and self.room() <= 0:
             return False
         self._tags.add(tag)
         return True
 
     def room(self) -> int:
-        """How many more may be held."""
+        """The number of further leases that the limit allows."""
         self._tags = {tag for tag in self._tags if leases.get(tag) is not None}
         return self._most - len(self._tags)
 
@@ -63,7 +63,7 @@ class ParkingLine:
         self._look_at = 0.0
 
     def parks(self, lease: Lease) -> bool:
-        """Whether a message has to wait; it is parked then, behind those that are."""
+        """Park a message behind the others if it must wait; return whether it is parked."""
         if self._held.take(lease.tag):
             return False
         seconds = min(max(len(self._parked) / _PACE, _SHORTEST), _LONGEST)
@@ -72,7 +72,7 @@ class ParkingLine:
         return True
 
     def take_back(self, now: float) -> None:
-        """Return parked messages to their queue once half of the room is free."""
+        """Return parked messages to their queue once half of the limit is free."""
         if not self._parked or now < self._look_at:
             return
         self._look_at = now + _LOOK
@@ -87,7 +87,7 @@ class ParkingLine:
 class Parking:
     """Decides which messages wait in Redis, before Celery sees them. Loop's thread.
 
-    Messages without a lease, of kombu's own transport, are Celery's to hold.
+    Celery itself holds messages without a lease, of kombu's own transport.
     """
 
     def __init__(self, app: Celery, clock: Clock, known: Container[str], *, traced: bool) -> None:
@@ -101,7 +101,7 @@ class Parking:
         self._lines: dict[str, ParkingLine] = {}
 
     def parks(self, message: Any, lease: Lease) -> bool:
-        """Whether a message has to wait; it is parked then, and not this worker's any more."""
+        """Park a message that must wait, which ends its lease; return whether it is parked."""
         headers = message.headers if isinstance(message.headers, dict) else {}
         if headers.get("eta") is not None and self._is_early(headers["eta"], lease):
             return True
@@ -113,13 +113,13 @@ class Parking:
         return self._lines.setdefault(line, ParkingLine()).parks(lease)
 
     def turn(self) -> None:
-        """Take parked messages back if there is room. Called whenever the loop turns."""
+        """Return parked messages to their queues if there is capacity, at each turn of the loop."""
         now = time.monotonic()
         for line in self._lines.values():
             line.take_back(now)
 
     def _is_early(self, value: Any, lease: Lease) -> bool:
-        """Whether a message for later was parked until its time is near."""
+        """Park a message until its eta is near; return whether it is parked."""
         try:
             eta = maybe_make_aware(maybe_iso8601(value), self._app.conf.timezone)
             ahead = eta.timestamp() - self._clock.estimate()
@@ -135,7 +135,7 @@ class Parking:
         return False
 
     def _needs_tracer(self, payload: Any) -> bool:
-        """Whether a job has links or is part of a chord, for which Celery's tracer runs."""
+        """Whether Celery's tracer completes a job, since it has links or a chord, for example."""
         if self._traced or heard_by_signals():
             return True
         embed = payload[2] if isinstance(payload, list) and len(payload) == 3 else None
@@ -159,6 +159,6 @@ class SharedClock:
         return getattr(self._timer, name)
 
     def call_at(self, eta: float, *args: Any, **kwargs: Any) -> Any:
-        """Celery: `eta` was a time of day, and is monotonic by this host's clock."""
+        """Celery: `eta` is a time of day, converted to monotonic time by this host's clock."""
         ahead = datetime.now(UTC).timestamp() - self._pool.clock.estimate()
         return self._timer.call_at(eta + ahead, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Jobs that came back from a dead worker: which of them it died of."""
+"""Count the crashes of redelivered jobs, to find the poison jobs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the attempts of a job are kept.
 _TTL = 24 * 3600
-#: Set while a task other than `embed` runs isolated in this process: a crash is put down to it.
+#: Set while a task other than `embed` runs isolated in this process: a crash counts against it.
 isolated = threading.Event()
 
 
 class PoisonJobs:
-    """Counts how often a redelivered job began to run, alone, and did not end.
+    """Counts the isolated runs of a redelivered job that began and did not end.
 
-    A worker that dies takes all the jobs in its batch with it, so the first crash says nothing
-    about one of them. From then on each runs by itself, and the count is its alone.
+    A crash affects all jobs of the batch, so the first crash does not identify the poison job. From
+    then on each of these jobs runs isolated, with a count of its own.
 
-    An attempt is the tag of its lease in the set `keys.crashes`, so that it counts once however
-    often it is counted or taken back. A delivery without a lease has the name of its process
-    instead, which can crash only once.
+    An attempt is the tag of a lease in the set `keys.crashes`, so a repeated call does not change
+    the count. A delivery without a lease has the name of its process instead, which can crash only
+    once.
     """
 
     def __init__(self, store: JobStore, max_attempts: int, *, isolates: bool = False) -> None:
-        """`isolates`: for the tasks that `isolated` is about."""
+        """`isolates`: count tasks other than `embed`, see `isolated`."""
         self._isolates = isolates
         self._client = store.client
         self._begin = self._client.register_script(ATTEMPT)
@@ -42,10 +42,11 @@ class PoisonJobs:
         self._process = f"process-{uuid4().hex}"
 
     def begin(self, job_id: str, tag: str) -> int:
-        """Count a delivery whose first stage begins now; `tag` is its lease's, or "".
+        """Count a delivery that starts now; `tag` names its lease, or is "".
 
-        Returns 0 if it may run, else the number of crashes. If Redis is away nothing is counted,
-        and the job runs; nor while another task runs `isolated`. Blocks for one round trip.
+        Return 0 if it may run, else the number of crashes. If Redis is away the delivery runs
+        without being counted. It is not counted while another task runs `isolated`, either. Blocks
+        for one round trip.
         """
         counted = self._isolates or not isolated.is_set()
         try:
@@ -63,7 +64,7 @@ class PoisonJobs:
         return crashes if crashes >= self._max_attempts else 0
 
     def clear(self, deliveries: Iterable[tuple[str, str]]) -> None:
-        """Take back the attempts of deliveries, job id and tag, that ended without a crash."""
+        """Remove the attempts of deliveries (job id, tag) that ended without a crash."""
         try:
             with self._client.pipeline(transaction=False) as pipe:
                 for job_id, tag in deliveries:

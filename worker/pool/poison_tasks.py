@@ -1,4 +1,4 @@
-"""Redelivered tasks other than `embed`: their workers may have died of them."""
+"""Run redelivered tasks other than `embed` one at a time: they may crash their workers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from worker.pool.poison_jobs import PoisonJobs, isolated
 from worker.pool.threads import DaemonThreads
 from worker.store.jobs import JobStore
 
-#: A coordinator of batches goes on where its last run was, so crashes beside it say little of it:
-#: it may come back so many times as often as other tasks.
+#: Allowed crashes of a coordinator of batches, as a multiple of those of other tasks. It resumes
+#: its last run and is not isolated, so a crash is weak evidence against it.
 _COORDINATOR_PATIENCE = 10
 
 
 class Task(Protocol):
-    """A task in the hands of the threads."""
+    """A task that a thread runs."""
 
     request: Any
     tag: str
@@ -25,11 +25,11 @@ class Task(Protocol):
 
 
 class PoisonTasks:
-    """Runs suspects one at a time, on a thread of their own, and counts their crashes.
+    """Runs redelivered tasks one at a time, on their own thread, and counts their crashes.
 
-    One begins only while no suspect of `embed` is in this worker, and those that come meanwhile are
-    not counted: so a crash is put down to one suspect. Coordinators of batches are counted, but run
-    where they always do. Loop's thread, unless said otherwise.
+    A task starts only while no redelivered job of `embed` is in this worker. Such jobs are not
+    counted if they arrive meanwhile, so a crash counts against one task. Coordinators of batches
+    are counted, but not isolated. Loop's thread, unless stated otherwise.
     """
 
     def __init__(
@@ -45,29 +45,29 @@ class PoisonTasks:
 
     @property
     def waiting(self) -> int:
-        """PoisonJobs that have not begun."""
+        """The number of tasks that have not begun."""
         return len(self._waiting)
 
     def submit(self, task: Task) -> None:
-        """Run a suspect when its turn has come."""
+        """Run a task when its turn comes."""
         self._waiting.append(task)
 
     def withdraw(self, task: Task) -> bool:
-        """Whether a suspect had not begun; it will not."""
+        """Withdraw a task. Return whether it had not begun."""
         if task not in self._waiting:
             return False
         self._waiting.remove(task)
         return True
 
     def turn(self) -> None:
-        """Begin the next suspect, if none runs; no suspect of `embed` is in this worker now."""
+        """Start the next task if no other runs. No redelivered job of `embed` is here now."""
         if self._waiting and self._running is None:
             isolated.set()
             self._running = self._waiting.popleft()
             self._thread.submit(self._running)
 
     def crashes(self, task: Task) -> int:
-        """Count a run that begins. Not 0: so many crashes, it may not. Blocks; any thread."""
+        """Count a run that begins. Return 0 if it may, else its crashes. Blocks; any thread."""
         return self._counts_of(task).begin(task.request.id, task.tag)
 
     def ended(self, task: Task) -> None:
@@ -79,12 +79,12 @@ class PoisonTasks:
         self._failures.soon(self._counts_of(task).clear, [delivery])
 
     def cut_off(self, tasks: Iterable[Task]) -> None:
-        """The worker stops while these run, which is not their fault. Blocks."""
+        """Remove the counts of tasks that still run while the worker stops. Blocks."""
         for task in tasks:
             self._counts_of(task).clear([(task.request.id, task.tag)])
 
     def wait(self, seconds: float) -> bool:
-        """Whether the one that runs ended within so many seconds."""
+        """Wait at most `seconds`; return whether the running task ended."""
         return self._thread.wait(seconds)
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ from worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-#: Exit status for a model, device or setting that is not there: starting again does not help.
+#: Exit status for a missing model, device or setting: a restart does not help.
 EX_CONFIG = 78
 #: Seconds that a cold shutdown may take.
 _COLD_SECONDS = 1.0
@@ -67,7 +67,7 @@ class TaskPool(BasePool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        #: Requests of `embed` handed over and not ended; owned by the loop's thread.
+        #: Requests of `embed` that have not ended; owned by the loop's thread.
         self._open: dict[InFlightJob, None] = {}
         self._stopping = False
 
@@ -97,7 +97,7 @@ class TaskPool(BasePool):
         return store
 
     def _build(self, store: JobStore, encoders: dict[str, Encoder]) -> None:
-        """Make the parts, from those that others use to the engine."""
+        """Create the components, dependencies first."""
         settings = self._settings
         self.clock = EmbedRequest.clock = store.clock
         self._loop = LoopCalls()
@@ -136,11 +136,11 @@ class TaskPool(BasePool):
         )
 
     def _start(self, store: JobStore) -> None:
-        """Start the threads, then let messages and callers in."""
+        """Start the threads, then accept messages and calls."""
         self._engine.start()
         self._heartbeat = self._make_heartbeat(store)
         self._heartbeat.start()
-        # Jobs that were cancelled before this worker was there.
+        # Jobs that were cancelled before this worker started.
         self._loop.run()
         capacity.tokens, capacity.delivered = self._intake.tokens, self._intake.submit
         tasks.run_here = self._callers.run
@@ -170,7 +170,7 @@ class TaskPool(BasePool):
         loop.on_tick.add(self._tick)
 
     def _tick(self) -> None:
-        """The loop turns. Of suspects those of `embed` go first: each of them is soon done."""
+        """Run at each turn of the loop. Redelivered jobs of `embed` go first: each ends soon."""
         if self._others.has_suspects and not any(in_flight.redelivered for in_flight in self._open):
             self._others.turn()
         self.parking.turn()
@@ -211,10 +211,10 @@ class TaskPool(BasePool):
         return in_flight
 
     def flush(self) -> None:
-        """Celery: the connection is lost, and with it its list of the requests here.
+        """Celery: the connection is lost, and with it Celery's list of requests.
 
-        Leased ones go on and are shown again. Without leases (kombu's transports) the broker hands
-        them out again, so those that have not begun are dropped.
+        Leased requests continue and are listed again. Without leases (kombu's transports) the
+        broker redelivers them, so those that have not begun are dropped.
         """
         self._others.flush()
         for in_flight in list(self._open):
@@ -264,7 +264,7 @@ class TaskPool(BasePool):
         # Else SIGQUIT: any lock may be held right here. Celery terminates the pool next.
 
     def on_terminate(self) -> None:
-        """Cold shutdown: give everything back at once."""
+        """Cold shutdown: release everything at once."""
         self._stop(_COLD_SECONDS)
 
     def _stop(self, seconds: float) -> None:
@@ -295,7 +295,7 @@ class TaskPool(BasePool):
             logger.info("%d jobs are given back to the queue", len(left))
 
     def _drain(self, deadline: float) -> None:
-        """Finish the running batch, the endings under way and the tasks that run."""
+        """Finish the running batch, the pending completions and the running tasks."""
 
         def left() -> float:
             return max(deadline - time.monotonic(), 0.0)
@@ -329,5 +329,5 @@ def _load_models() -> tuple[Settings, dict[str, Encoder]]:
 
 
 def _in_signal_handler() -> bool:
-    """Whether the main thread stands in one of Celery's, and so may hold any lock."""
+    """Whether a signal handler of Celery runs on the main thread, which may hold any lock."""
     return bool(celery_log._in_sighandler)  # noqa: SLF001

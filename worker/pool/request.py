@@ -1,4 +1,4 @@
-"""Requests of `embedq.embed`: what Celery makes of a message, without its texts."""
+"""Requests of `embedq.embed`: Celery's view of a message, without its texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from worker.contract.messages import OWNER, shown_args
 from worker.store.clock import Clock
 
-#: Signals that Celery's tracer sends around a task. With nobody listening it need not run.
+#: Signals that Celery's tracer sends around a task. Without receivers it need not run.
 _TRACER_SIGNALS = (
     signals.task_prerun,
     signals.task_postrun,
@@ -26,12 +26,12 @@ _NO_LIMITS = [None, None]
 _LISTS = (list, tuple)
 #: Headers that become parts of keys or of a stored result.
 _NAMES = ("id", "group", "parent_id", "root_id", OWNER)
-#: Seconds. NaN and infinity are out of order for a timer, and so is what a clock cannot hold.
+#: Seconds. A timer cannot order NaN and infinity, and a clock cannot hold larger values.
 _LONGEST_LIMIT = 1e9
 
 
 class Where(NamedTuple):
-    """What all requests of one consumer have in common."""
+    """The values that all requests of one consumer share."""
 
     app: Celery
     task: Any
@@ -42,9 +42,9 @@ class Where(NamedTuple):
 
 
 class EmbedRequest(Request):
-    """A request whose texts show neither in events, nor in logs, nor in `inspect`.
+    """A request that shows its texts neither in events, nor in logs, nor in `inspect`.
 
-    Raises InvalidTaskError for a message of the wrong form, before anybody works with it.
+    Raises InvalidTaskError for a message of the wrong form, before any use of it.
     """
 
     #: Redis' clock; the pool sets it before the first message.
@@ -52,11 +52,11 @@ class EmbedRequest(Request):
     _expires: Any
 
     def __init__(self, message: Any, *, where: Where | None = None, **options: Any) -> None:
-        """As Celery's, or with `where`, `on_ack` and `on_reject` for what has no eta nor expiry."""
+        """As Celery's; or with `where`, `on_ack` and `on_reject` if it has no eta or expiry."""
         if where is None:
             super().__init__(message, **options)
             if self._expires and self.clock is not None:
-                # Celery compares it with the host's clock, which may be another.
+                # Celery compares it with the host's clock, which may differ.
                 ahead = time.time() - self.clock.estimate()
                 self._expires += timedelta(seconds=ahead)
         else:
@@ -71,7 +71,7 @@ class EmbedRequest(Request):
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
     def _fill(self, message: Any, where: Where, on_ack: Any, on_reject: Any) -> None:
-        """What Celery's constructor makes of such a message, in half the time."""
+        """Do the work of Celery's constructor for such a message, in half the time."""
         headers, properties = message.headers, message.properties or {}
         delivery_info = message.delivery_info or {}
         self._message = message
@@ -109,7 +109,7 @@ class EmbedRequest(Request):
         }
 
     def received(self) -> dict[str, Any]:
-        """What Celery logs of a request that is to run as soon as it can."""
+        """Celery's log fields of a request without an eta."""
         return {
             "id": self.id,
             "name": self.name,
@@ -119,7 +119,7 @@ class EmbedRequest(Request):
         }
 
     def announce(self) -> None:
-        """The event `task-received`, of a request that is to run as soon as it can."""
+        """Send the event `task-received` of a request without an eta."""
         self.send_event(
             "task-received",
             name=self.name,
@@ -133,26 +133,27 @@ class EmbedRequest(Request):
         )
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002
-        """As Celery; what its dispatcher is to leave out, mostly all of them, costs a look here."""
+        """As Celery, but quickly skip events that its dispatcher omits, usually all of them."""
         if self.is_watched:
             super().send_event(type, **fields)
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody wants events of tasks."""
+        """Whether the dispatcher may send events of tasks."""
         groups = self._eventer.groups if self._eventer else None
         return not groups or "task" in groups
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        # Even where somebody asks for the arguments themselves.
+        # Even if the arguments themselves are requested.
         info: dict[str, Any] = super().info(safe=True)
         return info
 
 
 def checked(request: Request) -> Mapping[str, Any]:
-    """What the message of a request asks for besides its call. Raises InvalidTaskError.
+    """Check a message; return its callbacks, errbacks, chain and chord.
 
-    Celery takes more, and then neither runs such a task nor stores that it failed.
+    Raises InvalidTaskError. Celery accepts more forms, and then neither runs such a task nor stores
+    its failure.
     """
     body = request.body
     # Of protocol 1 it is decoded already.
@@ -172,7 +173,7 @@ def checked(request: Request) -> Mapping[str, Any]:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it is nothing, or text that can be part of a key or of a result."""
+    """Whether it is None, or text that can be part of a key or of a result."""
     if value is None:
         return True
     if not isinstance(value, str):
@@ -182,7 +183,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _has_signatures(embed: Mapping[str, Any]) -> bool:
-    """Whether what is to follow a job consists of signatures as Celery writes them."""
+    """Whether the follow-ups of a job are signatures as Celery writes them."""
     for name in ("callbacks", "errbacks", "chain"):
         links = embed.get(name)
         if links and not (isinstance(links, _LISTS) and all(map(_is_signature, links))):
@@ -202,7 +203,7 @@ def _is_signature(value: Any) -> bool:
 
 
 def _are_limits(limits: Any) -> bool:
-    """Whether both are nothing or seconds that a timer can count."""
+    """Whether both are None or seconds that a timer can count."""
     return (
         isinstance(limits, _LISTS)
         and len(limits) == 2
@@ -214,15 +215,15 @@ def _are_limits(limits: Any) -> bool:
 
 
 def heard_by_signals() -> bool:
-    """Whether somebody listens for what Celery's tracer tells around a task."""
+    """Whether the signals of Celery's tracer have receivers."""
     return any(signal.receivers for signal in _TRACER_SIGNALS)
 
 
 def end_unrun(request: Request) -> None:
     """Celery: it was revoked or has expired. Stores REVOKED, announces it and ends its lease.
 
-    It is put back where Celery has forgotten meanwhile that it was, and where that could not be
-    stored, which raises: its lease, renewed for as long as this worker lives, must not outlast it.
+    The message is requeued if Celery no longer has it as revoked, or if REVOKED could not be
+    stored, which raises. Otherwise this worker would renew the lease for as long as it lives.
     """
     try:
         ended = request.revoked()
@@ -234,7 +235,7 @@ def end_unrun(request: Request) -> None:
 
 
 def end_expired(request: Request) -> None:
-    """The same for one past a deadline that Celery does not know of."""
+    """The same for a job past a deadline that Celery does not know."""
     try:
         request._announce_revoked("expired", False, None, True)  # noqa: SLF001
     except Exception:
@@ -243,7 +244,7 @@ def end_expired(request: Request) -> None:
 
 
 def overdue(request: Request) -> bool:
-    """Whether it was revoked or has expired, so that it should not start any more."""
+    """Whether it was revoked or has expired, and so must not start."""
     expires = request.expires
     if expires and datetime.now(UTC if expires.tzinfo else None) > expires:
         return True

@@ -1,4 +1,4 @@
-"""Outcomes of jobs that end in bulk: one script for many, repeated while Redis is away."""
+"""Complete jobs in bulk: one script for many, retried while Redis is away."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Chunk = list[tuple[InFlightJob, Completion]]
 
 
 class Written(NamedTuple):
-    """What became of a chunk: jobs that ended with it, and those that had ended before."""
+    """The result of a chunk: jobs that it completed, and jobs that had ended before."""
 
     first: list[InFlightJob]
     known: list[InFlightJob]
@@ -40,8 +40,8 @@ class Written(NamedTuple):
 class ResultWriter:
     """Completes jobs, however long Redis is away; they stay leased meanwhile.
 
-    All methods belong to the engine's writer thread, but for `refuse`, which the tracer's thread
-    calls too, and `stop`. `blocked` may be read by any thread.
+    All methods belong to the engine's writer thread, except `stop`, and `refuse`, which the
+    tracer's thread also calls. Any thread may read `blocked`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ResultWriter:
         self.blocked = False
 
     def stop(self) -> None:
-        """Stop trying to reach a Redis that is away; the rest stays leased. Any thread."""
+        """Stop retrying while Redis is away; the remaining jobs stay leased. Any thread."""
         self._stopping.set()
 
     def write(self, chunk: Chunk) -> Written | None:
@@ -86,7 +86,7 @@ class ResultWriter:
         return written
 
     def refuse(self, in_flight: InFlightJob, error: redis.ResponseError) -> None:
-        """Fail a job whose outcome Redis refuses for good; without a record keep its message."""
+        """Fail a job after a final refusal by Redis; if that fails, dead-letter its message."""
         # The first word is Redis' code; the rest may hold keys.
         message = f"Redis refuses to store the result ({str(error).split(' ', 1)[0]})"
         logger.error("Job %s fails: %s", in_flight.id, message, extra={"job_id": in_flight.id})

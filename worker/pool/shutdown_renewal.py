@@ -1,4 +1,4 @@
-"""Renew leases while the worker stops: the event loop that renews them turns no more."""
+"""Renew leases while the worker stops and the event loop no longer runs."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ Facts = Mapping[str, str | int]
 class JobSpans:
     """Makes the spans `queued`, `tokenise`, `forward` and `write`; any thread may call.
 
-    A step that served one job is a span of that job's trace. One that served many is a trace of
-    its own, linked to all of them, and beside that a span in each of theirs, linked to it. Jobs
-    that nobody traces cost a look at their in_flight.
+    A step of one job is a span of that job's trace. A step of many jobs is a trace of its own,
+    linked to all of them, and also a span in each of their traces, linked to it. An untraced job
+    costs one check of its `trace`.
     """
 
     def __init__(self, traces: Traces) -> None:
@@ -37,7 +37,7 @@ class JobSpans:
         return None if traces is None else cls(traces)
 
     def open(self, in_flight: InFlightJob) -> None:
-        """A job comes in: keep the span that submitted it."""
+        """Store the span that submitted a job."""
         in_flight.trace = self._traces.sender(in_flight.request.request_dict)
 
     def started(self, in_flight_jobs: Sequence[InFlightJob]) -> None:

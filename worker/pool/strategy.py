@@ -1,4 +1,4 @@
-"""How a message of `embed` becomes a request in the pool's hands."""
+"""Turn a message of `embed` into a request, and pass it to the pool."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from worker.pool.in_flight import Limits
 from worker.pool.pool import TaskPool
 from worker.pool.request import EmbedRequest, Where
 
-#: Calls of a message, its decoded body, how to acknowledge and reject it, and who wants to see
-#: its request.
+#: Takes a message, its decoded body, functions to acknowledge and reject it, and callbacks for its
+#: request.
 Receiver = Callable[..., Any]
 
 
 def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
-    """Celery's strategy for `embed`, without the steps that a plain message has no use for.
+    """Celery's strategy for `embed`, without the steps that a plain message does not need.
 
-    Celery asks for one when it connects, and hands over every message to what it gets, on the
-    loop's thread. A message for later or with an expiry, one that is revoked or waits for its rate
-    limit, and all of them while somebody listens to its signal, go Celery's own way.
+    Celery requests a strategy when it connects, and passes every message to it on the loop's
+    thread. Celery's own strategy handles messages with an eta or an expiry, revoked and
+    rate-limited ones, and all of them while the signal `task_received` has receivers.
     """
     general: Receiver = default(task, app, consumer, **options)
     pool = consumer.pool
@@ -75,7 +75,7 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Receiver:
 
 
 def _is_plain(headers: Mapping[str, Any]) -> bool:
-    """Whether nothing but the message's turn decides when it runs, and whether."""
+    """Whether the message runs unconditionally when its turn comes."""
     return not (
         headers.get("eta") is not None
         or headers.get("expires") is not None

@@ -12,15 +12,15 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Exit status of a worker that cannot go on; its supervisor starts another.
+#: Exit status of a worker that cannot continue; its supervisor starts another.
 EX_SOFTWARE = 70
 
 
 class DaemonThreads:
-    """Runs a function on one thing after another, on threads that do not keep the process alive.
+    """Runs a function on one item after another, on threads that do not keep the process alive.
 
     `concurrent.futures` joins its threads when the interpreter ends, so a task that hangs would
-    hold up a shutdown for ever. Any thread may call; the lock guards the queue and is not held
+    block a shutdown indefinitely. Any thread may call; the lock guards the queue and is not held
     while the function runs. An error of the function ends the worker.
     """
 
@@ -37,17 +37,17 @@ class DaemonThreads:
 
     @property
     def backlog(self) -> int:
-        """Things that wait or run."""
+        """The number of items that wait or run."""
         return len(self._waiting) + self._running
 
     def submit(self, thing: Any) -> None:
-        """Run the function on it when a thread is free."""
+        """Run the function on an item when a thread is free."""
         with self._lock:
             self._waiting.append(thing)
             self._to_run.notify()
 
     def withdraw(self, thing: Any) -> bool:
-        """Whether it still waited; it does not any more."""
+        """Remove a waiting item. Return whether it was still waiting."""
         with self._lock:
             if thing not in self._waiting:
                 return False
@@ -55,7 +55,7 @@ class DaemonThreads:
             return True
 
     def wait(self, seconds: float) -> bool:
-        """Whether everything ended within so many seconds."""
+        """Wait at most `seconds`; return whether every item ended."""
         deadline = time.monotonic() + seconds
         with self._lock:
             while self.backlog:
@@ -66,7 +66,7 @@ class DaemonThreads:
             return True
 
     def close(self) -> None:
-        """Let the threads end once nothing waits."""
+        """End the threads once the queue is empty."""
         with self._lock:
             self._closed = True
             self._to_run.notify_all()

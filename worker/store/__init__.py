@@ -9,7 +9,7 @@ In reading order:
 - `submissions`, `records`, `completions`: a job as it is submitted, read and completed
 - `scripts`: the Lua scripts in `lua/`
 - `outbox`, `lost_jobs`: messages on their way to the broker; jobs whose messages are gone
-- `celery_jobs`: the job store beside a Celery application
+- `celery_jobs`: the job store of a Celery application
 - `memory_limits`, `eviction`: limits that depend on the server's memory
 - `openai_batch`, `openai_batches`: OpenAI batches and their store
 - `files`, `storage`, `file_limits`: uploaded files, their bytes and their limits

@@ -1,7 +1,7 @@
-"""API keys: what a key may do, how it is told from a wrong one, and the file that holds them.
+"""API keys: their limits, their verification, and the file that holds them.
 
-A key is `eq_ID_SECRET`. The file keeps the SHA-256 of the whole key: a secret of 256 random bits
-cannot be guessed from it, so nothing slower is needed, as it would be for a password.
+A key is `eq_ID_SECRET`. The file keeps the SHA-256 of the whole key. A secret of 256 random bits
+cannot be guessed from it, so no slower hash is needed, unlike for a password.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worker.contract.errors import SettingsError
 _FORM = re.compile(r"eq_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 #: Read and written by its owner alone.
 _MODE = 0o600
-#: The last moment that a date can be written of, in seconds since the epoch.
+#: The latest time that can be formatted as a date, in seconds since the epoch.
 LATEST = 253_402_300_799.0
 
 Limit = Annotated[int, Field(ge=1, le=2**53)]
@@ -33,11 +33,11 @@ Time = Annotated[float, Field(ge=0, le=LATEST)]
 
 
 class KeyFileError(SettingsError):
-    """The file of keys cannot be read or written; the message names it and what is wrong."""
+    """The file of keys cannot be read or written; the message names the file and the fault."""
 
 
 class ApiKey(BaseModel):
-    """One key, without its secret. Times are seconds since the epoch; a limit None is none."""
+    """One key, without its secret. Times are seconds since the epoch; None: no limit."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -52,11 +52,11 @@ class ApiKey(BaseModel):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_queued_tokens: Limit | None = None
-    #: MiB of waiting messages; None: a share of what the queue may hold.
+    #: MiB of waiting messages; None: a share of the queue's limit.
     max_queued_mb: Limit | None = None
 
     def state(self, now: float) -> Literal["valid", "expired", "revoked"]:
-        """Whether it opens anything at a time, in seconds since the epoch."""
+        """State of the key at a time, in seconds since the epoch."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and now >= self.expires_at:
@@ -65,7 +65,7 @@ class ApiKey(BaseModel):
 
 
 class NewKey(NamedTuple):
-    """A key just made; `secret` is the whole of what its holder sends, kept nowhere else."""
+    """A new key; `secret` is the whole value that a client sends, and is not stored."""
 
     key: ApiKey
     secret: str
@@ -79,7 +79,7 @@ class _Document(BaseModel):
 
 
 def new_key(**fields: object) -> NewKey:
-    """A key with a random id and secret; `fields` are those of ApiKey that somebody chooses."""
+    """Make a key with a random id and secret; `fields` are the other fields of ApiKey."""
     key_id = secrets.token_hex(6)
     secret = f"eq_{key_id}_{secrets.token_urlsafe(32)}"
     known = {"id": key_id, "sha256": _digest(secret), "created_at": time.time()}
@@ -96,7 +96,7 @@ class Keyring:
         return iter(self._keys.values())
 
     def find(self, secret: str, now: float) -> ApiKey | None:
-        """The valid key that somebody sent, or None. Compares in constant time."""
+        """Return the key of a sent secret if it is valid, else None. Compares in constant time."""
         match = _FORM.fullmatch(secret)
         key = self._keys.get(match[1]) if match else None
         if key is None or not hmac.compare_digest(key.sha256, _digest(secret)):
@@ -108,7 +108,7 @@ class KeyFile:
     """The file of keys at a path: JSON, replaced in one step, written by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        # Where a link leads: replacing the link itself would leave the file behind it as it was.
+        # The target of a link: replacing the link itself would leave its target unchanged.
         self.path = path.resolve()
 
     def read(self) -> Keyring:
@@ -151,7 +151,7 @@ class KeyFile:
         new.unlink(missing_ok=True)
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "w") as file:  # noqa: PTH123
             if self.path.exists():
-                # It stays its owner's, who may be the API: root revokes, too.
+                # Keep the file's owner, which may be the API's user: root may revoke keys, too.
                 stat = self.path.stat()
                 with suppress(PermissionError):
                     os.fchown(file.fileno(), stat.st_uid, stat.st_gid)

@@ -1,4 +1,4 @@
-"""The job store beside a Celery application, and jobs that Celery itself sends."""
+"""The job store of a Celery application, and jobs that Celery itself sends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store_of(app: Celery) -> JobStore | None:
 
 
 def _broker_of(conf: Any) -> redis.Redis | None:
-    """The server of the messages, None if it is that of the results or no Redis."""
+    """The server of the messages, None if it also has the results or is not Redis."""
     url = conf.broker_url or ""
     if not is_redis(url) or server.same_server(url, conf.result_backend):
         return None
@@ -69,7 +69,7 @@ def as_sending() -> Iterator[None]:
 def submit(
     app: Celery, job_id: str, texts: Sequence[Any], options: JobOptions = DEFAULT_OPTIONS
 ) -> bool:
-    """Submit a job whose message Celery sends next. Returns whether there is a record now.
+    """Submit a job before Celery sends its message. Returns whether there is a record now.
 
     Raises kombu's OperationalError if Redis cannot be reached, as sending would.
     """
@@ -81,7 +81,7 @@ def submit(
 
 
 def at(app: Celery, seconds: float) -> datetime:
-    """The time in so many seconds, by Redis' clock: hosts' clocks differ.
+    """The time after `seconds`, by Redis' clock: hosts' clocks differ.
 
     Raises OperationalError if Redis cannot be reached.
     """
@@ -103,7 +103,7 @@ def purged(app: Celery, task_ids: Sequence[str]) -> None:
 
 
 def withdraw(app: Celery, job_id: str) -> None:
-    """Forget a job whose message was not sent. If that fails too, its record expires."""
+    """Withdraw a job after a failure to send its message. If that fails too, its record expires."""
     store = store_of(app)
     if store is None:
         return

@@ -1,6 +1,6 @@
 """Redis' clock: the one clock that all processes of a deployment share.
 
-Hosts' clocks can differ by minutes, so no deadline and no sign of life may depend on them.
+Hosts' clocks can differ by minutes, so deadlines and heartbeats must not depend on them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Clock:
     def now(self) -> float:
         """The time, measured anew if the last measurement is old.
 
-        Raises redis.RedisError if Redis is away and was never asked before.
+        Raises redis.RedisError if the first measurement fails.
         """
         measured = self._measured
         if measured is None or time.monotonic() - measured[1] > _FRESH:

@@ -1,4 +1,4 @@
-"""How jobs end: many at once, by one Lua script, whole or not at all."""
+"""Complete many jobs at once by one atomic Lua script."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from worker.contract.results import failure_of, summary_of
 from worker.store.outbox import Addressed
 from worker.store.scripts import COMPLETE
 
-#: Bytes beyond its `maxmemory` that outcomes may take on a full server, more where that is large,
-#: and jobs that end so at a time. Leases take some of it, too: one is larger than its message was.
+#: Bytes beyond `maxmemory` that outcomes may take on a full server (a twentieth of `maxmemory`, if
+#: that is more), and jobs that one call then completes. Leases use some of these bytes, too: a
+#: lease is larger than its message was.
 RESERVE = 8 * 2**20
 _ENDED_FROM_RESERVE = 16
 
@@ -27,8 +28,9 @@ class Completion(NamedTuple):
     """How a job ended.
 
     `meta` is the outcome to store, empty if the result is ignored. `tag` names the delivery or the
-    call that ended it, by which a repeat is known; '' if it is not repeated. `started` is the time
-    of its first batch by the host's clock, in seconds since the epoch, 0 if it never ran.
+    call that ended the job, so that a repeat is recognized; '' if the call is never repeated.
+    `started` is the time of its first batch by the host's clock, in seconds since the epoch, 0 if
+    it never ran.
     """
 
     id: str
@@ -44,7 +46,7 @@ class Completion(NamedTuple):
 
     @classmethod
     def of_celery(cls, job_id: str, state: str, result: Any, meta: bytes = b"") -> Completion:
-        """From what Celery stores as `meta`: a result, or an exception as a mapping."""
+        """Convert an outcome of Celery: a result, or an exception as a mapping."""
         status = Status.of_celery(state)
         if status is Status.SUCCEEDED and (summary := summary_of(result)) is not None:
             return cls(
@@ -71,8 +73,8 @@ class LeaseKeys(NamedTuple):
 class Refused(redis.ResponseError):
     """Redis refuses to complete some jobs: their records or outcomes are keys of another type.
 
-    The other jobs of the call are completed. `places` are those of the refused ones, and `known` as
-    `Completions.complete` returns it.
+    The other jobs of the call are completed. `places` are the indexes of the refused jobs; `known`
+    is the result of `Completions.complete`.
     """
 
     def __init__(self, message: str, places: set[int], known: set[int]) -> None:
@@ -81,7 +83,7 @@ class Refused(redis.ResponseError):
         self.known = known
 
 
-#: What jobs of one batch mostly have in common.
+#: Attributes that jobs of one batch mostly share.
 _HOW = attrgetter("status", "started", "code", "message", "model")
 
 
@@ -105,15 +107,15 @@ class Completions:
     ) -> set[int]:
         """Complete jobs, each once: the first outcome stands, a later one only ends its lease.
 
-        The leases named by `tag` end with them if `lease_keys` are given. `waiting`: messages of
-        these jobs may still be in the queue, so workers are to drop them. `follow`: messages, by
-        the names of their lists, that a job sends on; with one job only. They are sent, or kept in
-        `outbox`, if it ends by this call, and have no part in the reserve below. Returns the places
-        of jobs that had ended before. A server that is full takes a few at a time, as far as
-        `RESERVE` goes: else one that is full of messages would never have room for the outcomes
-        that make it. Raises Refused for jobs that can never be completed.
-        May be repeated after an error. Raises redis.RedisError, of which OutOfMemoryError says that
-        the reserve is used up, too.
+        `lease_keys`: if given, the leases named by `tag` end, too. `waiting`: messages of these
+        jobs may still be in the queue, and workers must drop them. `follow`: messages that the job
+        sends on, each with the name of its list; only with a single job. If this call ends the job,
+        they are sent, or put into `outbox`; they never use the reserve.
+
+        Returns the places of jobs that had ended before. A full server takes a few jobs per call,
+        within `RESERVE`: otherwise a server full of messages could never store the outcomes that
+        free its memory. May be repeated after an error. Raises Refused for jobs that can never be
+        completed, and redis.RedisError; OutOfMemoryError means that the reserve is used up, too.
         """
         given = [*self._keys, *(lease_keys or ("", "")), outbox]
         shared = {"queue": self._queue, "ttl": self._result_ttl, "waiting": waiting}
@@ -160,7 +162,7 @@ class Completions:
 
 
 def _groups(completions: Sequence[Completion]) -> list[dict[str, Any]]:
-    """Neighbours that end alike, as the script takes them."""
+    """Group adjacent jobs that end alike, in the script's format."""
     now = time.time()
     return [
         {

@@ -1,7 +1,7 @@
-"""Messages that no worker could run: kept for people to look at, run again or drop.
+"""Messages that no worker could run: stored to be inspected, requeued or dropped.
 
 A list (`keys.dead_letters`) of JSON entries `{"tag", "reason", "queue", "buried_at", "message"}`,
-newest first, `message` as it lay in the queue.
+newest first, with `message` as it was in the queue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAGE = 100
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One buried message. `raw` is its entry, which identifies it."""
+    """One dead letter. `raw` is its entry, which identifies it."""
 
     raw: bytes
     id: str
@@ -56,7 +56,7 @@ class DeadLetters:
             start += len(page)
 
     def add(self, tag: str, reason: str, message: str) -> None:
-        """Keep a message that has no lease, as it came."""
+        """Store a message without a lease, unchanged."""
         entry = {
             "tag": tag,
             "reason": reason,
@@ -71,7 +71,7 @@ class DeadLetters:
         return next((letter for letter in self if letter.id == job_id), None)
 
     def requeue(self, letter: DeadLetter) -> bool:
-        """Queue a message again, its outcome and its crashes forgotten. False if it is gone."""
+        """Requeue a message; clear its outcome and crash count. Returns False if it is gone."""
         answer = self._requeue(
             keys=[
                 *(self._key, letter.queue or self._queue, keys.job(letter.id)),
@@ -86,7 +86,7 @@ class DeadLetters:
         return bool(answer)
 
     def drop(self, letter: DeadLetter) -> bool:
-        """Remove a letter for good. False if it is gone."""
+        """Delete a letter. Returns False if it is gone."""
         return bool(self._client.lrem(self._key, 1, cast("str", letter.raw)))
 
 
@@ -96,7 +96,7 @@ def _parse(raw: bytes) -> DeadLetter:
     try:
         headers = _loads(message).get("headers") or {}
     except (ValueError, AttributeError):
-        # What lay in the queue was no message at all.
+        # The entry in the queue was not a message.
         headers = {}
     return DeadLetter(
         raw,

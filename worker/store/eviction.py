@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvictionCheck:
-    """Looks once at the servers' `maxmemory-policy`, on a thread of its own."""
+    """Checks the servers' `maxmemory-policy` once, on its own thread."""
 
     def __init__(self, clients: Iterable[redis.Redis]) -> None:
         self._clients = set(clients)
@@ -22,7 +22,7 @@ class EvictionCheck:
         self._thread = threading.Thread(target=self._run, name="embedq-eviction", daemon=True)
 
     def start(self) -> None:
-        """Look, unless another call has begun to."""
+        """Start the check, unless an earlier call has started it."""
         if self._begun:
             return
         with self._lock:
@@ -31,7 +31,7 @@ class EvictionCheck:
             self._thread.start()
 
     def close(self) -> None:
-        """Wait for a look that has begun; the clients may be closed then."""
+        """Wait for a running check; then the clients may be closed."""
         if self._thread.is_alive():
             self._thread.join()
 
@@ -47,8 +47,8 @@ class EvictionCheck:
 
 
 def eviction_policy(client: redis.Redis) -> str:
-    """The server's `maxmemory-policy`; "" if it does not tell."""
-    # Managed servers and restricted users may have one command, or neither.
+    """The server's `maxmemory-policy`; "" if it is not available."""
+    # Managed servers and restricted users may lack one command, or both.
     ways: tuple[tuple[Callable[[str], Any], str, str], ...] = (
         (client.info, "memory", "maxmemory_policy"),
         (client.config_get, "maxmemory-policy", "maxmemory-policy"),

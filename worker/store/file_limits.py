@@ -1,8 +1,8 @@
-"""Bounds of stored files: how many, and how many bytes, a tenant and a deployment may hold.
+"""Limits on the number and bytes of stored files, of a tenant and of a deployment.
 
-Room is held before bytes are written, by an upper estimate, and corrected when they are there. It
-is released when they are removed. Output of batches counts too, but is never refused, so that a
-running batch ends; while files are full, no batch is accepted.
+Before a file is written, an upper estimate of its bytes is reserved. The estimate is corrected
+after the write and released when the file is removed. Output of batches counts too, but is never
+rejected, so that a running batch can end. While a limit is reached, no batch is accepted.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from worker.store import scripts
 
 #: Bytes of one uploaded file, as OpenAI bounds them for batches.
 MAX_BYTES: Final = 200 * 10**6
-#: Bytes of all files by default: those of 250 of the largest, 50 GB.
+#: Bytes of all files by default: 250 files of the largest size, 50 GB.
 DEFAULT_MAX_BYTES: Final = 250 * MAX_BYTES
 #: Files of all tenants: their records take some 50 MB of Redis' memory.
 MAX_FILES: Final = 50_000
-#: The part of both that one tenant may hold.
+#: Divisor of both limits for one tenant.
 TENANT_SHARE: Final = 5
-#: Files that one repair looks at.
+#: Files that one repair checks.
 _REPAIRED = 50
 
 
@@ -34,7 +34,7 @@ class FilesFull(EmbedqError):
 
 
 class FileBounds(NamedTuple):
-    """Most files and bytes of one tenant, and of all."""
+    """Most files and bytes of one tenant, and of all tenants."""
 
     tenant_files: int
     tenant_bytes: int
@@ -43,7 +43,7 @@ class FileBounds(NamedTuple):
 
 
 class FileLimits:
-    """What the files of a deployment hold. Safe to share between threads; raises RedisError."""
+    """Counts the files of a deployment. Safe to share between threads; raises RedisError."""
 
     def __init__(self, client: redis.Redis, queue: str, max_bytes: int = 0) -> None:
         most = max_bytes or DEFAULT_MAX_BYTES
@@ -53,13 +53,13 @@ class FileLimits:
         self._keys = [keys.files_expiry(queue), self._held, self._used]
         self._hold = client.register_script(scripts.FILE_HOLD)
         self._release = client.register_script(scripts.FILE_RELEASE)
-        #: Where the next repair goes on.
+        #: Cursor of the next repair.
         self._cursor = 0
 
     def hold(
         self, file_id: str, owner: str, size: int, due: float, *, bounded: bool = True
     ) -> None:
-        """A file holds `size` bytes until it is removed, at `due` at the latest.
+        """Count `size` bytes for a file until it is removed, at `due` at the latest.
 
         Raises FilesFull.
         """
@@ -69,15 +69,15 @@ class FileLimits:
             raise self._full(int(cast("int", reached)))
 
     def release(self, file_id: str) -> None:
-        """The bytes of a file are removed."""
+        """Stop counting a file whose bytes are removed."""
         self._release(keys=self._keys, args=[file_id])
 
     def holds(self, file_id: str) -> bool:
-        """Whether a file is counted, so that its bytes belong into this deployment's storage."""
+        """Whether a file is counted, so that its bytes belong in this deployment's storage."""
         return bool(self._client.hexists(self._held, file_id))
 
     def check(self, owner: str) -> None:
-        """Raise FilesFull if a bound is reached already."""
+        """Raise FilesFull if a limit is reached."""
         names = [f"files:{owner}", f"bytes:{owner}", "files", "bytes"]
         used = cast("list[bytes | None]", self._client.hmget(self._used, names))
         for at, (value, bound) in enumerate(zip(used, self.bounds, strict=True), 1):

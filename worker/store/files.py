@@ -1,8 +1,8 @@
-"""Files of users, as OpenAI's API knows them: what is known of one in Redis, its bytes in storage.
+"""Files of OpenAI's API: their records in Redis, their bytes in storage.
 
 A record is a hash (`keys.file`) with `queue`, `owner`, `name`, `bytes`, `lines`, `purpose`,
-`created` and `expires` (seconds since the epoch). It is written once the bytes are there and
-removed before them. What the storage holds, records or not, is counted in `file_room`.
+`created` and `expires` (seconds since the epoch). It is written after the bytes and removed before
+them. `file_limits` counts all stored files, including files without a record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: Lines of one uploaded file, as OpenAI bounds them for batches.
 MAX_LINES: Final = 50_000
-#: Seconds that a file is kept unless its owner says otherwise, and the least and most of that.
+#: Seconds that a file is kept by default, and the least and most that a caller can set.
 DEFAULT_TTL: Final = 30 * 24 * 3600
 LEAST_TTL, MOST_TTL = 3600, 30 * 24 * 3600
 #: Seconds that an upload may take.
@@ -34,14 +34,14 @@ _UPLOAD_TTL = 24 * 3600
 #: Files removed in one sweep.
 _SWEPT = 50
 
-#: What a file is for: one to read requests from, and one that a batch wrote.
+#: Purposes of files: input of a batch, and output of a batch.
 BATCH: Final = "batch"
 BATCH_OUTPUT: Final = "batch_output"
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file as its owner sees it. Times in seconds since the epoch."""
+    """Record of a file. Times in seconds since the epoch."""
 
     id: str
     name: str
@@ -54,12 +54,12 @@ class FileRecord:
 
 
 def new_id() -> str:
-    """An id of 128 random bits from the system's generator: nobody can guess another's."""
+    """An id of 128 random bits from the system's generator, so that ids cannot be guessed."""
     return f"file-{secrets.token_hex(16)}"
 
 
 def object_name(file_id: str) -> str:
-    """Where the bytes of a file lie in the storage."""
+    """Name of a file's bytes in the storage."""
     return f"files/{file_id}"
 
 
@@ -79,7 +79,7 @@ class FileStore:
         self._queue = queue
         self._clock = Clock(client)
         self._expiry = keys.files_expiry(queue)
-        #: Where earlier versions of all deployments listed files.
+        #: Listing of files by earlier versions, shared by all deployments.
         self._shared_expiry = keys.files_expiry(keys.SHARED_QUEUE)
         #: Files of other deployments that a sweep has passed, by listing.
         self._passed: dict[str, int] = {}
@@ -89,18 +89,18 @@ class FileStore:
         return self._clock.now()
 
     def reserve(self, file_id: str, owner: str, size: int, *, bounded: bool = True) -> None:
-        """Up to `size` bytes are about to be written; without a record they are swept away.
+        """Reserve `size` bytes before they are written; without a record, `sweep` removes them.
 
-        Raises FilesFull if they are too many, unless `bounded` is False.
+        Raises FilesFull if a bound would be exceeded, unless `bounded` is False.
         """
         self.room.hold(file_id, owner, size, self.now() + _UPLOAD_TTL, bounded=bounded)
 
     def abandon(self, file_id: str) -> None:
-        """No record will follow: the next sweep removes what was written."""
+        """Give up an upload: the next sweep removes its bytes."""
         self._client.zadd(self._expiry, {file_id: 0})
 
     def add(self, record: FileRecord) -> None:
-        """The bytes are there: from now on the file is. May be repeated."""
+        """Add the record of a file whose bytes are complete. May be repeated."""
         fields: dict[Any, Any] = {
             "queue": self._queue,
             "owner": record.owner,
@@ -118,7 +118,7 @@ class FileStore:
             pipe.execute()
 
     def read(self, file_id: str) -> FileRecord | None:
-        """A file, or None where there is none, or none any more."""
+        """Return the record of a file, or None if it does not exist or has expired."""
         return self._read_many([file_id])[0]
 
     def page(
@@ -130,7 +130,7 @@ class FileStore:
         purpose: str | None = None,
         newest_first: bool = True,
     ) -> tuple[list[FileRecord], str | None]:
-        """Files of an owner, and the `after` of the next page; None if it is empty.
+        """Files of a tenant, and the `after` of the next page; None if that is empty.
 
         Raises KeyError for an unknown `after`.
         """
@@ -145,21 +145,21 @@ class FileStore:
         )
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Remove a file: it is gone at once, its bytes soon. May be repeated."""
+        """Remove a file: its record at once, then its bytes. May be repeated."""
         with self._client.pipeline() as pipe:
             pipe.delete(keys.file(file_id))
             for listed in keys.with_shared(keys.files, self._queue, owner):
                 pipe.zrem(listed, file_id)
             if self._shared_expiry != self._expiry:
                 pipe.zrem(self._shared_expiry, file_id)
-            # Its bytes are due: where removing them fails now, the next sweep does it.
+            # Its bytes are due: if removing them fails now, the next sweep does it.
             pipe.zadd(self._expiry, {file_id: 0})
             pipe.execute()
         self.storage.remove(object_name(file_id))
         self.room.release(file_id)
 
     def sweep(self) -> None:
-        """Remove some files whose time has passed, and uploads that never ended."""
+        """Remove some expired files and unfinished uploads."""
         try:
             for expiry in dict.fromkeys((self._expiry, self._shared_expiry)):
                 self._sweep(expiry)
@@ -168,7 +168,7 @@ class FileStore:
         self.room.repair()
 
     def _sweep(self, expiry: str) -> None:
-        """The next due ids of one listing; those of other deployments stay, and are passed over."""
+        """Remove the next due files of one listing; skip those of other deployments."""
         passed = self._passed.get(expiry, 0)
         due = cast(
             "list[bytes]",
@@ -186,9 +186,10 @@ class FileStore:
         self._passed[expiry] = passed if len(due) == _SWEPT else 0
 
     def _is_ours(self, file_id: str, expiry: str) -> bool:
-        """Whether the bytes of a listed file belong into this storage.
+        """Whether the bytes of a listed file belong in this storage.
 
-        Earlier versions did not store whose a file is: there, the bytes themselves decide.
+        Earlier versions did not store the queue of a file. Then the file belongs here if its bytes
+        are here.
         """
         if expiry != self._shared_expiry or self.room.holds(file_id):
             return True

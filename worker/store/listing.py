@@ -1,4 +1,4 @@
-"""Pages of what an owner has: ids in a sorted set by their time."""
+"""Pages of a tenant's ids, from a sorted set by time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import redis
 
 #: Most ids of one round trip.
 _STEP = 100
-#: Records that one page reads at most, whatever is listed: so many for a small page, and for a
-#: large one as many as it may have, up to the second bound.
+#: Most records that one page reads: the first number for a small page; for a large page its limit,
+#: up to the second number.
 _LEAST_READ, _MOST_READ = 200, 1_000
 T = TypeVar("T")
 
@@ -27,10 +27,10 @@ def page_of_many(
 ) -> tuple[list[T], str | None]:
     """Up to `limit` things after the one with the id `after`, and the `after` of the next page.
 
-    None where there are no more. `listing` may be several sorted sets, the newest first.
-    `read_many` gives the things of ids in one round trip, None for one that is gone. A page may
-    hold fewer than `limit` wanted ones, even none, and still have a next one, since it reads no
-    more than a fixed number of records. Raises KeyError where `after` is in no listing.
+    The latter is None on the last page. `listing` may be several sorted sets, the newest first.
+    `read_many` returns the things of ids in one round trip, None for a missing one. A page reads a
+    bounded number of records, so it may hold fewer than `limit` wanted things, or be empty, and
+    still have a next page. Raises KeyError if `after` is in no listing.
     """
     listings = [listing] if isinstance(listing, str) else list(listing)
     if not newest_first:
@@ -79,7 +79,7 @@ def _ids(
 def _start(
     client: redis.Redis, listings: Sequence[str], after: str | None, *, newest_first: bool
 ) -> tuple[int, int]:
-    """The listing that holds `after`, and the rank behind it. Raises KeyError."""
+    """The index of the listing that holds `after`, and the next rank there. Raises KeyError."""
     if after is None:
         return 0, 0
     rank_of = client.zrevrank if newest_first else client.zrank

@@ -1,4 +1,4 @@
-"""Open jobs whose messages are nowhere: they were purged by a program that tells of none."""
+"""Open jobs without a message: another program has purged the queue without notice."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from worker.contract import keys
 from worker.contract.lanes import lists_of
 from worker.store import scripts
 
-#: Seconds in which an open job must have been seen, and jobs of one step.
+#: Age in seconds from which an open job can be lost, and jobs of one step.
 _SEEN_WITHIN = 5
 SWEPT = 1000
-#: The same while there are leases, which may be other queues': each of them is looked at, unless
-#: there are too many, so many at a time.
+#: The same age while there are leases, which may belong to other queues. Then all leases are
+#: checked, a page at a time, unless there are too many.
 _LEASED_WITHIN = 60
 _MOST_LEASED = 20_000
 _LEASED_PAGE = 100
 
 
 class LostJobs:
-    """Finds them. Belongs to one thread; raises redis.RedisError."""
+    """Finds lost jobs. Belongs to one thread; raises redis.RedisError."""
 
     def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
-        """`broker`: the server of the messages; `client` itself if that has them, too."""
+        """`broker`: the server of the messages, which may be `client` itself."""
         self._broker = broker
         self._is_apart = broker is not client
         self._keys = [keys.ledger(queue), keys.open_jobs(queue)]
@@ -38,11 +38,11 @@ class LostJobs:
     def find(self) -> list[str]:
         """Ids of lost jobs, `SWEPT` at most.
 
-        A job is lost if nothing of its queue waits and it is not leased.
+        A job is lost if no message waits in its queue and it is not leased.
         """
         given, state = [*self._keys, keys.LEASED, *self._lists], [0, 0]
         if self._is_apart:
-            # Before the script looks: what is accepted from now on is too young to be lost.
+            # Before the script runs: jobs accepted from now on are too young to be lost.
             with self._broker.pipeline() as pipe:
                 pipe.exists(*self._lists)
                 pipe.hlen(keys.LEASED)
@@ -53,14 +53,14 @@ class LostJobs:
         return lost + self._not_leased(missing)
 
     def _not_leased(self, job_ids: Sequence[str]) -> list[str]:
-        """Jobs that no lease names, now and at the last call: a message can move meanwhile."""
+        """Jobs without a lease, both now and at the last call: a message can move meanwhile."""
         leased = self._leased_ids() if job_ids else set()
         missing = set() if leased is None else set(job_ids) - leased
         self._missing, before = missing, self._missing
         return sorted(missing & before)
 
     def _leased_ids(self) -> set[str] | None:
-        """Ids of all tasks whose messages are leased; None if there are too many to look at."""
+        """Ids of all leased tasks; None if there are too many leases to check."""
         ids, cursor = set[str](), 0
         if self._broker.hlen(keys.LEASED) > _MOST_LEASED:
             return None

@@ -1,4 +1,4 @@
-"""How many bytes waiting messages and stored results may hold."""
+"""Limits on the bytes of waiting messages and stored results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _RESULTS_SHARE = 0.5
 _MESSAGES_SHARE = 0.25
 #: Bytes of waiting messages if neither the setting nor the server has a limit.
 _USUAL_MESSAGES = 2**30
-#: Part of the queue's bytes that one owner may hold, unless its key has a limit of its own: others
-#: must find room.
+#: Part of the queue's bytes that one owner may hold, unless its key has its own limit: the rest is
+#: for others.
 _OWNER_SHARE = 0.5
 #: Seconds that the server's own limit is remembered.
 _FRESH = 60.0
@@ -24,8 +24,8 @@ _FRESH = 60.0
 class MemoryLimits:
     """Bytes that a queue may hold on its server. Safe to share between threads.
 
-    Messages and results count against the memory of the server that has the results: it also has
-    the messages, unless those have a server of their own.
+    Messages and results count against the memory of the results' server. It also has the messages,
+    unless they have their own server.
     """
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
@@ -36,7 +36,7 @@ class MemoryLimits:
         self._stale_at = 0.0
 
     def results(self) -> int:
-        """Bytes of stored results: the setting, or a share of `maxmemory`; 0: no bound.
+        """Bytes of stored results: the setting, or a share of `maxmemory`; 0: unlimited.
 
         Raises redis.RedisError.
         """
@@ -45,13 +45,13 @@ class MemoryLimits:
         return int(self._max_memory() * _RESULTS_SHARE)
 
     def messages(self) -> int:
-        """Bytes of waiting messages, the same way; never without a bound."""
+        """Bytes of waiting messages: the setting, or a share of `maxmemory`; always limited."""
         if self._messages is not None:
             return self._messages
         return int(self._max_memory() * _MESSAGES_SHARE) or _USUAL_MESSAGES
 
     def messages_of(self, limit: int) -> int:
-        """Bytes of waiting messages of one owner; `limit` is its own, 0 if it has none."""
+        """Bytes of waiting messages of one owner; `limit` is its own limit, 0: not set."""
         most = self.messages()
         return min(limit, most) if limit else int(most * _OWNER_SHARE)
 
@@ -60,7 +60,7 @@ class MemoryLimits:
             try:
                 self._memory = int(self._client.info("memory").get("maxmemory", 0))
             except redis.ResponseError:
-                # A managed server may keep INFO to itself; the settings are there for it.
+                # A managed server may not allow INFO; the settings replace it.
                 self._memory = 0
             self._stale_at = time.monotonic() + _FRESH
         return self._memory

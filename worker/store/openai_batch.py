@@ -1,4 +1,4 @@
-"""A batch of requests, as OpenAI's API knows it: what is asked for, and what of it is done."""
+"""A batch of requests in OpenAI's API: its settings and its progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPLETION_SECONDS: Final = 24 * 3600
 
 
 class OpenAIBatchStatus(StrEnum):
-    """Where a batch stands; the last four are its possible outcomes."""
+    """Status of a batch; the last four are its possible outcomes."""
 
     VALIDATING = "validating"
     IN_PROGRESS = "in_progress"
@@ -44,7 +44,7 @@ _ENDED = frozenset(
         OpenAIBatchStatus.CANCELLED,
     }
 )
-#: From where a batch can be cancelled.
+#: Statuses in which a batch can be cancelled.
 CANCELLABLE: Final = (
     OpenAIBatchStatus.VALIDATING,
     OpenAIBatchStatus.IN_PROGRESS,
@@ -53,7 +53,7 @@ CANCELLABLE: Final = (
 
 
 class FileFault(NamedTuple):
-    """Why a whole file of requests cannot be run; `line` counts from 1."""
+    """Reason why a whole file of requests cannot be run; `line` counts from 1."""
 
     code: str
     message: str
@@ -63,7 +63,7 @@ class FileFault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenAIBatch:
-    """A batch as it stands."""
+    """A batch and its current state."""
 
     id: str
     input_file_id: str
@@ -73,9 +73,9 @@ class OpenAIBatch:
     model: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_at: float = field(default_factory=time.time)
-    #: When the completion window closes.
+    #: End of the completion window.
     expires_at: float = 0.0
-    #: When each status other than the first was reached.
+    #: Time of each status except the first.
     reached: Mapping[str, float] = field(default_factory=dict)
     #: Seconds that its output is kept.
     output_ttl: int = 0
@@ -83,13 +83,13 @@ class OpenAIBatch:
     total: int = 0
     completed: int = 0
     failed: int = 0
-    #: Tokens that the model read for them.
+    #: Tokens that the model read for these requests.
     prompt_tokens: int = 0
     errors: Sequence[FileFault] = ()
     output_file_id: str = ""
     error_file_id: str = ""
-    #: Where the coordinator goes on: bytes and lines of the input that are done, and the objects
-    #: that hold their answers, in order.
+    #: Checkpoint of the coordinator: bytes and lines of the input that are done, and the objects
+    #: with their answers, in order.
     offset: int = 0
     line: int = 0
     output_parts: Sequence[str] = ()
@@ -97,21 +97,21 @@ class OpenAIBatch:
 
     @property
     def folder(self) -> str:
-        """Where the parts of its output lie in the storage."""
+        """Folder of the output's parts in the storage."""
         return f"batches/{self.id}"
 
 
 def new_id() -> str:
-    """An id of 128 random bits from the system's generator: nobody can guess another's."""
+    """An id of 128 random bits from the system's generator, so that ids cannot be guessed."""
     return f"batch_{secrets.token_hex(16)}"
 
 
-#: Fields of a hash as they are, as numbers, and as JSON.
+#: Fields of a hash: texts, numbers and JSON.
 _TEXTS = ("input_file_id", "owner", "endpoint", "model", "output_file_id", "error_file_id")
 _FLOATS = ("created_at", "expires_at")
 _COUNTS = ("output_ttl", "total", "completed", "failed", "prompt_tokens", "offset", "line")
 _PARTS = ("output_parts", "error_parts")
-#: Before the name of a status: when it was reached.
+#: Prefix of the field with the time of a status.
 _AT = "at:"
 
 
@@ -160,6 +160,6 @@ def parse(batch_id: str, fields: Mapping[bytes, bytes]) -> OpenAIBatch:
 
 
 def _fault(code: str, message: str, line: int | None, param: str | None) -> FileFault:
-    """A stored fault; those of the storage quoted its URL with its password in earlier versions."""
+    """Redact a stored fault: in earlier versions, storage faults quoted the URL's password."""
     shown = redact(message) if "EMBEDQ_FILES=" in message else message
     return FileFault(code, shown, line, param)

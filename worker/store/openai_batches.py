@@ -1,7 +1,8 @@
 """Batches in Redis: created, claimed by their coordinators, listed, cancelled.
 
-A batch is a hash (`keys.batch`), see `batch`. Its coordinator, a Celery task, claims it before each
-run and writes with the number of its claim: one that was taken for dead and is not writes nothing.
+A batch is a hash (`keys.batch`), see `openai_batch`. Its coordinator, a Celery task, claims it
+before each run and writes with the number of its claim. A later claim voids the writes of a run
+that was wrongly considered dead.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ BATCH_TTL: Final = 31 * 24 * 3600
 
 
 class Claim(NamedTuple):
-    """A batch in the hands of one run of its coordinator."""
+    """A batch that one run of its coordinator has claimed."""
 
     batch: OpenAIBatch
     epoch: int
 
 
 class Superseded(Exception):
-    """Another run has claimed the batch, or the batch is gone: this one has to end."""
+    """Another run has claimed the batch, or the batch is gone: this run must end."""
 
 
 class OpenAIBatchStore:
     """Batches on one Redis database. Safe to share between threads; raises redis.RedisError."""
 
     def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
-        """`broker`: the server of the messages; `client` itself if that has them, too."""
+        """`broker`: the server of the messages, which may be `client` itself."""
         self._client = client
         self._broker = broker
         self._outbox = MessageOutbox(client, broker, queue)
@@ -62,9 +63,9 @@ class OpenAIBatchStore:
         return self._clock.now()
 
     def create(self, batch: OpenAIBatch) -> None:
-        """Write a batch and send for its coordinator in one step.
+        """Write a batch and queue its coordinator's message in one step.
 
-        If the broker is a server of its own, the message is in the outbox until the broker has it;
+        If the broker is another server, the message stays in the outbox until the broker has it;
         see `JobStore.submit`.
         """
         listed = keys.batches(self._queue, batch.owner)
@@ -81,7 +82,7 @@ class OpenAIBatchStore:
         self._outbox.send({batch.id: addressed})
 
     def send(self, batch_id: str) -> None:
-        """Have a coordinator run it after those that wait already."""
+        """Queue a message for the batch's coordinator, behind those that wait."""
         self._broker.lpush(self._messages, self._message(batch_id))
 
     def read(self, batch_id: str) -> OpenAIBatch | None:
@@ -91,9 +92,9 @@ class OpenAIBatchStore:
     def page(
         self, owner: str, *, limit: int, after: str | None
     ) -> tuple[list[OpenAIBatch], str | None]:
-        """Batches of an owner, newest first, and the `after` of the next page; None if it is empty.
+        """Batches of a tenant, newest first, and the `after` of the next page.
 
-        Raises KeyError where `after` is not among them.
+        `after` is None if the next page is empty. Raises KeyError if `after` is not in the listing.
         """
         return listing.page_of_many(
             self._client,
@@ -105,7 +106,7 @@ class OpenAIBatchStore:
         )
 
     def cancel(self, batch_id: str) -> None:
-        """Have the coordinator stop, unless the batch has ended or is about to be cancelled."""
+        """Stop the coordinator, unless the batch has ended or is already being cancelled."""
         self._write(
             batch_id,
             "",
@@ -118,7 +119,7 @@ class OpenAIBatchStore:
         self._client.publish(keys.EVENTS, orjson.dumps({"batches": [batch_id]}))
 
     def claim(self, batch_id: str) -> Claim:
-        """Take a batch from whoever ran it before. Raises Superseded where there is none."""
+        """Claim a batch; earlier claims become void. Raises Superseded if it does not exist."""
         epoch = int(cast("int", self._claim(keys=[keys.batch(batch_id)])))
         batch = self.read(batch_id) if epoch else None
         if batch is None:
@@ -126,7 +127,7 @@ class OpenAIBatchStore:
         return Claim(batch, epoch)
 
     def checkpoint(self, claim: Claim, batch: OpenAIBatch) -> OpenAIBatchStatus:
-        """Keep what of a batch is done; its status stays, and is answered. Raises Superseded."""
+        """Write a batch's progress and return its unchanged status. Raises Superseded."""
         return self._write(batch.id, str(claim.epoch), (), progress_of(batch))
 
     def move(
@@ -137,10 +138,9 @@ class OpenAIBatchStore:
         *,
         come_from: Sequence[OpenAIBatchStatus],
     ) -> OpenAIBatch:
-        """Give a batch another status, with all that is known of it, where it has one of some.
+        """Write a batch with a new status, if its status is in `come_from`.
 
-        Returns it as it stands then, which is with its own status where that was another one.
-        Raises Superseded.
+        Returns the batch as it is then, unchanged if it had another status. Raises Superseded.
         """
         moved = replace(batch, status=status, reached={**batch.reached, status: self.now()})
         found = self._write(batch.id, str(claim.epoch), come_from, fields_of(moved))
@@ -155,7 +155,7 @@ class OpenAIBatchStore:
             found = pipe.execute()
         ours = self._queue.encode()
         return [
-            # Without the name of a queue: stored by an earlier version.
+            # An earlier version stored no queue.
             parse(one, raw) if raw and raw.get(b"queue", ours) == ours else None
             for one, raw in zip(batch_ids, found, strict=True)
         ]

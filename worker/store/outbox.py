@@ -1,8 +1,8 @@
-"""Messages on their way to the broker, which may be a server of its own.
+"""Messages on their way to the broker, which may be a separate server.
 
-If the broker has the results, too, the script that accepts a job, or lets messages follow it,
-queues them in the same step. Else it writes them into the hash `keys.outbox` until the broker has
-them, so that a process that dies before loses none: a worker sends the messages that stay there.
+If one server has messages and results, the script that accepts or completes a job queues its
+messages in the same step. Otherwise it writes them into the hash `keys.outbox` until the broker has
+them. If the process dies before it has sent them, a worker does, so that no message is lost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from worker.store import server
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a worker sends a message: the process that put it there died.
+#: Seconds after which a worker sends a message: the process that wrote it has died.
 _RESEND_AFTER = 5.0
-#: Entries looked at in one step.
+#: Entries checked in one step.
 _PAGE = 100
 
 #: A list of the broker, and a message for it.
@@ -31,7 +31,7 @@ class MessageOutbox:
     """The outbox of one queue. Safe to share between threads; raises redis.RedisError."""
 
     def __init__(self, client: redis.Redis, broker: redis.Redis, queue: str) -> None:
-        """`broker`: the server of the messages; `client` itself if that has them, too."""
+        """`broker`: the server of the messages, which may be `client` itself."""
         self._client = client
         self._broker = broker
         #: Name of the hash; "" if there is none, since messages are queued at once.
@@ -46,7 +46,7 @@ class MessageOutbox:
             pipe.lpush(list_name, message)
 
     def send(self, entries: Mapping[str, Addressed]) -> None:
-        """Have the broker take the messages of entries, by name, and remove these."""
+        """Send the messages of entries, by name, to the broker, and remove the entries."""
         if not self.key or not entries:
             return
         with self._broker.pipeline() as pipe:
@@ -56,16 +56,16 @@ class MessageOutbox:
         try:
             self._client.hdel(self.key, *entries)
         except redis.RedisError as error:
-            # They are sent a second time, and only the first outcome of a job counts.
+            # They are sent again; only the first outcome of a job counts.
             logger.warning("The outbox keeps %d messages: %s", len(entries), server.reason(error))
 
     def send_entry(self, name: str, entry: bytes) -> None:
-        """The same for an entry as it is in the hash."""
+        """Send one entry, in the format of the hash."""
         _, list_name, message = entry.split(b"\n", 2)
         self.send({name: (list_name.decode(), message)})
 
     def send_overdue(self) -> None:
-        """Send entries that are older than any process needs to send them, a page at a time."""
+        """Send a page of entries, as far as they are older than any process needs to send them."""
         if not self.key:
             return
         seconds, _ = self._client.time()
@@ -77,7 +77,7 @@ class MessageOutbox:
                 self.send_entry(name.decode(), entry)
 
     def without(self, names: Sequence[str]) -> list[str]:
-        """Those of some names that have no entry."""
+        """Return the names that have no entry."""
         if not self.key or not names:
             return list(names)
         entries = self._client.hmget(self.key, list(names))

@@ -1,4 +1,4 @@
-"""Commands of many threads in few round trips: what comes while one is under way goes together."""
+"""Commands of many threads in few round trips: calls during one round trip share the next."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import redis
 
-#: Commands of one round trip, and bytes of one argument past which a call goes alone: others must
-#: not wait for a large one.
+#: Calls of one round trip, and bytes of one argument past which a call goes alone, so that others
+#: do not wait for a large one.
 _MOST_CALLS = 128
 _LARGE = 64 * 1024
 
@@ -25,23 +25,25 @@ Script = Callable[[Sequence[str], Sequence[Any]], Command]
 class SharedPipeline:
     """Group commit for a Redis client. Safe to share between threads (under gevent: greenlets).
 
-    No thread of its own: whoever finds no round trip under way makes the next one, for all who
-    wait by then, and appoints the first of those who came meanwhile. `_waiting` and `_under_way`
-    are shared under `_lock`, never held across I/O; a call belongs to who makes its round trip,
-    until it is woken. Each takes a connection of the client's pool, and tries as often as it says.
+    It has no thread of its own. A caller that finds no round trip under way makes the next one, for
+    all waiting calls, and then appoints the first of the calls that came meanwhile. `_lock` guards
+    `_waiting` and `_under_way` and is never held across I/O. A call belongs to the thread that
+    makes its round trip, until it is woken. Each round trip takes a connection of the client's pool
+    and follows the client's retry policy.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        #: Of scripts, by digest: a server may forget them.
+        #: Source of each script by its digest, since a server may drop its scripts.
         self._sources: dict[str, str] = {}
         self._begin()
         _all.add(self)
 
     def call(self, *commands: Command) -> list[Any]:
-        """The answers to some commands. Raises redis.RedisError, also where one was refused.
+        """Return the answers to some commands. Raises redis.RedisError, also if one was refused.
 
-        They may be sent twice where a connection is lost, and others' may come between them.
+        If a connection is lost, they may be sent twice. Commands of other threads may run between
+        them.
         """
         call = _PipelineCall(commands)
         if any(isinstance(part, bytes) and len(part) > _LARGE for one in commands for part in one):
@@ -59,19 +61,19 @@ class SharedPipeline:
         return call.answers
 
     def script(self, source: str) -> Script:
-        """A Lua script as a command, from its keys and arguments."""
+        """Return a function that makes a command of a Lua script from its keys and arguments."""
         digest = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts so
         self._sources[digest] = source
         return lambda keys, args: ("EVALSHA", digest, len(keys), *keys, *args)
 
     def _begin(self) -> None:
-        """As if nobody had called yet: in a forked process nobody has who still runs."""
+        """Reset the state; a forked process does not run the threads of earlier calls."""
         self._lock = threading.Lock()
         self._waiting: deque[_PipelineCall] = deque()
         self._under_way = False
 
     def _take_part(self, call: _PipelineCall) -> None:
-        """Be answered by somebody else's round trip, or make one."""
+        """Wait for another thread's round trip to answer the call, or make one."""
         with self._lock:
             self._waiting.append(call)
             call.leads = not self._under_way
@@ -86,7 +88,7 @@ class SharedPipeline:
             self._lead()
 
     def _lead(self) -> None:
-        """Make a round trip for those who wait, oneself the first of them."""
+        """Make a round trip for the waiting calls, of which this thread's is the first."""
         with self._lock:
             calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_CALLS))]
         answers: list[Any] = []
@@ -95,11 +97,11 @@ class SharedPipeline:
             answers, error = self._answers(calls)
         finally:
             if isinstance(error, redis.TimeoutError):
-                # Nobody is to wait for a server that hangs as long again.
+                # The waiting calls fail, too: none waits another timeout for a server that hangs.
                 with self._lock:
                     calls += self._waiting
                     self._waiting.clear()
-            # Before the others wake, so that the next round trip is under way while they go on.
+            # Before the others wake, so that the next round trip starts while they go on.
             self._appoint()
             taken = iter(answers)
             for call in calls:
@@ -115,7 +117,7 @@ class SharedPipeline:
             following.woken.release()
 
     def _abandon(self, call: _PipelineCall) -> None:
-        """Leave while waiting, ended by somebody else; what was sent stays sent."""
+        """Remove a call whose wait was interrupted; commands already sent are not undone."""
         with self._lock:
             if call in self._waiting:
                 self._waiting.remove(call)
@@ -124,7 +126,7 @@ class SharedPipeline:
             self._appoint()
 
     def _answers(self, calls: Sequence[_PipelineCall]) -> tuple[list[Any], redis.RedisError | None]:
-        """What the server says to all of it, a refusal in its place, or why nothing was heard."""
+        """Return all answers, with refusals in their places, or the error of the round trip."""
         try:
             with self._client.pipeline(transaction=False) as pipe:
                 for call in calls:
@@ -136,7 +138,7 @@ class SharedPipeline:
 
 
 class _PipelineCall:
-    """Commands of one caller, and how they ended."""
+    """Commands of one caller, and their answers or error."""
 
     __slots__ = ("answers", "commands", "error", "leads", "woken")
 
@@ -144,14 +146,14 @@ class _PipelineCall:
         self.commands = commands
         self.answers: list[Any] = []
         self.error: redis.RedisError | None = None
-        #: Whether this one makes the round trip.
+        #: Whether this caller makes the round trip.
         self.leads = False
-        # Made by who waits on it: before gevent patches a process its locks stop all greenlets.
+        # Created by the waiting thread: a lock from before gevent's patch stops all greenlets.
         self.woken = threading.Lock()
         self.woken.acquire()
 
     def end(self, answers: list[Any] | None, error: redis.RedisError | None) -> None:
-        """Give it its answers or its error, and wake it where it waits."""
+        """Set the answers or the error, and wake the caller if it waits."""
         self.answers, self.error = answers or [], error
         if not self.leads:
             self.woken.release()

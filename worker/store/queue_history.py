@@ -1,4 +1,4 @@
-"""The last minutes of a queue as a stream: what each engine did between two looks at it."""
+"""The last minutes of a queue as a stream: the work of each engine, interval by interval."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from worker.contract import keys
 
 #: Seconds that are kept.
 KEPT = 300
-#: Seconds after which a stream that nobody writes is removed.
+#: Seconds after which a stream without writers is removed.
 _FORGOTTEN_AFTER = 2 * KEPT
 
 
 class Counters(Protocol):
-    """What an engine has done since it started. Read by another thread, so a batch apart."""
+    """Totals of an engine since its start. Another thread reads them, so they may lag a batch."""
 
     @property
     def batches(self) -> int: ...
@@ -34,11 +34,11 @@ class Counters(Protocol):
 
     @property
     def busy_seconds(self) -> float:
-        """In forward passes."""
+        """Time in forward passes."""
 
 
 class Work(NamedTuple):
-    """What one engine did in `seconds`; the rest as in `Counters`."""
+    """Work of one engine in `seconds`; the other fields as in `Counters`."""
 
     seconds: float
     batches: int
@@ -46,14 +46,14 @@ class Work(NamedTuple):
     tokens: int
     capacity: int
     busy_seconds: float
-    #: What waited in the queue at the end of it, see `JobStore.queued_tokens`.
+    #: Tokens in the queue at the end of the interval, see `JobStore.queued_tokens`.
     queued_tokens: int
-    #: Jobs that ended, by the time since their submission: as of the figure `job_seconds`.
+    #: Jobs that ended, by the time since their submission: the counts of the metric `job_seconds`.
     job_counts: tuple[int, ...] = ()
 
 
 class Sample(NamedTuple):
-    """Work as it was written: when, in seconds since the epoch by Redis's clock, and by whom."""
+    """Written work, with its time in seconds since the epoch by Redis's clock and its worker."""
 
     at: float
     node: str
@@ -74,10 +74,10 @@ class HistoryWriter:
     def write(
         self, engine: Counters, *, now: float, queued_tokens: int, job_counts: Sequence[int] = ()
     ) -> None:
-        """Add what was done since the last call; the first has nothing to tell.
+        """Add the work since the last call; the first call adds no entry.
 
-        `now` is monotonic, in seconds; `job_counts` are those since the worker's start. Raises
-        redis.RedisError; then the next call tells of both.
+        `now` is monotonic, in seconds; `job_counts` are totals since the worker's start. Raises
+        redis.RedisError; then the next call adds the work of both.
         """
         counts = Work(
             now,
@@ -129,7 +129,7 @@ def _between(before: Work, after: Work) -> Work:
 
 
 def _sample(entry_id: bytes, entry: Mapping[bytes, bytes]) -> Sample | None:
-    """None for an entry of another version's worker."""
+    """Parse an entry; None if a worker of another version wrote it."""
     try:
         work = Work(
             float(entry[b"seconds"]),
@@ -147,5 +147,5 @@ def _sample(entry_id: bytes, entry: Mapping[bytes, bytes]) -> Sample | None:
 
 
 def _milliseconds(entry_id: bytes) -> int:
-    """When an entry was added: the first half of its id."""
+    """Time at which an entry was added: the first half of its id."""
     return int(entry_id.partition(b"-")[0])

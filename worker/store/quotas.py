@@ -1,9 +1,9 @@
-"""What a key may spend in a minute: two token buckets a key in Redis, exact across processes.
+"""Limits per minute of API keys: two token buckets per key in Redis, exact across processes.
 
 A bucket (https://en.wikipedia.org/wiki/Token_bucket) holds a minute's allowance and fills evenly.
 One script takes from both or from neither, by the server's clock. A job is charged its estimated
-tokens when it is submitted; the script that completes it corrects that by the tokens that the model
-read (`lua/complete.lua`).
+tokens at submission. The script that completes it (`lua/complete.lua`) corrects the charge to the
+tokens that the model read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Bucket(NamedTuple):
 
 
 class QuotaGrant(NamedTuple):
-    """Whether it was granted, what is left, and else the seconds until it would be."""
+    """Whether a request was granted, the buckets and, if refused, seconds until it would be."""
 
     granted: bool
     requests: Bucket | None
@@ -47,7 +47,7 @@ class Quotas:
     def take(
         self, owner: str, tokens: int, *, requests_limit: int | None, tokens_limit: int | None
     ) -> QuotaGrant:
-        """Take one request and so many tokens of an owner's minute. Raises redis.RedisError."""
+        """Take one request and `tokens` from an owner's buckets. Raises redis.RedisError."""
         answer = self._script(
             keys=[keys.quota(self._queue, owner), keys.call(self._queue, new_call())],
             args=[requests_limit or 0, tokens_limit or 0, tokens, WINDOW * 1000],

@@ -1,9 +1,8 @@
 """Jobs as their tenants see them: records and outcomes, read and listed.
 
-The record says where a job stands. Workers of versions before the one state of a job, and other
-result backends, store outcomes apart: the record stays open beside the outcome, or there is none.
-Whatever reads such a job completes it by its outcome first. That is the only place where the two
-are compared.
+The record holds the state of a job. Workers of earlier versions and other result backends store
+only the outcome: the record stays open or is missing. A read of such a job completes it by its
+outcome first. Only there are the two compared.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _KEPT_FOR_REPEAT = 10
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """Where a job stands. Times in seconds since the epoch."""
+    """State of a job. Times in seconds since the epoch."""
 
     id: str
     status: Status
@@ -81,14 +80,14 @@ class JobRecords:
         return self._read(job_id, lambda: self._trips.call(*_reading(job_id)))
 
     def read_and_release(self, job_id: str, seconds: int) -> tuple[JobRecord | None, bytes | None]:
-        """The same; a success is kept for `seconds` at most then, as by `release`."""
+        """Read as above; a success is then kept for `seconds` at most, as by `release`."""
         release = self._release_command(job_id, seconds, successes=True)
         return self._read(job_id, lambda: self._trips.call(*_reading(job_id), release)[:2])
 
     def read_and_leave(
         self, job_id: str, owner: str, caller: str
     ) -> tuple[JobRecord | None, bytes | None]:
-        """The same for a shared job; if it has ended, the caller leaves it."""
+        """Read a shared job in the same way; if it has ended, the caller leaves it."""
         command = self._leave_command(job_id, owner, caller, collect=True)
 
         def leave() -> Sequence[Any]:
@@ -98,16 +97,16 @@ class JobRecords:
         return self._read(job_id, leave)
 
     def raw_outcome(self, job_id: str) -> bytes | None:
-        """Return the stored outcome as JSON text, or None while there is none."""
+        """Return the stored outcome as JSON text, or None if there is no outcome yet."""
         return cast("bytes | None", self._client.get(keys.result(job_id)))
 
     def page(
         self, owner: str, *, limit: int, after: str | None = None, status: Status | None = None
     ) -> tuple[list[JobRecord], str | None]:
-        """Up to `limit` jobs of an owner, newest first, and the `after` of the next page.
+        """Up to `limit` jobs of a tenant, newest first, and the `after` of the next page.
 
-        None if there are no more. A page of one status may hold fewer than `limit`, even none, and
-        still have a next one. Raises KeyError if `after` is not in the owner's listing.
+        `after` is None on the last page. A page of one status may hold fewer than `limit` jobs, or
+        be empty, and still have a next one. Raises KeyError if `after` is not in the listing.
         """
         return listing.page_of_many(
             self._client,
@@ -123,16 +122,16 @@ class JobRecords:
         self._trips.call(self._release_command(job_id, seconds))
 
     def leave(self, job_id: str, owner: str, caller: str) -> bool:
-        """One caller leaves a shared job; the last one takes the result of an ended job along.
+        """Remove one caller of a shared job; with the last one, an ended job's result expires soon.
 
-        Returns whether it has not ended and no caller is left.
+        Returns whether the job has not ended and no caller is left.
         """
         return bool(self._trips.call(self._leave_command(job_id, owner, caller))[0])
 
     def _read(
         self, job_id: str, call: Callable[[], Sequence[Any]]
     ) -> tuple[JobRecord | None, bytes | None]:
-        """The record and the outcome that `call` reads, again once the job is completed."""
+        """Return the record and outcome that `call` reads; read again if that completes the job."""
         fields, raw = call()
         if raw is not None and self._may_lack_end(fields):
             self._complete_by(job_id, fields, raw)
@@ -141,14 +140,15 @@ class JobRecords:
         return record, raw if record is not None and record.status.ended else None
 
     def _may_lack_end(self, fields: Mapping[bytes, bytes]) -> bool:
-        """Whether a record is missing, or open: a stored outcome then completes the job."""
+        """Whether a record is missing or open, so that a stored outcome completes the job."""
         record = self._parse("", fields)
         return not fields or (record is not None and not record.status.ended)
 
     def _complete_by(self, job_id: str, fields: Mapping[bytes, bytes], raw: bytes) -> None:
-        """Complete a job by an outcome that was stored apart, if it is one and a job's.
+        """Complete a job by an outcome that was stored without closing its record.
 
-        A job without a record is known by the vectors in its outcome.
+        Ignores states that are no outcome. Without a record, the vectors in the outcome show that
+        the task is a job.
         """
         stored = orjson.loads(raw)
         completion = Completion.of_celery(job_id, stored["status"], stored.get("result"), raw)
@@ -156,12 +156,12 @@ class JobRecords:
             self._completions.complete([completion._replace(tag=new_call())])
 
     def _parse(self, job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord | None:
-        """A record; None if there is none or it is of another deployment's queue."""
+        """Parse a record; None if it is missing or belongs to another deployment's queue."""
         ours = self._queue.encode()
         return parse(job_id, fields) if fields and fields.get(b"queue", ours) == ours else None
 
     def _release_command(self, job_id: str, seconds: int, *, successes: bool = False) -> Command:
-        """Of an ended job, or of a success only."""
+        """The command that releases an ended job; with `successes`, only a success."""
         given = [keys.job(job_id), keys.result(job_id), self._ledger]
         return self._release(given, [seconds, int(successes)])
 
@@ -174,7 +174,7 @@ class JobRecords:
 
 
 def parse(job_id: str, fields: Mapping[bytes, bytes]) -> JobRecord:
-    """The record that a hash holds; an empty one is a job of which nothing is known but its id."""
+    """The record that a hash holds; of an empty hash, a queued job with only its id."""
     values = {name.decode(): value.decode() for name, value in fields.items()}
 
     def seconds(name: str) -> float | None:

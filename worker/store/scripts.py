@@ -1,10 +1,9 @@
-"""Lua scripts: the steps of a job's life that must happen whole or not at all.
+"""Lua scripts: the atomic steps of a job's life.
 
-Each is a file in the folder `lua`, whose header states its keys, arguments and answer, the effect
-of a repeat and the bound of its cost. redis-py sends a call again if the connection is lost before
-the answer, so a repeat must change nothing. Keys that depend on a job's id are built inside the
-scripts where a call covers many jobs, so they need one server (or Sentinel), not Redis Cluster, as
-kombu does.
+Each is a file in the folder `lua`. Its header states its keys, arguments and answer, the effect of
+a repeat and the bound of its cost. redis-py repeats a call if the connection is lost before the
+answer, so a repeat must change nothing. If a call covers many jobs, the script builds the keys with
+their ids. Scripts therefore need one server (or Sentinel), not Redis Cluster, as kombu does.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-#: Seconds. A server that does not answer for that long counts as gone.
+#: Seconds without an answer after which a server counts as gone.
 SOCKET_TIMEOUT = 30.0
 
 
 def reason(error: redis.RedisError) -> str:
-    """The class of an error and the server's code for it, without the values that it may quote."""
+    """The class of an error and the server's code for it, without quoted values."""
     code = str(error).partition(" ")[0]
     known = isinstance(error, redis.ResponseError) and code.isalpha() and code.isupper()
     return f"{type(error).__name__} {code}" if known else type(error).__name__
@@ -34,8 +34,8 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
     """A thread-safe client for any URL that Celery takes; connects on first use.
 
     `redis://`, `rediss://`, `redis+socket://PATH?virtual_host=N`, `unix://` and
-    `sentinel://host:port/N;…`, whose first URL holds the database and the credentials, as for kombu
-    and Celery. `options` go to the client, after our defaults.
+    `sentinel://host:port/N;…`. As for kombu and Celery, the first Sentinel URL holds the database
+    and the credentials. `options` of the client override our defaults.
     """
     defaults: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
@@ -61,14 +61,14 @@ def connect(url: str, *, sentinel_master: str, **options: Any) -> redis.Redis:
 
 
 def share(client: redis.Redis, connections: int, *, patience: float) -> redis.Redis:
-    """Bound a client's connections: callers past them wait up to `patience` seconds for one."""
+    """Limit a client's connections: further callers wait up to `patience` seconds for one."""
     pool = client.connection_pool
     if type(pool) is ConnectionPool:
         client.connection_pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
             connections, patience, pool.connection_class, **pool.connection_kwargs
         )
     else:
-        # Sentinel's pool cannot wait; it keeps the bound as an error.
+        # Sentinel's pool cannot wait; past the limit it raises an error.
         pool.max_connections = max(pool.max_connections, 20 * connections)
     return client
 
@@ -79,7 +79,7 @@ def same_server(first: str, second: str) -> bool:
 
 
 def _place(url: str) -> tuple[str, str]:
-    """Where the server is, and the number of its database."""
+    """The server's address and the number of its database."""
     parts = [urlsplit(part) for part in url.split(";")]
     first = parts[0]
     if first.scheme in ("redis+socket", "socket", "unix"):
@@ -108,7 +108,7 @@ def _from_sentinel(url: str, master: str, options: dict[str, Any]) -> redis.Redi
 
 
 def _credentials(parts: SplitResult) -> dict[str, Any]:
-    """User and password, which a URL holds percent-encoded."""
+    """User and password of a URL, percent-decoded."""
     return {
         "username": unquote(parts.username or "") or None,
         "password": unquote(parts.password or "") or None,
@@ -129,7 +129,7 @@ def _tls(parts: SplitResult) -> dict[str, Any]:
 
 
 def _for_redis(url: str) -> str:
-    """A URL with the certificate requirement spelled as redis-py spells it."""
+    """A URL with the certificate requirement in redis-py's spelling."""
     parts = urlsplit(url)
     query = [
         (name, _cert_reqs(value) if name == "ssl_cert_reqs" else value)

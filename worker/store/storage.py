@@ -1,4 +1,4 @@
-"""Where uploaded and made files lie: a folder, or whatever else fsspec reaches by URL."""
+"""Storage of uploaded and output files: a folder, or any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Bytes that are copied or sent at once.
 CHUNK = 256 * 1024
-#: What reading and writing raise (the second where gevent has patched the event loop of a bucket),
-#: and what opening raises beside it: the package for this kind of URL is not installed, the URL is
-#: none, there is no home.
+#: Errors of reading and writing; NotImplementedError occurs if gevent has patched the event loop of
+#: a bucket. Opening has more: the package for this kind of URL is not installed, the URL is
+#: invalid, or there is no home folder.
 _USING = (OSError, NotImplementedError)
 _OPENING = (OSError, ImportError, ValueError, RuntimeError)
 
@@ -33,7 +33,7 @@ class StorageUnavailable(EmbedqError):
 
 
 class ObjectMissing(StorageUnavailable):
-    """There is no such object, while the storage itself answers."""
+    """The storage answers, but has no such object."""
 
     code = "file_not_found"
 
@@ -41,19 +41,19 @@ class ObjectMissing(StorageUnavailable):
 class Storage:
     """Objects by name under one root. Safe to share between threads.
 
-    Names are paths of letters, digits, `-`, `_` and `/` that this package makes up; what users
-    call their files never becomes part of one. Every method raises StorageUnavailable.
+    This package generates the names: paths of letters, digits, `-`, `_` and `/`. Users' file names
+    never become part of one. Every method raises StorageUnavailable.
     """
 
     def __init__(self, url: str) -> None:
-        #: A folder or a URL; empty: the folder beside the data of `embedq up`.
+        #: A folder or a URL; empty: the folder next to the data of `embedq up`.
         self.url = url
-        #: The same for people to see.
+        #: The URL for messages, without its secrets.
         self._shown = f"EMBEDQ_FILES={redact(url)!r}"
 
     @contextmanager
     def writer(self, name: str) -> Iterator[IO[bytes]]:
-        """An object to write, in place of one that may be there; none is left where this raises."""
+        """Open an object to write, replacing an existing one. On an error, no object is left."""
         with self._errors():
             file = self._filesystem.open(self._path(name), "wb")
         try:
@@ -66,20 +66,20 @@ class Storage:
 
     @contextmanager
     def reader(self, name: str) -> Iterator[IO[bytes]]:
-        """An object to read; it can seek."""
+        """Open an object to read; it is seekable."""
         with self._errors():
             file = self._filesystem.open(self._path(name), "rb")
         with self._errors(_USING), file:
             yield file
 
     def chunks(self, name: str) -> Generator[bytes]:
-        """The bytes of an object, opened by the first step."""
+        """Yield the bytes of an object, which the first step opens."""
         with self.reader(name) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
     def join(self, parts: Sequence[str], name: str) -> int:
-        """Write one object from others, one after the other. Returns its bytes."""
+        """Concatenate objects into one. Returns its size in bytes."""
         with self.writer(name) as target:
             for part in parts:
                 with self.reader(part) as source:
@@ -92,7 +92,7 @@ class Storage:
             return bool(self._filesystem.exists(self._path(name)))
 
     def remove(self, name: str) -> None:
-        """Remove an object, or a folder with all in it; one that is gone already is no error."""
+        """Remove an object, or a folder with its contents; a missing one is no error."""
         with self._errors():
             try:
                 self._filesystem.rm(self._path(name), recursive=True)
@@ -101,8 +101,8 @@ class Storage:
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        """The file system and the root on it; made when first asked for."""
-        # Producers of jobs need none of it.
+        """The file system and the root on it, created at first use."""
+        # Producers of jobs do not need it.
         import fsspec
 
         local = "://" not in self.url or self.url.startswith("file://")
@@ -110,7 +110,7 @@ class Storage:
             url = self.url or str(default_folder() / "files")
             filesystem, root = fsspec.url_to_fs(url, **({"auto_mkdir": True} if local else {}))
             if local:
-                # Others on this machine are not to read what users sent.
+                # Other users of this machine must not read the files.
                 Path(root).mkdir(mode=0o700, parents=True, exist_ok=True)
         return filesystem, root.rstrip("/")
 
@@ -122,7 +122,7 @@ class Storage:
         return f"{self._place[1]}/{name}"
 
     def _give_up(self, file: IO[bytes], name: str) -> None:
-        """Leave nothing of an object that was not written to its end."""
+        """Remove an object that was not written completely."""
         try:
             file.close()
             self.remove(name)
@@ -140,7 +140,7 @@ class Storage:
 
 
 def _reason(error: Exception) -> str:
-    """Why, without the error's own text: that may quote the URL or a request signed with a key."""
+    """The reason, without the error's own text, which may quote the URL or a signed request."""
     number = getattr(error, "errno", None)
     if isinstance(number, int):
         return os.strerror(number)

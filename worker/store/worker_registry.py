@@ -1,4 +1,4 @@
-"""The workers that live, the models they serve, and how fast they are."""
+"""The live workers, their models and their speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without progress after which a worker no longer counts.
 SILENCE = 30.0
-#: Seconds that what was read is used again.
+#: Seconds that a read result is reused.
 _FRESH = 1.0
 
 
@@ -27,15 +27,15 @@ class Workers:
     """The live workers of a queue at one moment."""
 
     count: int = 0
-    #: What they serve, the default model first.
+    #: The models that they serve, the default model first.
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
     tokens_per_second: float = 0.0
 
 
 class WorkerRegistry:
-    """Reads the workers' own words, at most once a second. Safe to share between threads.
+    """Reads the workers' heartbeats, at most once a second. Safe to share between threads.
 
-    While one thread reads anew, the others use what was read before.
+    While one thread reads, the others use the previous result.
     """
 
     def __init__(self, client: redis.Redis, queue: str) -> None:
@@ -45,7 +45,7 @@ class WorkerRegistry:
         self._stale_at = 0.0
 
     def workers(self) -> Workers:
-        """The live workers, as of a second ago at most. Raises redis.RedisError."""
+        """The live workers, at most a second old. Raises redis.RedisError."""
         now = time.monotonic()
         if self._workers is not None and now < self._stale_at:
             return self._workers
@@ -84,7 +84,7 @@ def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
             lives = now - presence["at"] <= SILENCE
             speed = float(presence["tokens_per_second"] or 0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            # One worker of another version must not take the API down.
+            # A worker of another version must not make the API fail.
             reason = type(error).__name__
             logger.warning("The heartbeat of worker %r is not understood: %s", node, reason)
             continue
@@ -97,6 +97,6 @@ def live_workers(presences: Mapping[bytes, bytes], now: float) -> Workers:
 
 
 def _model_info(values: Mapping[str, Any]) -> ModelInfo:
-    # A newer worker may say more than this API knows.
+    # A newer worker may send fields that this API does not have.
     known = {one.name: values[one.name] for one in fields(ModelInfo) if one.name in values}
     return ModelInfo(**known | {"matryoshka": tuple(known.get("matryoshka", ()))})

@@ -1,4 +1,4 @@
-"""How much this process may fetch, and the notice that messages were delivered."""
+"""The remaining capacity of this process, and a callback after deliveries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from worker.contract.lanes import Lane
 
-#: Tokens of text are about this many bytes in a message.
+#: Bytes of a token of text in a message, about.
 BYTES_PER_TOKEN = 4
 
 
@@ -18,8 +18,8 @@ class FetchCapacity:
     Read before each fetch. A thread that increases it wakes the event loop: `hub.call_soon(…)`.
     """
 
-    #: Tokens of a lane that may still be fetched; it must not block. ≤ 0 fetches nothing of the
-    #: lane. None leaves the decision to kombu's prefetch count.
+    #: Tokens of a lane that may still be fetched; it must not block. ≤ 0 pauses the lane.
+    #: None leaves the decision to kombu's prefetch count.
     tokens: Callable[[Lane], int] | None = None
     #: Messages of one fetch. More only makes the loop's pauses longer.
     max_messages: int = 1024

@@ -24,7 +24,7 @@ from worker.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
 
-#: Transport options beside kombu's.
+#: Transport options in addition to kombu's.
 _OPTIONS = ("lease_timeout", "restore_interval", "dead_letter_key")
 
 
@@ -59,7 +59,7 @@ class Channel(GuardedChannel):
         if self.ack_emulation and not no_ack and queue not in self._fanout_queues:
             self._receivers[queue] = callback
             self._lease_cycle.update(list(self._receivers))
-            # Made when first asked for; from then on it gives leases back at exit.
+            # Created on first access; from then on it releases leases at exit.
             _ = self.qos
         return super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
 
@@ -88,7 +88,7 @@ class Channel(GuardedChannel):
         super().close()
 
     def _purge(self, queue: str) -> int:
-        """Remove the messages that wait now, after `leases.before_purge` with their jobs."""
+        """Remove the waiting messages, after a call of `leases.before_purge` with their ids."""
         purged = self.leases.before_purge
         if purged is None:
             return int(super()._purge(queue))
@@ -112,7 +112,7 @@ class Channel(GuardedChannel):
 
     @property
     def active_queues(self) -> list[str]:
-        """Queues that kombu itself is to pop from."""
+        """Queues that kombu itself pops from."""
         return [queue for queue in super().active_queues if queue not in self._receivers]
 
     # Used by the fetcher.
@@ -210,7 +210,7 @@ class Channel(GuardedChannel):
         return answer
 
     def _read(self, lease: Lease, message: bytes) -> Any:
-        """The message under its lease's tag; None if it is unreadable, a dead letter then."""
+        """Return the message with its lease's tag; None if unreadable: it is a dead letter then."""
         try:
             payload = parse(message)
             payload["properties"]["delivery_tag"] = lease.tag
@@ -222,7 +222,7 @@ class Channel(GuardedChannel):
             return None
 
     def _lists(self, queues: Sequence[str]) -> list[QueueList]:
-        """Lists in the order in which they are served: by priority, then in turn or strictly."""
+        """Lists in serving order: by priority, then in turn or strictly."""
         in_turn = self.queue_order_strategy == "round_robin"
         lists = []
         for rank, priority in enumerate(self.priority_steps):
@@ -276,8 +276,8 @@ class Channel(GuardedChannel):
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
         except redis.exceptions.OutOfMemoryError:
-            # A full server refuses what is there already, too; and a worker must be able to join
-            # that makes room.
+            # A full server refuses even an existing binding. A new worker must be able to join,
+            # since it frees memory.
             self._bind_on_full_server(exchange, routing_key, pattern, queue)
 
     def _bind_on_full_server(
@@ -304,6 +304,6 @@ class Channel(GuardedChannel):
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):
-    """The same to the server that Sentinel names as primary."""
+    """A channel to the server that Sentinel names as primary."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, *_OPTIONS)

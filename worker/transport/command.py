@@ -14,7 +14,7 @@ class Script:
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # Redis names scripts by SHA-1; nothing is protected by it.
+        # Redis names scripts by SHA-1, without a security purpose.
         digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         object.__setattr__(self, "sha", digest)
 
@@ -33,5 +33,5 @@ class Command:
 
     @property
     def in_full(self) -> tuple[str | int | float, ...]:
-        """For a server that does not know the script, which it does from then on."""
+        """For a server that does not know the script yet; it then caches the script."""
         return "EVAL", self.script.text, len(self.keys), *self.keys, *self.args

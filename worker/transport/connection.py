@@ -1,8 +1,8 @@
-"""How Celery comes to use our transport: by the application's own connection class.
+"""Select our transport in Celery, by the application's own connection class.
 
-kombu picks a transport by the URL's scheme from a table that all applications of a process share,
-and forgets one that was named beside the URL for `redis+socket://` and when it fails over. So the
-choice is made where it cannot be lost: in the connection.
+kombu selects a transport by the URL's scheme from a table that all applications of a process share.
+It forgets a transport that was passed in addition to the URL for `redis+socket://`, and on a
+failover. So the connection class itself selects the transport.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from worker.transport.transport import SentinelTransport, Transport
 
 
 class Connection(kombu.Connection):
-    """A connection whose Redis URLs lead to our transport.
+    """A connection that uses our transport for Redis URLs.
 
     It also takes `unix://`, and verifies certificates by default.
     """
@@ -42,7 +42,7 @@ class Connection(kombu.Connection):
         super().__init__(_kombu_url(hostname), *args, **kwargs)
 
     def __eqhash__(self) -> HashedSeq:
-        # kombu shares pools between applications whose connections look the same.
+        # kombu shares pools between applications with equal connections.
         return HashedSeq(type(self), super().__eqhash__())
 
     def _init_params(self, *args: Any, **kwargs: Any) -> None:

@@ -1,8 +1,8 @@
-"""Messages that a task sends on: held until its outcome is stored, and sent in the same step.
+"""Messages that a task publishes: held until its outcome is stored, and sent in the same step.
 
-Celery sends the links of a task before it stores the outcome. A worker that is stopped in between,
-past its lease, would send them a second time when it goes on, after the worker that had the task
-meanwhile.
+Celery sends the links of a task before it stores the outcome. A worker that is suspended in
+between, past its lease, would send them again when it continues, after another worker has run the
+task.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Following:
     def __init__(self, task_id: str, lease: Lease) -> None:
         self.task_id = task_id
         self.lease = lease
-        #: Full names of lists, and the message that goes on each.
+        #: Full names of lists, each with its message.
         self.messages: list[tuple[str, bytes]] = []
         #: Whether the outcome is stored; messages published from then on are sent at once.
         self.stored = False
@@ -40,7 +40,7 @@ following: ContextVar[Following | None] = ContextVar("embedq_following", default
 
 @contextmanager
 def holding(channel: Any) -> Iterator[None]:
-    """Hold the messages of a producer's channel inside, if the running task is to send them later.
+    """Hold the messages of a producer's channel in the block, if the task sends them later.
 
     Producers have channels of kombu's own. Messages for another broker are sent at once.
     """

@@ -1,7 +1,7 @@
-"""kombu's own ways to read messages, made safe against those that cannot be read.
+"""Guard kombu's own reading of messages against unreadable ones.
 
-Broadcasts and messages without acknowledgement are kombu's. There an unreadable message ends the
-event loop, or is taken for a lost connection: kombu counts KeyError as one.
+kombu reads broadcasts and messages without acknowledgement. There an unreadable message ends the
+event loop, or counts as a lost connection: kombu treats KeyError as one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OF_THE_SERVER = (redis.RedisError, OSError)
 
 
 class GuardedChannel(stock.Channel):
-    """A channel that outlives every message."""
+    """A channel that survives unreadable messages."""
 
     def _receive_one(self, c: Any) -> Any:
         """Receive one broadcast."""

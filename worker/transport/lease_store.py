@@ -19,7 +19,7 @@ from worker.transport.leases import Lease, LeaseUpdates
 
 #: Tags in one call of a script: bounds how long the server is busy, and Lua's argument stack.
 TAGS_A_CALL = 500
-#: Of one sweep for leases that ran out: messages, bytes of them, and index entries looked at.
+#: Limits of one sweep for expired leases: messages, their bytes, and index entries read.
 RESTORE_LIMIT = 500
 RESTORE_BYTES = 8 * 1024 * 1024
 RESTORE_SCAN = 2000
@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 
 class Cursor(NamedTuple):
-    """How far a sweep has come in the index of leases."""
+    """The position of a sweep in the index of leases."""
 
     score: str
     #: Entries of that score to pass over.
@@ -46,7 +46,7 @@ FIRST = Cursor("-inf", 0)
 class Restored(NamedTuple):
     """The answer of RESTORE."""
 
-    #: Messages of leases that ran out, and deferred ones whose time has come.
+    #: Messages of expired leases, and deferred messages that are due.
     leases: int
     deferred: int
     #: The start of the next step; None at the end of the sweep.
@@ -109,10 +109,10 @@ class Fetch:
 
 @dataclass(eq=False)
 class LeaseStore:
-    """Names, times and a client of its own; one object for all channels to one database.
+    """Keys, timeouts and a client; one object for all channels to one database.
 
     The client is thread-safe, connects on first use and outlives every channel. All else is set
-    once, but for the server's run id, which the event loop's thread writes.
+    once, except the server's run id, which the event loop's thread writes.
     """
 
     #: Seconds in which workers connect again to a server that restarted, and renew their leases.
@@ -181,7 +181,7 @@ class LeaseStore:
             yield Command(scripts.DEFER, keys, tuple(pairs)), LeaseUpdates(deferrals=some)
         for tags in _split(updates.acks):
             yield Command(scripts.ACK, keys, tuple(tags)), LeaseUpdates(acks=tags)
-        # The last one put back is the next in line, so the first one given comes last.
+        # The last message put back is next in line, so the first tag comes last.
         for tags in _split(updates.requeues[::-1]):
             args = ("1", self.key_prefix, self.separator, *tags)
             yield Command(scripts.NACK, keys, args), LeaseUpdates(requeues=tags[::-1])
@@ -195,7 +195,7 @@ class LeaseStore:
             yield Command(scripts.RENEW, (self.index_key,), (self.lease_timeout, *some))
 
     def restoration(self, cursor: Cursor = FIRST) -> Command:
-        """One step of a sweep for messages whose deadline has passed."""
+        """One step of a sweep for messages past their deadline."""
         args = (
             *(self.key_prefix, self.separator, self.lease_timeout, self.visibility_timeout),
             *(*cursor, RESTORE_SCAN, RESTORE_LIMIT, RESTORE_BYTES),
@@ -205,7 +205,7 @@ class LeaseStore:
     def grace(self, server: bytes, uptime: float) -> float:
         """Seconds before leases may be restored on this server, named by its run id.
 
-        On one that started just now, or that replaced another, they are old because they
+        On a server that has just started, or that replaced another, they look expired because they
         could not be renewed.
         """
         known, self._server = self._server, server
@@ -232,7 +232,7 @@ _stores_lock = threading.Lock()
 
 
 def open_store(*, broker: object, client: redis.Redis, **fields: Any) -> LeaseStore:
-    """The store of a broker, the same one for the life of the process, with a client for today.
+    """The store of a broker, one for the life of the process, with the current client.
 
     `fields` are those of `LeaseStore`; a broker used in two ways has two stores.
     """

@@ -1,4 +1,4 @@
-"""The messages this process holds, independent of any channel or connection."""
+"""The leases of this process, independent of channels and connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to run one delivery of one message, until it is ended or runs out.
+    """The right to run one delivery of one message, until it ends or expires.
 
-    Never changed; a frozen class would take twice as long to make.
+    Never changed; a frozen class would take twice as long to create.
     """
 
     #: Names this delivery, never another one of the same message.
     tag: str
     queue: str
-    #: Whether the message was handed out before and came back without an outcome: its worker died
-    #: or lost its lease, or it was rejected. A message released by `release` is not marked.
+    #: Whether the message was delivered before without an outcome: its worker died or lost its
+    #: lease, or it was rejected. A message released by `release` is not marked.
     redelivered: bool
     store: LeaseStore
     #: Identifies the channel that fetched it; compared, never used.
@@ -69,9 +69,9 @@ class LeaseUpdates:
     """Ends of leases that the server has not received. Each part may be sent twice."""
 
     acks: list[str] = field(default_factory=list)
-    #: To go back to their queues as if never fetched.
+    #: To return to their queues as if never fetched.
     releases: list[str] = field(default_factory=list)
-    #: To go back to their queues marked as redelivered.
+    #: To return to their queues marked as redelivered.
     requeues: list[str] = field(default_factory=list)
     deferrals: list[Deferral] = field(default_factory=list)
     dead_letters: list[DeadLetterUpdate] = field(default_factory=list)
@@ -95,10 +95,10 @@ class Leases:
     """The leases of this process and the ends that the server has not received.
 
     Every method may be called from any thread: one lock guards all state and is never held across
-    I/O. Ends are collected and sent together by the event loop, once a tick; a send that fails is
-    repeated, on the next connection if need be. Without an event loop `flush` sends them. A tag
-    that is not live any more, since it was ended or has expired, may be ended again: nothing
-    happens then, so a late `message.ack()` cannot touch a newer delivery.
+    I/O. Ends are collected and sent together by the event loop, once a tick; a failed send is
+    repeated, on the next connection if necessary. Without an event loop `flush` sends them. To end
+    a tag that has ended or expired has no effect, so a late `message.ack()` cannot affect a newer
+    delivery.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Leases:
         self._by_owner: Counter[object] = Counter()
         self._updates: dict[LeaseStore, LeaseUpdates] = {}
         self._counts: Counter[str] = Counter()
-        #: Called, from whatever thread, when the first update of a server is noted; the
+        #: Called, on any thread, when the first update of a server is noted; the
         #: transport sets it to wake its event loop.
         self.wake: Callable[[], None] | None = None
         #: Called, in the purging thread, with ids of tasks before a purge removes their messages;
@@ -124,7 +124,7 @@ class Leases:
     def detach(self, tag: str) -> Lease | None:
         """Keep a lease when its channel closes: the caller ends it. None if it is not live.
 
-        Others go back to their queues then, as with kombu's own transport.
+        Other leases are released then, as with kombu's own transport.
         """
         with self._lock:
             lease = self._live.get(tag)
@@ -138,7 +138,7 @@ class Leases:
         self._end([tag], "acked", lambda updates, lease: updates.acks.append(lease.tag))
 
     def nack(self, tag: str, *, requeue: bool) -> None:
-        """Remove the message, or put it back, next in line and marked as redelivered."""
+        """Remove the message, or requeue it, next in line and marked as redelivered."""
         if requeue:
             self._end([tag], "requeued", lambda updates, lease: updates.requeues.append(lease.tag))
         else:
@@ -149,7 +149,7 @@ class Leases:
         self._end(tags, "released", lambda updates, lease: updates.releases.append(lease.tag))
 
     def defer(self, tag: str, seconds: float) -> None:
-        """Return the message to its queue after so many seconds: next in line, not marked.
+        """Return the message to its queue after `seconds`: next in line, not marked.
 
         Meanwhile it belongs to no worker and survives every process.
         """
@@ -163,7 +163,7 @@ class Leases:
     def release_deferred(self, deferred: Iterable[Lease]) -> None:
         """Return deferred messages to their queues now: next in line, in the order given.
 
-        Those that went back by themselves stay where they are.
+        Messages that have returned by themselves do not move.
         """
         stores: dict[LeaseStore, list[str]] = {}
         for lease in deferred:
@@ -215,9 +215,9 @@ class Leases:
                 raise
 
     def renew(self) -> None:
-        """Make every lease last from now, in this thread; the event loop does it by itself.
+        """Renew every lease now, in this thread; otherwise the event loop does it.
 
-        For the end of a process, when no loop turns and work goes on.
+        For the end of a process, when no loop runs but work continues.
 
         Raises:
             redis.RedisError: the leases were not renewed.
@@ -272,7 +272,7 @@ class Leases:
                     self._counts["lost"] += 1
 
     def count_restored(self, count: int) -> None:
-        """Count leases of dead processes that went back to their queues."""
+        """Count leases of dead processes that returned to their queues."""
         with self._lock:
             self._counts["restored"] += count
 

@@ -90,9 +90,9 @@ class Message(virtual.Message):
 
 
 def parse(message: bytes) -> Any:
-    """The envelope as it lies in the queue. Raises ValueError.
+    """Parse the envelope of a queued message. Raises ValueError.
 
-    kombu's decoder makes a new parser for each text and looks into every object for its own types,
+    kombu's decoder creates a parser for each text and searches every object for its own types,
     which are rare. The body is only a string here; its numbers may be of any size.
     """
     if _MARK in message:
@@ -105,7 +105,7 @@ def parse(message: bytes) -> Any:
 
 
 def task_ids(messages: Iterable[bytes]) -> list[str]:
-    """Ids of those that are messages of tasks; others are passed over."""
+    """Ids of the messages of tasks; other messages are skipped."""
     found = []
     for message in messages:
         try:

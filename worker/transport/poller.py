@@ -1,4 +1,4 @@
-"""kombu's poller, which also turns the fetchers of our channels."""
+"""kombu's poller, which also runs the fetchers of our channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Poller(stock.MultiChannelPoller):
         self.poller.register(wire.fd, self.eventflags)
 
     def forget(self, connection: Any) -> None:
-        """A connection has closed its socket, whose number may soon be another's."""
+        """Stop polling a connection that closed its socket: the number may be reused."""
         for fd, (_, wire) in list(self._wires.items()):
             if wire.connection is connection:
                 del self._wires[fd]
@@ -64,7 +64,7 @@ class Poller(stock.MultiChannelPoller):
                 raise Empty
             return True
         if self._fd_to_chan.get(fileno, (None, None))[1] == "LISTEN":
-            # Nothing holds pub/sub back: left unread for want of room, it would spin the loop.
+            # Pub/sub is read even without capacity: unread data would make the loop spin.
             return self._fd_to_chan[fileno][0].handlers["LISTEN"]()
         return super().on_readable(fileno)
 

@@ -1,4 +1,4 @@
-"""How deliveries are acknowledged: leases through `leases`, others as kombu does."""
+"""Acknowledge deliveries: leases through `leases`, others as kombu does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class QoS(stock.QoS):
-    """kombu's seam for prefetching, acknowledging and restoring, one for each channel."""
+    """kombu's interface for prefetching, acknowledging and restoring, one for each channel."""
 
     def can_consume(self) -> bool:
         return bool(self.channel.has_room())
@@ -45,7 +45,7 @@ class QoS(stock.QoS):
         self._release_leases()
 
     def delivered(self) -> int:
-        """Messages by kombu's own way that are not acknowledged."""
+        """The number of unacknowledged messages that kombu itself delivered."""
         return len(self._delivered) - len(self._dirty)
 
     def _release_leases(self) -> None:
@@ -53,7 +53,7 @@ class QoS(stock.QoS):
         try:
             self.channel.leases.flush()
         except redis.RedisError as error:
-            # They stay in the updates for the next connection, or run out.
+            # They stay in the updates for the next connection, or expire.
             logger.info("Could not give leases back while closing: %s", error)
 
 

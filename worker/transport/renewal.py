@@ -22,7 +22,7 @@ FOREIGN_LIMIT = 20
 
 
 def log_refusal(error: str) -> None:
-    """A list did not take a message; the script has left it leased for a while."""
+    """Log that a list refused a message; the script leaves it leased for a while."""
     logger.error("Redis refuses to take messages back (%s): trying again in %d s", error, REFUSED)
 
 
@@ -39,13 +39,13 @@ class FetchingChannel(Protocol):
 
     @property
     def has_loop(self) -> bool:
-        """Whether an event loop turns, which renews leases and hands out many messages at once."""
+        """Whether an event loop runs, which renews leases and delivers many messages at once."""
 
     def demands(self) -> Sequence[Demand]:
         """Bounds of the next fetches, the most urgent first; empty without a consumer."""
 
     def connect(self, patience: float) -> Wire:
-        """A new connection whose socket is polled."""
+        """Open a connection and poll its socket."""
 
     def deliver(self, lease: Lease, message: bytes) -> None: ...
 
@@ -65,10 +65,10 @@ class LeaseRenewal:
         self._restoring = False
 
     def connected(self, wire: Wire) -> None:
-        """A new connection: renew at once, but restore nothing before we know the server.
+        """Start on a new connection: renew at once, restore only after the server is known.
 
-        After its restart everybody's leases look old; their holders get time to come back and
-        renew.
+        After a restart of the server all leases look expired; their workers get time to reconnect
+        and renew.
         """
         self._renew_at = 0.0
         self._renewing = 0

@@ -1,7 +1,7 @@
-"""Lua scripts: the steps of leased messages on the server, each whole or not at all.
+"""Lua scripts: the steps of leased messages on the server, each of them atomic.
 
-Each is a file in the folder `lua`, whose header gives its keys, arguments, answer, the effect of a
-repeat, and a bound of its cost in Redis commands; each of those takes constant time, or logarithmic
+Each is a file in the folder `lua`. Its header gives the keys, arguments, answer, the effect of a
+repeat, and a bound of the cost in Redis commands. Each command takes constant time, or logarithmic
 time in a sorted set.
 
 The formats are kombu's (`kombu/transport/redis.py`, 5.7): a queue is a list that producers push on
@@ -21,10 +21,10 @@ of stock workers and of earlier versions (`lease:`, `hold:`) have the time of th
 renewal as score; only RESTORE reads those.
 
 A client repeats a call if the reply is lost, so a repeat of each script is harmless at any time:
-fetches have ids, tags are never used twice, and an entry that is gone is left alone.
+fetches have ids, tags are never used twice, and a missing entry is ignored.
 
 On a full server (`maxmemory`, noeviction) Redis refuses commands that may grow, unless the script
-has written before: so each script's first write is one that shrinks.
+has written before. So each script's first write is one that shrinks.
 
 Messages are never decoded and encoded again here: Lua's JSON would turn `[]` into `{}`.
 """

@@ -11,7 +11,7 @@ from worker.transport.channel import Channel, SentinelChannel
 from worker.transport.leases import leases
 from worker.transport.poller import Poller
 
-#: Seconds between looks for connections that are half-open; also the least a loop turns.
+#: Seconds between checks for half-open connections; the loop turns at least this often.
 CHECK_INTERVAL = 1.0
 
 
@@ -19,8 +19,8 @@ class Transport(stock.Transport):
     """kombu's Redis transport with our channels and poller."""
 
     Channel = Channel
-    #: Besides kombu's: the errors of a server that is full or not the primary any more. For Celery
-    #: they are a reason to connect anew; as channel errors they would end the worker.
+    #: kombu's, and the errors of a server that is full or no longer the primary. Celery reconnects
+    #: on these; as channel errors they would end the worker.
     connection_errors = (
         *stock.Transport.connection_errors,
         *(MasterDownError, OutOfMemoryError, ReadOnlyError),
@@ -29,7 +29,7 @@ class Transport(stock.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
-        #: The event loop that turns this transport, if one does.
+        #: The event loop that runs this transport, if any.
         self.loop: Any = None
         self._ticks: set[Any] = set()
         self._timers: set[Any] = set()
@@ -46,7 +46,7 @@ class Transport(stock.Transport):
         super().close_connection(connection)
         loop, self.loop = self.loop, None
         if loop is not None:
-            # kombu leaves callbacks and timers behind for each connection there ever was.
+            # kombu leaves the callbacks and timers of every earlier connection behind.
             loop.on_tick.difference_update(self._ticks)
             for timer in self._timers:
                 timer.cancel()
@@ -59,14 +59,14 @@ class Transport(stock.Transport):
 
 
 class SentinelTransport(Transport):
-    """The same behind Sentinel; takes the transport option `master_name`."""
+    """A transport behind Sentinel; takes the transport option `master_name`."""
 
     default_port = 26379
     Channel = SentinelChannel
 
 
 def _nothing() -> None:
-    """What a loop is woken for happens before its next poll."""
+    """Only wake the loop: its work runs before the next poll."""
 
 
 def _entries(loop: Any) -> set[Any]:

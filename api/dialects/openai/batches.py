@@ -52,7 +52,7 @@ def create_batch() -> Response:
             field="input_file_id",
         )
     with files.storage_problems():
-        # Its output will be stored whatever it takes.
+        # The output will be stored even above the bound, so check the bound now.
         backend().files.room.check(auth.owner())
     now = backend().batches.now()
     kept = asked.output_expires_after

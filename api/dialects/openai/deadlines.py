@@ -20,7 +20,7 @@ _SHARE, _LEAST, _MOST = 0.05, 0.5, 10.0
 
 
 def seconds_to_wait(request: Request) -> float:
-    """Seconds within which a request should be answered; less than its caller waits."""
+    """Seconds within which to answer a request; less than the caller's timeout."""
     longest = _LONGEST if request.environ.get("wsgi.multithread") else LONGEST_BLOCKING_WAIT
     stated = _stated(request.headers.get(_HEADER, ""))
     return min(_USUAL if stated is None else _before(stated), longest)
@@ -47,14 +47,14 @@ def _stated(value: str) -> float | None:
 
 
 def _before(seconds: float) -> float:
-    """So much earlier than `seconds` that an answer arrives in time."""
+    """`seconds` less the time that an answer needs to arrive."""
     return seconds - min(max(seconds * _SHARE, _LEAST), _MOST, seconds / 2)
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has ended the connection; looks without waiting or reading."""
+    """Whether the peer has closed the connection. Does not block, and leaves data unread."""
     timeout = connection.gettimeout()
-    # On the object, since gevent's sockets wait by themselves whatever flags `recv` is given.
+    # Set on the socket: gevent's `recv` blocks regardless of its flags.
     connection.settimeout(0)
     try:
         return not connection.recv(1, socket.MSG_PEEK)

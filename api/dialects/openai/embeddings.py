@@ -1,8 +1,8 @@
-"""`POST /v1/embeddings`: a job that its caller waits for, and that ends with the last such caller.
+"""`POST /v1/embeddings`: a job that is cancelled if its last waiting caller leaves.
 
-Equal requests of one caller share a job while it has not ended, in whatever process they arrive:
-a client that lost its connection and tries again finds its place in the queue. A job
-without a waiting caller is cancelled; it expires by itself if this process is killed.
+Equal requests of one caller share a job while it has not ended, in any process: a client that
+lost its connection and retries keeps its place in the queue. A job without a waiting caller is
+cancelled; if this process is killed, the job expires.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from worker.store.jobs import JobRecord
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a request that was lost is worth another try.
+#: Seconds after which a client should retry a lost request.
 _AT_ONCE = 1
 
 blueprint = Blueprint("embeddings", __name__)
@@ -103,7 +103,7 @@ def _run(backend: Backend, call: EmbeddingsCall, timeout: Timeout) -> Submission
         job = _submit(backend, call, timeout)
         if not (job.replayed and _has_expired(job) and timeout.left):
             return job
-        # By the deadline of the first caller; this one still has time.
+        # Expired by the deadline of the first caller; this one still has time.
         _leave(backend, job)
 
 
@@ -121,7 +121,7 @@ def _submit(backend: Backend, call: EmbeddingsCall, timeout: Timeout) -> Submiss
     except Problem as problem:
         if problem.code != "not_found":
             raise
-        # The caller asked for no job, so there is none to miss; another try makes a new one.
+        # The caller asked for vectors, not a job, so this is not a 404; a retry submits a new job.
         lost = "Redis has lost the request"
         raise Problem("redis_unavailable", lost, retry_after=_AT_ONCE) from problem
 
@@ -135,7 +135,7 @@ def _leave(backend: Backend, job: Submission) -> None:
     if job.left:
         return
     if backend.waiting.released and not job.record.status.ended:
-        # This process ends, and its clients try again elsewhere: the job waits for them.
+        # This process ends, and its clients retry elsewhere: keep the job for them.
         return
     try:
         if backend.store.leave(job.record.id, auth.owner(), job.caller):
@@ -148,12 +148,12 @@ def _leave(backend: Backend, job: Submission) -> None:
 def _embeddings(record: JobRecord, meta: bytes, encoding_format: EncodingFormat) -> Any:
     """The body for a job that has ended and its stored outcome, ready for `json_body`.
 
-    Raises Problem unless every text has a vector: a request is answered whole or not at all.
+    Raises Problem unless every text has a vector: there are no partial answers.
     """
     if record.status is Status.FAILED:
         raise _failure(record.code or "internal_error", record.message or "the job failed")
     if record.status is Status.CANCELLED:
-        # Not 409: clients would send it again.
+        # Not 409: clients would retry.
         raise Problem("cancelled", "the request was cancelled", status=HTTPStatus.BAD_REQUEST)
     result = orjson.loads(meta)["result"]
     if result["errors"]:

@@ -1,4 +1,4 @@
-"""A multipart body, streamed into the storage: no more of it is held than one piece."""
+"""Stream a multipart body into the storage, with one piece in memory at a time."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ FORM: Final = {
 def receive(request: Request, files: FileStore, owner: str) -> FileRecord:
     """Store the file of a form with `file`, `purpose` and, if wanted, `expires_after`.
 
-    Raises Problem naming what is wrong, StorageUnavailable and redis.RedisError; nothing is kept
-    then.
+    Raises Problem naming the fault, StorageUnavailable or redis.RedisError; the file is then not
+    stored.
     """
     if request.mimetype != "multipart/form-data":
         raise Problem(

@@ -1,6 +1,6 @@
--- Counts a delivery of a redelivered job that begins to run alone.
+-- Counts a delivery of a redelivered job that starts isolated.
 -- KEYS    crashes, attempts counted by an old version
--- ARGV    tag of the delivery, or '' to count nothing; seconds that the count is kept
+-- ARGV    tag of the delivery, or '' to only read the count; seconds that the count is kept
 -- Answer  the attempts so far, this one included
 -- Repeat  the same answer: a tag counts once.
 -- Cost    one job.

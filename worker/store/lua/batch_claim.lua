@@ -1,4 +1,4 @@
--- Takes a batch from the run of its coordinator that had it before.
+-- Claims a batch for a run of its coordinator; earlier claims become void.
 -- KEYS    batch
 -- ARGV    none
 -- Answer  the number of the claim, 0 if there is no batch

@@ -1,9 +1,9 @@
--- Keeps vectors of texts within a bound, in place of those that were not used for longest.
+-- Stores vectors of texts within a bound and evicts the least recently used ones.
 -- KEYS    vectors by digest, digests by their last use
 -- ARGV    bound in bytes, most entries to remove, seconds to live, number of digests used, these
 --         digests, then digest and vector of each new entry
 -- Answer  nothing
--- Repeat  the same entries are written, and up to as many old ones more removed.
+-- Repeat  the same entries are written, and up to as many further old ones are removed.
 -- Cost    the digests and entries given, and those removed.
 
 local cache, last_uses = KEYS[1], KEYS[2]
@@ -11,7 +11,7 @@ local bound, removals = tonumber(ARGV[1]), tonumber(ARGV[2])
 local ttl, used = ARGV[3], tonumber(ARGV[4])
 local now, first_new = clock(), 5 + used
 
--- Bytes of an entry in both keys, the allocator's rounding and a growing table included.
+-- Bytes of an entry in both keys, including the allocator's rounding and a growing table.
 local function cost(length)
   return math.ceil(length * 1.25) + 320
 end
@@ -26,7 +26,7 @@ end
 while bytes + wanted > bound and removals > 0 do
   local oldest = redis.call('ZPOPMIN', last_uses)
   if #oldest == 0 then
-    -- One key was removed and the other was not.
+    -- Only one of the two keys was removed.
     redis.call('DEL', cache)
     bytes = 0
     break

@@ -1,15 +1,15 @@
--- Functions that the scripts of a job's life share. This text stands before each of them.
+-- Functions that the scripts share. This text precedes each script.
 --
 -- The ledger is a hash with the counters of a queue:
---   tokens, size, expected   of jobs that have not ended: estimated tokens, bytes of their messages,
---                            estimated bytes of their results
---   share:L:O, size:O        tokens of owner O in lane L, bytes of owner O, if owners are told apart
---   kept, kept:M             bytes of stored results, in total and by the minute M in which they expire
+--   tokens, size, expected   of open jobs: estimated tokens, bytes of their messages, estimated
+--                            bytes of their results
+--   share:L:O, size:O        tokens of owner O in lane L, bytes of owner O, for jobs with an owner
+--   kept, kept:M             bytes of stored results, in total and by the minute M of expiry
 --   kept_from                the first minute that may have a field kept:M
--- A record holds the parts that it has in the counters, so each part is taken off once.
+-- A record holds its parts in the counters, so each part is subtracted once.
 
 local JOB, RESULT, EVENTS = 'embedq:job:', 'celery-task-meta-', 'embedq:events'
--- Minutes of expired results that one call takes off the counters.
+-- Minutes of expired results that one call subtracts from the counters.
 local MINUTES_A_CALL = 120
 
 local function clock()
@@ -25,12 +25,13 @@ local function is_open(status)
   return status == 'queued' or status == 'running'
 end
 
--- What is to be added to fields of a ledger, collected over a call.
+-- Collects an amount to add to a field of a ledger; `write` adds all of them.
 local function add(changes, field, amount)
   if amount ~= 0 then changes[field] = (changes[field] or 0) + amount end
 end
 
--- Counters by owner go when they reach zero, so the ledger holds only owners with open jobs.
+-- Adds the collected amounts. Counters by owner are removed at zero, so the ledger holds only
+-- owners with open jobs.
 local function write(ledger, changes)
   for field, amount in pairs(changes) do
     if redis.call('HINCRBY', ledger, field, amount) <= 0 and string.find(field, ':', 1, true) then
@@ -39,14 +40,14 @@ local function write(ledger, changes)
   end
 end
 
--- The fields of a record by which `settle` takes it off the counters, in the order of its arguments;
--- before them the status, after them what only `complete` uses.
+-- Fields of a record: the status, then the arguments of `settle` in their order, then the fields
+-- that only `complete` uses.
 local PARTS = {'status', 'tokens', 'bytes', 'share', 'size', 'owner', 'by', 'charged', 'stands'}
 local function parts(job)
   return unpack(redis.call('HMGET', job, unpack(PARTS)))
 end
 
--- Takes the parts of a record off the counters. The caller removes them from the record.
+-- Subtracts the parts of a record from the counters. The caller removes them from the record.
 local function settle(changes, tokens, bytes, share, size, owner)
   tokens = tonumber(tokens or '')
   if tokens then
@@ -61,8 +62,8 @@ local function settle(changes, tokens, bytes, share, size, owner)
   end
 end
 
--- Takes the results that have expired off the counters. The first write is one that a full server
--- refuses, since it refuses a script only before that.
+-- Subtracts expired results from the counters. The first write must be one that a full server
+-- refuses: it refuses a script only before its first write.
 local function expire(ledger, time)
   local this = math.floor(time / 60)
   local from = tonumber(redis.call('HGET', ledger, 'kept_from') or this)
@@ -78,7 +79,7 @@ local function expire(ledger, time)
   redis.call('HDEL', ledger, unpack(fields))
 end
 
--- Counts bytes of results that expire in a minute.
+-- Counts bytes of results that expire in the minute given.
 local function keep(ledger, bytes, minute, time)
   if bytes == 0 then return end
   redis.call('HINCRBY', ledger, 'kept', bytes)
@@ -86,7 +87,7 @@ local function keep(ledger, bytes, minute, time)
   redis.call('HSETNX', ledger, 'kept_from', math.floor(time / 60))
 end
 
--- Takes the bytes of a job's result off the counters, once, if it has not expired.
+-- Subtracts the bytes of a job's result from the counters, once, if it has not expired.
 local function unkeep(job, ledger)
   local held = redis.call('HMGET', job, 'stored', 'kept_until')
   if held[1] and held[2] then

@@ -1,16 +1,16 @@
--- Completes jobs: stores and publishes their outcomes, closes their records, takes them off the
--- counters, ends their leases, and gives one notice. The first outcome of a job stands; a later one
--- only ends its own lease.
+-- Completes jobs: stores and publishes their outcomes, closes their records, subtracts them from
+-- the counters, ends their leases, and publishes one event. The first outcome of a job stands; a
+-- later one only ends its own lease.
 -- KEYS    ledger, open jobs, cancelled jobs, leased messages or '', their index or '', outbox or ''
--- ARGV    JSON: queue, ttl (seconds that results are kept), reserve (bytes, 0: none), waiting (whether
---         messages may still wait), lists (of the messages that follow: these are sent, or kept in
---         the outbox if there is one, if a job ends by this call), groups of jobs that end alike:
---         status, age (seconds since they started, 0: never), code, message, model, and jobs, each an
---         array of id, tag, prompt tokens, texts; then the messages that follow, one for each of the
---         lists; then the outcomes, or '', one for each of the jobs
--- Answer  places, from 0, of jobs that had ended before; places of jobs whose record or outcome is a
---         key of another type, each with the error: nothing of these is changed
--- Repeat  the same answer, and nothing is written twice: a record names the tag that ended it.
+-- ARGV    JSON: queue, ttl (seconds that results are kept), reserve (bytes, 0: none), waiting
+--         (whether messages may still wait), lists (of the messages that follow: if this call ends
+--         a job, they are sent, or put into the outbox if there is one), groups of jobs that end
+--         alike: status, age (seconds since they started, 0: never), code, message, model, and
+--         jobs, each an array of id, tag, prompt tokens, texts; then the messages that follow, one
+--         for each of the lists; then the outcomes, or '', one for each of the jobs
+-- Answer  places, from 0, of jobs that had ended before; places of jobs with a record or outcome
+--         that is a key of another type, each with the error: these jobs are not changed
+-- Repeat  the same answer, without a second write: a record names the tag that ended it.
 -- Cost    the jobs given.
 
 local ledger, open, cancelled, leased, index, outbox = unpack(KEYS)
@@ -32,19 +32,18 @@ end
 local function message_of(number) return ARGV[1 + number] end
 local function outcome_of(place) return ARGV[2 + #lists + place] end
 
--- Lets this script write on a full server, while that uses no more than its `maxmemory` and `reserve`
--- bytes or a twentieth beyond. Redis refuses a script only before its first write, and the one here
--- takes nothing.
+-- Lets this script write on a full server, up to `reserve` bytes or a twentieth beyond its
+-- `maxmemory`. Redis refuses a script only before its first write; the write here takes no memory.
 local function use_reserve()
   local memory = given.reserve > 0 and redis.pcall('INFO', 'memory')
-  -- A managed server may keep INFO to itself.
+  -- A managed server may not allow INFO.
   if type(memory) ~= 'string' then return end
   local used = tonumber(string.match(memory, 'used_memory:(%d+)') or '0')
   local bound = tonumber(string.match(memory, 'maxmemory:(%d+)') or '0')
   if used < bound + math.max(given.reserve, bound / 20) then redis.call('HDEL', ledger, '') end
 end
 
--- Stores an outcome, in place of a state that is none. Returns the error of a key of another type.
+-- Stores an outcome, replacing an intermediate state. Returns an error if the key has another type.
 local function store(key, outcome)
   if outcome == '' then return end
   if not redis.call('SET', key, outcome, 'NX', 'EX', ttl) then
@@ -55,7 +54,7 @@ local function store(key, outcome)
   redis.call('PUBLISH', key, outcome)
 end
 
--- Charges an owner's quota of tokens for the difference to the estimate; see `quota`.
+-- Charges an owner's quota for the tokens beyond the estimate, or refunds them; see `quotas`.
 local function charge(owner, estimate, tokens)
   estimate = tonumber(estimate or '')
   if not estimate or tokens == 0 then return end
@@ -84,7 +83,7 @@ local function shared_fields(group)
   return fields
 end
 
--- Closes a record; one that is not there yet is made, of a job of a stock producer.
+-- Closes a record, or creates it for a job of a stock producer.
 local function close(ended, outcome, group, fields, is_new)
   local id, tag, prompt_tokens, texts = unpack(ended)
   local last = #fields
@@ -132,7 +131,7 @@ local function complete(ended, outcome, group, fields)
     if status == 'cancelled' and by ~= tag then unmarked[#unmarked + 1] = id end
     return by and by == tag
   end
-  -- The outcome of an earlier run, unless it has expired.
+  -- The success of an earlier run stands, unless it has expired.
   stands = stands and redis.call('EXISTS', RESULT .. id) == 1
   local failure = not stands and store(RESULT .. id, outcome)
   if failure then return false, failure end
@@ -160,7 +159,7 @@ local function send()
   end
 end
 
--- In parts that Lua's stack holds.
+-- Removes members in parts that fit Lua's stack.
 local function remove(command, key, members)
   for at = 1, #members, 1000 do
     redis.call(command, key, unpack(members, at, math.min(at + 999, #members)))

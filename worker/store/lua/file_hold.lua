@@ -1,9 +1,9 @@
 -- Counts the bytes of a file before they are written, or corrects their number, within bounds.
 -- KEYS    expiry, held, used
--- ARGV    id, owner, bytes, time of removal, bounds of the owner's files and bytes and of all files and
---         bytes (0: none)
+-- ARGV    id, owner, bytes, time of removal, bounds of the owner's files and bytes and of all files
+--         and bytes (0: none)
 -- Answer  0, or 1 to 4 for the bound that is reached
--- Repeat  the same answer, and nothing more is counted.
+-- Repeat  the same answer, and the counters do not change.
 -- Cost    one file.
 
 local expiry, held, used = unpack(KEYS)

@@ -1,8 +1,8 @@
--- Takes the bytes of a file that is removed off the sums.
+-- Subtracts a removed file from the counters.
 -- KEYS    expiry, held, used
 -- ARGV    id
 -- Answer  nothing
--- Repeat  nothing more happens.
+-- Repeat  no effect.
 -- Cost    one file.
 
 local expiry, held, used = unpack(KEYS)

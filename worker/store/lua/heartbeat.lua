@@ -8,8 +8,8 @@
 local workers = KEYS[1]
 local node, age, members = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
--- A full server refuses a script only before its first write, and a worker that could not write
--- would be taken for dead.
+-- A full server refuses a script only before its first write. A worker without a heartbeat would
+-- count as dead.
 redis.call('HDEL', workers, '')
 local at = string.format('%.3f', clock() - age)
 redis.call('HSET', workers, node, '{"at":' .. at .. ',' .. members)

@@ -1,14 +1,14 @@
--- Names the tasks of some leased messages.
+-- Returns the task ids of some leased messages.
 -- KEYS    leased messages
 -- ARGV    cursor, messages of a page
 -- Answer  the next cursor, 0 at the end; ids of tasks
--- Repeat  the same answer: nothing is written.
+-- Repeat  the same answer: the script does not write.
 -- Cost    about the messages of a page.
 
 local leased = KEYS[1]
 local cursor, page_size = ARGV[1], ARGV[2]
 
--- Properties are at the end of an envelope, behind the body. Inside a body quotes are escaped.
+-- Properties follow the body at the end of an envelope. Inside a body quotes are escaped.
 local TAIL = 2000
 local page = redis.call('HSCAN', leased, cursor, 'COUNT', page_size)
 local ids = {}

@@ -1,4 +1,4 @@
--- One caller of a shared job leaves it. With the last one the result goes, if the job has ended.
+-- Removes one caller of a shared job. With the last one, the result of an ended job expires.
 -- KEYS    job, result, ledger, listing
 -- ARGV    id, caller, seconds that job and result are kept for a repeat, 1 to leave only a job that
 --         has ended and to answer with it

@@ -1,6 +1,6 @@
--- Stores and publishes a state of a job that is no outcome, such as STARTED, unless there is one.
+-- Stores and publishes an intermediate state of a job, such as STARTED, unless it has ended.
 -- KEYS    job, result
--- ARGV    what Celery stores, seconds that it is kept
+-- ARGV    the state in Celery's format, seconds that it is kept
 -- Answer  nothing
 -- Repeat  the same value is stored and published again.
 -- Cost    one job.

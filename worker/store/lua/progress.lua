@@ -1,9 +1,9 @@
--- Notes how far running jobs are, and gives one notice; jobs that have ended stay as they are.
+-- Writes the progress of running jobs and publishes one event; ended jobs do not change.
 -- KEYS    ledger
 -- ARGV    JSON: queue, record_ttl, jobs: each an array of its id, seconds since it started, texts
---         done, texts in all, estimate of its tokens by those that are known, or 0
+--         done, total texts, estimate of its tokens from the known ones, or 0
 -- Answer  nothing
--- Repeat  the same fields are written, and the notice comes again.
+-- Repeat  the same fields are written, and the event is published again.
 -- Cost    the jobs given.
 
 local ledger, given = KEYS[1], cjson.decode(ARGV[1])
@@ -12,7 +12,7 @@ for _, running in ipairs(given.jobs) do
   local id, age, done, total, estimate = unpack(running)
   local job = JOB .. id
   local status, tokens, _, share = parts(job)
-  -- A job of a producer without a record gets one.
+  -- A job that was submitted without a record gets one.
   if not status or is_open(status) then
     redis.call('HSET', job, 'status', 'running', 'started', seconds(time - age),
       'done', done, 'total', total, 'queue', given.queue)

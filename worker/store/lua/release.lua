@@ -1,8 +1,8 @@
--- Leaves an ended job and its result no longer than some seconds: its caller has the result.
+-- Keeps an ended job and its result for some seconds at most: its caller has the result.
 -- KEYS    job, result, ledger
 -- ARGV    seconds, 1 for a success only
 -- Answer  nothing
--- Repeat  nothing more happens.
+-- Repeat  no effect.
 -- Cost    one job.
 
 local job, result, ledger = unpack(KEYS)

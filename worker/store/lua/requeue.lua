@@ -1,4 +1,4 @@
--- Queues a dead letter again, as if it had never run.
+-- Requeues a dead letter as a job that has never run.
 -- KEYS    letters, queue, job, result, attempts, crashes, note of the call, open jobs
 -- ARGV    entry, message, record ttl, seconds that the call is remembered, id
 -- Answer  1, or 0 if the letter is gone

@@ -1,14 +1,14 @@
--- Finds open jobs whose messages are nowhere, as after a purge, and forgets those that have ended.
--- If no job is open, resets the counters: workers of older versions can leave something there.
+-- Finds open jobs without a message, as after a purge, and removes ended jobs from the open ones.
+-- If no job is open, resets the counters: workers of older versions can leave counts there.
 -- KEYS    ledger, open jobs, leased messages or '', lists of the queue
--- ARGV    seconds for which a job must not have been seen, the same if there are leases, jobs looked
---         at; if lists and leases are on another server: 1 if the lists are empty, 1 if no leases are
+-- ARGV    age in seconds from which a job can be lost, the same if there are leases, jobs checked;
+--         if lists and leases are on another server: 1 if no list has messages, 1 without leases
 -- Answer  ids of lost jobs; ids of jobs that are lost unless they are leased
 -- Repeat  the same answer, until they are completed.
--- Cost    the jobs looked at; FIELDS of the ledger.
+-- Cost    the jobs checked; FIELDS of the ledger.
 
 local FIELDS = 100
--- Jobs looked at while messages wait: none of these can be lost, some may have ended.
+-- Jobs checked while messages wait: these cannot be lost, but may have ended.
 local FEW = 20
 local ledger, open, leased = KEYS[1], KEYS[2], KEYS[3]
 local seen_within, leased_within, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -24,7 +24,7 @@ for at = 1, #rows, 2 do
   local id, age = rows[at], time - tonumber(rows[at + 1])
   local status, tokens, bytes, share, size, owner = parts(JOB .. id)
   if not is_open(status) then
-    -- It ended in a worker of an older version, or its record has expired.
+    -- A worker of an older version completed it, or its record has expired.
     settle(changes, tokens, bytes, share, size, owner)
     redis.call('HDEL', JOB .. id, 'tokens', 'bytes', 'share', 'size')
     redis.call('ZREM', open, id)

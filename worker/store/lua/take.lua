@@ -1,12 +1,12 @@
--- Takes one request and some tokens from an owner's two buckets, or nothing from either.
+-- Takes one request and some tokens from an owner's two buckets, or takes from neither.
 -- KEYS    bucket, note of the call
 -- ARGV    limit of requests, limit of tokens (0: none), tokens wanted, milliseconds of a window
--- Answer  1 or 0; for requests and for tokens: what is left, milliseconds until full; milliseconds
+-- Answer  1 or 0; for requests and for tokens: the rest, milliseconds until full; milliseconds
 --         until there is enough
--- Repeat  the same answer for some seconds, and nothing more is taken.
+-- Repeat  the same answer for 10 seconds, without taking again.
 -- Cost    one owner.
 --
--- What costs more than a whole bucket needs a full one, and leaves a debt: none is had for nothing.
+-- A request that costs more than a whole bucket needs a full bucket, and leaves a debt.
 
 local bucket, call = KEYS[1], KEYS[2]
 local limits, costs = {tonumber(ARGV[1]), tonumber(ARGV[2])}, {1, tonumber(ARGV[3])}

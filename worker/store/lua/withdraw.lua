@@ -1,8 +1,8 @@
--- Undoes the acceptance of a job whose message could not be sent.
+-- Undoes the acceptance of a job after a failure to send its message.
 -- KEYS    job, listing, ledger, open jobs, outbox or ''
 -- ARGV    id
 -- Answer  nothing
--- Repeat  nothing more happens: the record is gone.
+-- Repeat  no effect: the record is gone.
 -- Cost    one job.
 
 local job, listing, ledger, open, outbox = unpack(KEYS)

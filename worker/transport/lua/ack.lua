@@ -1,8 +1,8 @@
 -- Removes leased messages.
 -- KEYS    unacked, index
 -- ARGV    tags
--- Answer  nothing
--- Repeat  nothing more happens.
+-- Answer  nil
+-- Repeat  no effect.
 -- Cost    2 commands for all tags.
 
 local unacked, index = KEYS[1], KEYS[2]

@@ -1,9 +1,9 @@
--- Binds a queue to an exchange as kombu does, on a server that is full: after a first write that
--- shrinks. It takes a few bytes for each process that consumes.
+-- Binds a queue to an exchange as kombu does, on a full server: the first write is one that shrinks.
+-- It takes a few bytes for each consuming process.
 -- KEYS    bindings, those that stay
 -- ARGV    binding
--- Answer  nothing
--- Repeat  nothing more happens.
+-- Answer  nil
+-- Repeat  no effect.
 -- Cost    3 commands.
 
 local bindings, permanent, binding = KEYS[1], KEYS[2], ARGV[1]

@@ -1,8 +1,8 @@
 -- Moves a leased message to a list of dead letters.
 -- KEYS    unacked, index, dead letters
 -- ARGV    tag, reason
--- Answer  nothing
--- Repeat  nothing more happens.
+-- Answer  nil
+-- Repeat  no effect.
 -- Cost    6 commands.
 
 local unacked, index, letters = KEYS[1], KEYS[2], KEYS[3]

@@ -1,8 +1,8 @@
 -- Parks leased messages: no worker holds them, and restore.lua puts them back at their deadline.
 -- KEYS    unacked, index
 -- ARGV    pairs of tag and seconds
--- Answer  nothing
--- Repeat  nothing more happens; the first call's deadline stands.
+-- Answer  nil
+-- Repeat  no effect; the first call's deadline stands.
 -- Cost    1 command, and 6 for each tag.
 
 local unacked, index = KEYS[1], KEYS[2]

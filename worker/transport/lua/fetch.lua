@@ -5,10 +5,10 @@
 --         least bytes that do; then for each list: level, priority, end of its entries
 -- Answer  {1 if every list was seen empty, {list, message, list, message, …}}; the n-th message, from
 --         0, has the tag `timed:priority:fetch:n`, n with four digits
--- Repeat  nothing is taken, and the answer is the same, with nil for a message whose lease has ended.
+-- Repeat  takes no message; the answer is the same, with nil for a message of an ended lease.
 -- Cost    7 commands, and one for each message and each list.
 
--- Seconds for which a fetch is remembered: longer than a client repeats a call.
+-- Seconds for which a fetch is remembered: longer than a client retries a call.
 local MEMORY = 60
 
 local unacked, leases, memory = KEYS[1], KEYS[2], KEYS[3]
@@ -23,7 +23,7 @@ for at = 7, #ARGV, 3 do
   endings[#endings + 1] = ARGV[at + 2]
 end
 
--- A key of another type fails here, before anything is taken.
+-- A key of another type fails here, before any message is taken.
 redis.call('HLEN', unacked)
 redis.call('ZCARD', leases)
 
@@ -54,7 +54,7 @@ end
 local deadline = after(timeout)
 local function take(list)
   local message = redis.pcall('RPOP', lists[list])
-  -- A key of another type is as good as empty.
+  -- A key of another type counts as empty.
   if type(message) ~= 'string' then return false end
   local tag, at = tag_of(list, taken), 2 * taken
   entries[at + 1] = tag
@@ -91,7 +91,7 @@ local refusal = refused('HSET', unacked, unpack(entries))
   or refused('ZADD', leases, unpack(index))
   or refused('SET', memory, drained .. ' ' .. table.concat(came, ' '), 'EX', MEMORY)
 if not refusal then return {drained, answer} end
--- As a user without the right to one of these: nothing was taken.
+-- For example, the user lacks the right to one of these commands: put every message back.
 for number = taken - 1, 0, -1 do
   local tag = entries[2 * number + 1]
   redis.call('RPUSH', lists[came[number + 1]], answer[2 * number + 2])

@@ -1,8 +1,8 @@
--- Puts leased messages back, the last one given being next in line.
+-- Puts leased messages back; the last one in ARGV is next in line.
 -- KEYS    unacked, index
 -- ARGV    '1' to mark them as redelivered, key prefix, separator, then tags
 -- Answer  the last refusal of a list, if any
--- Repeat  nothing more happens.
+-- Repeat  no effect.
 -- Cost    5 commands for each tag.
 
 local unacked, index = KEYS[1], KEYS[2]

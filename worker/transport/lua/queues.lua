@@ -25,8 +25,8 @@ end
 -- The last refusal of a message by its list.
 local refusal
 
--- Puts a message back, next in line. Returns 1, or 0 if there is none or its list refuses it, as a
--- key of another type does: then the message stays leased for a while, and the call goes on.
+-- Puts a message back, next in line. Returns 1, or 0 if it is missing or its list refuses it, as a key
+-- of another type does. A refused message stays leased for a while, and the call continues.
 local function put_back(unacked, index, tag, marked, prefix, separator)
   redis.call('ZREM', index, '')
   local entry = redis.call('HGET', unacked, tag)

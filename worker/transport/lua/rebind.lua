@@ -1,7 +1,7 @@
 -- The same for a queue that expires: a first write that shrinks, before kombu's own script.
 -- KEYS    bindings, their deadlines
 -- ARGV    binding, exchange, milliseconds
--- Answer  nothing
+-- Answer  nil
 -- Repeat  the deadline counts from the repeat.
 -- Cost    4 commands.
 

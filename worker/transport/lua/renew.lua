@@ -1,7 +1,7 @@
 -- Moves the deadlines of leases.
 -- KEYS    index
 -- ARGV    seconds from now, then tags
--- Answer  the tags that are not there any more
+-- Answer  the tags that no longer exist
 -- Repeat  the deadlines count from the repeat.
 -- Cost    4 commands for all tags.
 

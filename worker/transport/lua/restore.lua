@@ -1,15 +1,15 @@
--- Puts messages back whose deadline has passed, the oldest being next in line: those of leases marked
--- as redelivered, deferred ones as they are. Reads up to `scan` index entries from a cursor on, and
--- restores up to `limit` messages or `bytes` of them. The cursor is a score and the number of entries
--- of that score to pass over.
+-- Puts messages back after their deadline, the oldest next in line. Messages of leases are marked as
+-- redelivered, deferred ones are not. Reads up to `scan` index entries from a cursor on, and restores
+-- up to `limit` messages or `bytes` of them. The cursor is a score and the number of entries of that
+-- score to skip.
 -- KEYS    unacked, index
 -- ARGV    key prefix, separator, lease timeout, visibility timeout, the cursor's score and number,
 --         scan, limit, bytes
 -- Answer  {leases restored, deferred messages restored, 1 if there is more to read, expired tags of
 --         stock workers, which need kombu's routing, the next cursor's score and number, the last
 --         refusal of a list, if any}
--- Repeat  as another sweep, which restores what is due then.
--- Cost    2 commands, of which one reads `scan` entries beyond those passed over, and 6 for each
+-- Repeat  like another sweep: restores the messages that are due then.
+-- Cost    2 commands, of which one reads `scan` entries beyond the skipped ones, and 6 for each
 --         message restored.
 
 local unacked, index = KEYS[1], KEYS[2]
@@ -17,7 +17,7 @@ local prefix, separator, timeout = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local visibility, now = tonumber(ARGV[4]), tonumber(after(0))
 local last, same = ARGV[5], tonumber(ARGV[6])
 local scan, limit, bytes = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
--- Seconds for which an entry outlives its score, by kind; tags of stock workers have none. `lease`
+-- Seconds for which an entry outlives its score, by kind; tags of stock workers have no kind. `lease`
 -- and `hold` are of earlier versions: their score is the time of the last renewal, or of a fetch that
 -- is not renewed.
 local lasts = {timed = 0, parked = 0, lease = timeout, hold = visibility}

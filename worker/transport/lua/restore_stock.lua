@@ -1,9 +1,9 @@
 -- Puts a message of a stock worker back, into the lists that kombu's routing gives.
 -- KEYS    unacked, index, lists
 -- ARGV    tag, message as it goes into each list
--- Answer  the last refusal of a list, if any; the message is then tried again after the visibility
---         timeout, if no list took it
--- Repeat  nothing more happens.
+-- Answer  the last refusal of a list, if any; if no list took the message, it is tried again after
+--         the visibility timeout
+-- Repeat  no effect.
 -- Cost    4 commands, and one for each list.
 
 local unacked, index = KEYS[1], KEYS[2]
