@@ -27,7 +27,7 @@ from api.responses import json_response
 from api.schemas import FinishedJob, JobDocument, JobList, Result, job_list_of, job_of
 from api.submission import KEPT_AFTER_ANSWER, LONGEST_IDEMPOTENCY_KEY, Submission, submit
 from api.wait_options import Timeout, WaitOption, await_end, find
-from worker.contract.jobs import JobRequest, Status, parse_body
+from worker.contract.jobs import JobBody, Status, parse_body
 from worker.store.jobs import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ blueprint = Blueprint("jobs", __name__)
 
 MOST_JOBS_A_PAGE = 100
 _JOBS_A_PAGE = 20
-#: Seconds after which a job that has not ended is worth another look.
+#: Seconds after which a client should read a running job again.
 _LOOK_AGAIN = 1
 
 _ID: Final = path_parameter("The job's id.")
@@ -80,7 +80,7 @@ _EXAMPLES: Final = {
     },
     errors=(400, 413, 415, 422, 503),
     parameters=[*wait_options.PARAMETERS, _IDEMPOTENCY_KEY],
-    body=JobRequest,
+    body=JobBody,
     examples=_EXAMPLES,
     rated=True,
 )
@@ -226,7 +226,7 @@ def follow_job(job_id: str) -> Response:
 
 
 def _answer_ended(backend: Backend, answer: dict[str, Any], job: Submission) -> Response:
-    """The job with its result inside, which then need not be kept long."""
+    """The job with its result inside; the stored result then expires soon."""
     result = results.fragment(job.meta)
     response = json_response(answer | {"result": result})
     if result is not None and job.replayed:
@@ -242,7 +242,7 @@ def _release(backend: Backend, job_id: str) -> None:
 
 
 def _location(path: str) -> str:
-    """A path as a header: the prefix of another application may be any text."""
+    """Escape a path for a header: the prefix of another application may be any text."""
     return path if path.isascii() else iri_to_uri(path)
 
 

@@ -1,4 +1,4 @@
-"""From texts and options to an accepted job, or to the reason why not."""
+"""From texts and options to an accepted job, or to the reason for its rejection."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from worker.contract.jobs import JobOptions, Status
 from worker.contract.lanes import Lane
 from worker.contract.models import ModelInfo
 from worker.store.api_keys import ApiKey
-from worker.store.jobs import Acceptance, Capacity, Deduplication, JobRecord, JobRequest
+from worker.store.jobs import Acceptance, Deduplication, JobRecord, JobRequest, QueueCapacity
 from worker.store.worker_registry import Workers
 
 logger = logging.getLogger(__name__)
 
 LONGEST_IDEMPOTENCY_KEY = 255
-#: Seconds that a job can still be read after its caller waited for it: the answer may get lost.
+#: Seconds that a job stays readable after its caller has waited for it: the answer may get lost.
 KEPT_AFTER_ANSWER = 60
 #: Batches' worth of tokens that one owner may have waiting in a lane. A worker holds a few times as
 #: many of each, so that the next owner's job is among them.
@@ -132,7 +132,7 @@ def _model(backend: Backend, options: JobOptions, workers: Workers) -> ModelInfo
 
 
 def _reader(backend: Backend, job: JobRequest, *, shared: bool) -> Read:
-    """How to read a job for its waiting caller; the same step releases or leaves an ended one."""
+    """A function that reads a job for its waiting caller, and releases or leaves an ended one."""
     if shared:
         return lambda job_id: backend.store.read_and_leave(job_id, job.owner, job.call)
     return lambda job_id: backend.store.read_and_release(job_id, KEPT_AFTER_ANSWER)
@@ -142,9 +142,9 @@ def _lane(timeout: Timeout) -> Lane:
     return Lane.INTERACTIVE if timeout.seconds else Lane.NORMAL
 
 
-def _capacity(backend: Backend, key: ApiKey | None, lane_share: int) -> Capacity:
+def _capacity(backend: Backend, key: ApiKey | None, lane_share: int) -> QueueCapacity:
     room = backend.room
-    return Capacity(
+    return QueueCapacity(
         tokens=backend.settings.max_queued_tokens,
         bytes=room.messages(),
         owner_tokens=(key.max_queued_tokens or 0) if key is not None else 0,
@@ -170,7 +170,7 @@ def _rejection(
     backend: Backend,
     acceptance: Acceptance,
     job: JobRequest,
-    capacity: Capacity,
+    capacity: QueueCapacity,
     tokens_per_second: float,
 ) -> Problem:
     """The Problem of a rejected job."""

@@ -1,8 +1,8 @@
 """One waiting caller: alone, with a deep bulk queue, and with another tenant's flood.
 
-The caller submits one small job after another over REST. The other jobs are submitted as by the
-API and the coordinator of batches, by a thread that keeps the queue deep. Its rate counts the
-texts that the worker has encoded, beside the caller and before it came.
+The caller submits one small job after another over REST. A thread submits the other jobs in the
+way of the API and the coordinator of batches, and keeps the queue deep. Its rate counts the texts
+that the worker has encoded, before the caller starts and during the caller's turn.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from bench.texts import texts
 from worker.contract import keys
 from worker.contract.jobs import DEFAULT_OPTIONS
 from worker.contract.lanes import Lane, lists_of
-from worker.store.jobs import Capacity, JobRequest, JobStore
+from worker.store.jobs import JobRequest, JobStore, QueueCapacity
 from worker.store.worker_registry import WorkerRegistry
 
 _QUEUE = "embedq"
-#: Texts of a job beside the caller's, and jobs that wait at any time.
+#: Texts of one of the other's jobs, and the number of jobs kept in the queue.
 _TEXTS, _DEPTH = 16, 1_000
 #: The caller's jobs of one turn, turns, and seconds between two jobs.
 _JOBS, _TURNS, _PAUSE = 80, 3, 0.02
-#: Seconds of the other's rate without the caller.
+#: Seconds of the measurement of the other's rate without the caller.
 _ALONE_S = 4.0
-#: The caller's jobs: a set of texts, and how many of a job.
+#: The caller's jobs: a set of texts, and texts of a job.
 _CALLERS = (("short", 1), ("mixed", 1), ("short", 16))
 _BESIDE = {
     "alone": None,
@@ -88,14 +88,14 @@ def _add(table: Table, job: str, turns: dict[str, list[_Turn]]) -> None:
 
 
 class _Turn:
-    """What happens inside a block: the waits of the caller, and the other's rate beside it."""
+    """The measurements of a block: the waits of the caller, and the other's rate."""
 
     def __init__(self, client: redis.Redis, texts_of_caller: int | None) -> None:
-        """`texts_of_caller`: how many the caller sends, None where no other is beside it."""
+        """`texts_of_caller`: the number of the caller's texts, or None if the caller is alone."""
         self.waits: Sequence[float] = ()
         self.batch_seconds = 0.0
         self.rate: float | None = None
-        #: The rate beside the caller as a part of the rate before it came.
+        #: The rate during the caller's turn as a fraction of the rate before it.
         self.share: float | None = None
         self._client = client
         self._texts = texts_of_caller
@@ -116,7 +116,7 @@ class _Turn:
 
 
 class _Other:
-    """Another owner's jobs, submitted by a thread so that the queue stays deep."""
+    """Another tenant's jobs, submitted by a thread so that the queue stays deep."""
 
     def __init__(self, client: redis.Redis, lane: Lane) -> None:
         self._store = JobStore(client, _QUEUE, result_ttl=60)
@@ -127,7 +127,7 @@ class _Other:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Return once the queue is deep."""
+        """Start the thread; return when the queue is deep."""
         self._thread.start()
         self._deep.wait()
 
@@ -156,12 +156,12 @@ class _Other:
         job = JobRequest.of(
             part, DEFAULT_OPTIONS, model, queue=_QUEUE, owner="other", lane=self._lane
         )
-        self._store.submit(job, Capacity(lane_share=LANE_SHARE * model.batch_tokens))
+        self._store.submit(job, QueueCapacity(lane_share=LANE_SHARE * model.batch_tokens))
 
 
 @contextmanager
 def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
-    """Keep the queue deep with jobs of another owner that ask for `lane`."""
+    """Keep the queue deep with another tenant's jobs for `lane`."""
     if lane is None:
         yield
         return
@@ -179,7 +179,7 @@ def _beside(client: redis.Redis, lane: Lane | None) -> Iterator[None]:
 
 
 def _figures(client: redis.Redis, after: float = 0.0) -> dict[str, float]:
-    """What the worker's next heartbeat says that is so many seconds away or more."""
+    """Return the first new heartbeat of the worker after `after` seconds."""
     pause = threading.Event()
     pause.wait(after)
     last = _heartbeat(client)
@@ -194,7 +194,7 @@ def _heartbeat(client: redis.Redis) -> dict[str, float]:
 
 
 def _rate(before: Mapping[str, float], after: Mapping[str, float], others: int = 0) -> float:
-    """Texts a second between two heartbeats, but for so many."""
+    """Return the texts a second between two heartbeats, without `others` of the texts."""
     return (after["texts"] - before["texts"] - others) / (after["at"] - before["at"])
 
 

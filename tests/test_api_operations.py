@@ -1,4 +1,4 @@
-"""Health, readiness, metrics, the headers of every answer, and the document of it all."""
+"""Health, readiness, metrics, the headers of every answer, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api.errors import STATUS_OF
 from tests.api_stand import MODEL, ApiStand, api_stand, problem
 from tests.processes import run_python
 from worker.contract import keys
-from worker.contract.jobs import JobRequest
+from worker.contract.jobs import JobBody
 from worker.contract.settings import Settings
 from worker.store.api_keys import KeyFile, new_key
 from worker.store.worker_registry import SILENCE
@@ -114,11 +114,11 @@ def test_the_document_has_every_route_and_no_other(api: ApiStand, document: dict
 
 def test_the_document_has_every_option_and_every_code(document: dict[str, Any]) -> None:
     request = document["components"]["schemas"]["JobRequest"]
-    assert request["properties"].keys() == JobRequest.model_fields.keys()
+    assert request["properties"].keys() == JobBody.model_fields.keys()
     assert request["required"] == ["input"]
     assert request["additionalProperties"] is False
     described = str(document["paths"])
-    # What Flask answers by itself on a path is in no operation's list.
+    # Flask's own answers on a path are in no operation's list.
     for code in STATUS_OF.keys() - {"method_not_allowed"}:
         assert f"`{code}`" in described, code
 

@@ -1,4 +1,4 @@
-"""The project's own promises: what loads what, what the containers run, what make does."""
+"""The project's rules: imports between packages, files of the containers, targets of make."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def test_the_map_of_a_package_lists_its_modules_each_once(package: str) -> None:
         *(file.parent.name for file in (ROOT / package).glob("[!_]*/__init__.py")),
     ]
     assert sorted(listed) == sorted(modules)
+
+
+def test_public_class_names_are_unique() -> None:
+    names = [
+        node.name
+        for package in ("api", "worker")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A worker of one kind with everything a client of it needs, for tests of tasks."""
+"""A worker of one kind and its clients, for tests of tasks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from worker.contract.lanes import Lane, lists_of
 from worker.contract.outcomes import Matrix
 from worker.contract.results import matrix
 from worker.store import celery_jobs
-from worker.store.jobs import Capacity, JobRequest
+from worker.store.jobs import JobRequest, QueueCapacity
 from worker.tasks import embed
 
-#: In every text, so that a text which turns up where it should not is found.
+#: Part of every text, so that a leaked text is found.
 MARKER = "zebra9f1c"
 TEXTS = [f"{MARKER} crosses the river at dawn", f"{MARKER} sleeps"]
 #: Seconds for one answer; the model itself needs milliseconds.
@@ -58,7 +58,7 @@ def embed_at(url: str) -> Iterator[Celery]:
 def _forget_connections(app: Celery) -> None:
     backend = app._backend
     if backend is not None:
-        # Results that are collected later have nothing to unsubscribe from.
+        # Results that are collected later have no subscription to end.
         backend.remove_pending_result = lambda result: result
         backend.result_consumer.stop()
         backend.client.close()
@@ -71,7 +71,7 @@ def _forget_connections(app: Celery) -> None:
 
 @dataclass
 class Events:
-    """Every event of the workers, as Flower sees them. A thread receives until `close`."""
+    """Every event of the workers, as seen by Flower. A thread receives until `close`."""
 
     app: Celery
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Events:
 
 @dataclass
 class Stand:
-    """Workers, their Redis, and ways to ask for things."""
+    """Workers, their Redis, and functions that submit jobs and read their state."""
 
     processes: Processes
     app: Celery
@@ -116,7 +116,7 @@ class Stand:
         return str(os.environ["CELERY_BROKER_URL"])
 
     def start(self, *arguments: str, ready: str | None = " ready.", **env: str) -> Process:
-        """A worker with the tasks of `users_app` and a device that waits to order."""
+        """A worker with the tasks of `users_app` and a device that the test can stop."""
         app = env.pop("APP", "tests.integration.users_app")
         return start_worker(
             self.processes,
@@ -128,7 +128,7 @@ class Stand:
         )
 
     def notes(self) -> list[list[Any]]:
-        """What tasks and receivers of signals noted since the test began."""
+        """Notes of tasks and signal receivers since the test began."""
         return [json.loads(note) for note in self.client.lrange(users_app.NOTES, 0, -1)]
 
     def noted(self, *what: Any) -> None:
@@ -136,37 +136,37 @@ class Stand:
         eventually(lambda: list(what) in self.notes(), ANSWER_S, message=lambda: str(self.notes()))
 
     def record(self, job_id: str) -> tuple[str, str | None]:
-        """Status and code of a job, as REST shows them."""
+        """Status and code of a job, as shown by REST."""
         store = celery_jobs.store_of(self.app)
         assert store is not None
         record = store.read(job_id)
         return (record.status.value, record.code) if record is not None else ("unknown", None)
 
     def idle(self) -> bool:
-        """Whether every message is done with: none queued, none held."""
+        """Whether every message is done: none queued, none leased."""
         return self.messages() == (0, 0)
 
     def messages(self) -> tuple[int, int]:
-        """Messages that wait in the queue, and messages that workers hold."""
+        """The numbers of queued and of leased messages."""
         return sum(map(self.client.llen, lists_of("embedq"))), self.client.hlen("unacked")
 
     @property
     def gate(self) -> Path:
-        """The folder where the device looks whether to go on."""
+        """The folder that the device checks before each forward pass."""
         return self.processes.folder
 
     def close_gate(self) -> None:
-        """From now on the device stands still before each forward pass."""
+        """Make the device stand still before each forward pass from now on."""
         for name in (users_app.ENTERED, users_app.STEP):
             self.gate.joinpath(name).unlink(missing_ok=True)
         self.gate.joinpath(users_app.CLOSED).touch()
 
     def open_gate(self) -> None:
-        """Let the device go on."""
+        """Let the device continue."""
         self.gate.joinpath(users_app.CLOSED).unlink(missing_ok=True)
 
     def step(self) -> None:
-        """Let one forward pass go on, and wait for the next to stand still."""
+        """Let one forward pass continue, and wait until the next one stands still."""
         passed = self.entered()
         self.gate.joinpath(users_app.STEP).touch()
         self.wait_until_encoding(passed + 1)
@@ -178,7 +178,7 @@ class Stand:
 
     @contextmanager
     def busy_device(self) -> Iterator[Callable[[], None]]:
-        """A device that stands still inside a forward pass; call what is given to let it go on."""
+        """A device that stands still inside a forward pass; the yielded function releases it."""
         self.close_gate()
         try:
             yield self.open_gate
@@ -186,15 +186,15 @@ class Stand:
             self.open_gate()
 
     def wait_until_encoding(self, times: int = 1) -> None:
-        """The device has begun a forward pass and stands still in it."""
+        """Wait until the device stands still in a forward pass."""
         eventually(lambda: self.entered() >= times, ANSWER_S)
 
     def submit(
         self, job_id: str, lane: Lane, *, texts: int = 1, owner: str = "", share: int = 0
     ) -> AsyncResult:
-        """A job as the API submits it; its id is made unique."""
+        """Submit a job like the API; its id is made unique."""
         job_id = f"{job_id}-{messages.new_id()}"
-        # Words of one token each: what a worker has fetched is bounded by bytes.
+        # Words of one token each: the amount that a worker fetches is bounded by bytes.
         given = [f"{number} {job_id[:12]} " + "something " * 10 for number in range(texts)]
         store = celery_jobs.store_of(self.app)
         assert store is not None
@@ -205,18 +205,18 @@ class Stand:
             owner=owner,
             lane=lane,
         )
-        store.submit(job, Capacity(lane_share=share))
+        store.submit(job, QueueCapacity(lane_share=share))
         return self.app.AsyncResult(job_id)
 
     def inspect(self, what: str, **options: Any) -> Any:
-        """The worker's answer to `celery inspect`; asked again while it is connecting."""
+        """The worker's answer to `celery inspect`; repeated while the worker connects."""
         ask = self.app.control.inspect(timeout=2.0, limit=1)
 
         def replies() -> Any:
             try:
                 return ask._request(what, **options)
             except redis.ConnectionError:
-                # A pooled connection of a test before, whose server or connections were killed.
+                # A pooled connection of an earlier test, closed with its server or by a kill.
                 return None
 
         (reply,) = eventually(replies, ANSWER_S).values()
@@ -224,7 +224,7 @@ class Stand:
 
 
 def vectors(result: Any) -> Matrix:
-    """The vectors of a result of `embed`, after a look at its shape."""
+    """Return the vectors of a result of `embed` after a check of its shape."""
     assert set(result) == {"model", "dimensions", "embeddings", "usage", "truncated", "errors"}
     found, _ = matrix(result["embeddings"])
     assert found.shape[1] == result["dimensions"] == 384
@@ -238,10 +238,10 @@ def send(texts: Any = TEXTS, **options: Any) -> AsyncResult:
 
 
 def send_by_name(app: Celery, *args: Any, **options: Any) -> AsyncResult:
-    """The same from an application that has no code of ours at hand."""
+    """The same from an application without our code."""
     return app.send_task(TASK_NAME, args=args, **options)
 
 
 def held_texts(things: Sequence[Any]) -> list[Any]:
-    """Those of `things` that hold a text."""
+    """The elements of `things` that contain a text."""
     return [thing for thing in things if MARKER in json.dumps(thing, default=str)]

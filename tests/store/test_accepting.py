@@ -1,4 +1,4 @@
-"""What is accepted, once and within bounds."""
+"""Acceptance of jobs, once and within bounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.store.stand import (
 from worker.contract import keys
 from worker.contract.jobs import Status
 from worker.store import submissions
-from worker.store.jobs import RECORD_TTL, Capacity, Completion, Deduplication, JobStore
+from worker.store.jobs import RECORD_TTL, Completion, Deduplication, JobStore, QueueCapacity
 
 
 def test_an_accepted_job_is_queued_recorded_and_counted(
@@ -61,7 +61,7 @@ def test_a_call_whose_answer_was_lost_may_be_repeated(
 ) -> None:
     job = new_job()
     for _ in range(3):
-        assert jobs.submit(job, Capacity(tokens=100)).verdict == "accepted"
+        assert jobs.submit(job, QueueCapacity(tokens=100)).verdict == "accepted"
     assert redis_client.llen(QUEUE) == 1
     assert jobs.queued_tokens() == 100
 
@@ -88,7 +88,7 @@ def test_a_task_sent_again_after_a_failure_has_a_new_outcome(
     jobs.complete([end()])
     first = jobs.raw_outcome("one")
     jobs.submit(new_job(message=None))
-    # As with Celery, a success stands.
+    # Like in Celery, a success is final.
     assert jobs.raw_outcome("one") == (first if end is success else None)
     jobs.complete([success()])
     record = jobs.read("one")
@@ -120,32 +120,32 @@ def test_a_success_stands_however_often_and_however_the_task_is_run_again(
 def test_a_queue_that_holds_enough_tokens_takes_no_more(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    assert jobs.submit(new_job("a", message=b"a"), Capacity(tokens=250)).verdict == "accepted"
-    assert jobs.submit(new_job("b", message=b"b"), Capacity(tokens=250)).verdict == "accepted"
-    refused = jobs.submit(new_job("c", message=b"c"), Capacity(tokens=250))
+    assert jobs.submit(new_job("a", message=b"a"), QueueCapacity(tokens=250)).verdict == "accepted"
+    assert jobs.submit(new_job("b", message=b"b"), QueueCapacity(tokens=250)).verdict == "accepted"
+    refused = jobs.submit(new_job("c", message=b"c"), QueueCapacity(tokens=250))
     assert (refused.verdict, refused.level) == ("full", 200)
     assert jobs.read("c") is None
     assert redis_client.llen(QUEUE) == 2
     jobs.complete([success("a")])
-    assert jobs.submit(new_job("c", message=b"c"), Capacity(tokens=250)).verdict == "accepted"
+    assert jobs.submit(new_job("c", message=b"c"), QueueCapacity(tokens=250)).verdict == "accepted"
 
 
 def test_a_job_larger_than_the_bound_is_taken_by_an_empty_queue(jobs: JobStore) -> None:
     large = new_job("large", tokens=1000, result_bytes=10_000)
-    assert jobs.submit(large, Capacity(tokens=10, result_bytes=10)).verdict == "accepted"
-    refused = jobs.submit(new_job("b"), Capacity(tokens=10))
+    assert jobs.submit(large, QueueCapacity(tokens=10, result_bytes=10)).verdict == "accepted"
+    refused = jobs.submit(new_job("b"), QueueCapacity(tokens=10))
     assert refused.verdict == "full"
 
 
 def test_results_that_hold_enough_bytes_let_no_job_in(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
-    bounds = Capacity(result_bytes=12_000)
+    bounds = QueueCapacity(result_bytes=12_000)
     assert jobs.submit(new_job("a", message=b"a"), bounds).verdict == "accepted"
     assert jobs.submit(new_job("b", message=b"b"), bounds).verdict == "accepted"
     refused = jobs.submit(new_job("c", message=b"c"), bounds)
     assert (refused.verdict, refused.level) == ("results_full", 10_000)
-    # What is stored counts instead of what was expected.
+    # The stored size counts instead of the expected one.
     jobs.complete([success("a"), success("b")])
     stored = sum(len(success(job_id).meta) for job_id in "ab")
     assert ledger(redis_client) == {"tokens": 0, "expected": 0, "stored": stored}
@@ -161,7 +161,7 @@ def test_bytes_of_results_count_until_they_have_expired(
     held = {"kept": 10_500, f"kept:{minute - 2}": 10_000, f"kept:{minute + 2}": 500}
     ledger_key = keys.ledger(QUEUE)
     redis_client.hset(ledger_key, mapping=held | {"expected": 300, "kept_from": minute - 3})
-    refused = jobs.submit(new_job(), Capacity(result_bytes=5000))
+    refused = jobs.submit(new_job(), QueueCapacity(result_bytes=5000))
     assert (refused.verdict, refused.level) == ("results_full", 800)
     jobs.complete([success("other")])
     assert not redis_client.hexists(ledger_key, f"kept:{minute - 2}"), "the ledger grows"
@@ -178,7 +178,7 @@ def test_a_deployment_that_stood_still_for_a_week_catches_up_in_bounded_steps(
     )
     steps = 0
     while ledger(redis_client)["stored"] and steps < 100:
-        jobs.submit(new_job(f"{steps}"), Capacity(result_bytes=1))
+        jobs.submit(new_job(f"{steps}"), QueueCapacity(result_bytes=1))
         steps += 1
     assert 10_000 // 120 <= steps < 100
 
@@ -187,7 +187,7 @@ def test_submitting_from_many_threads_never_passes_the_bound(
     jobs: JobStore, redis_client: redis.Redis
 ) -> None:
     def submit(number: int) -> str:
-        return jobs.submit(new_job(f"{number}"), Capacity(tokens=1000)).verdict
+        return jobs.submit(new_job(f"{number}"), QueueCapacity(tokens=1000)).verdict
 
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(submit, range(40)))
@@ -245,5 +245,7 @@ def test_a_key_of_a_job_that_is_gone_stands_for_a_new_one(
 def test_a_refused_submission_leaves_its_key_free(jobs: JobStore) -> None:
     jobs.submit(new_job("first"))
     once = Deduplication("key", "body")
-    assert jobs.submit(new_job("one"), Capacity(tokens=100), deduplicate=once).verdict == "full"
+    assert (
+        jobs.submit(new_job("one"), QueueCapacity(tokens=100), deduplicate=once).verdict == "full"
+    )
     assert jobs.submit(new_job("two"), deduplicate=once).verdict == "accepted"

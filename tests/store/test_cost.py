@@ -1,4 +1,4 @@
-"""What a script costs depends on its arguments, not on how much the deployment holds."""
+"""The cost of a script depends on its arguments, not on the size of the deployment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import redis
 from tests.store.stand import QUEUE, new_job, success
 from worker.contract import keys
 from worker.contract.lanes import Lane
-from worker.store.jobs import Capacity, Deduplication, JobStore
+from worker.store.jobs import Deduplication, JobStore, QueueCapacity
 from worker.store.quotas import Quotas
 
-CAPACITY = Capacity(
+CAPACITY = QueueCapacity(
     tokens=10**9,
     bytes=10**9,
     owner_tokens=10**9,
@@ -44,7 +44,7 @@ STEPS: dict[str, Callable[[JobStore], object]] = {
 
 
 def fill(client: redis.Redis, jobs: JobStore, tenants: int) -> None:
-    """Tenants with a job that waits and one whose result is stored, and as many workers."""
+    """Add tenants with a waiting job and a stored result each, and as many workers."""
     with client.pipeline(transaction=False) as pipe:
         for number in range(tenants):
             job, owner = f"{number}", f"tenant{number}"
@@ -67,7 +67,7 @@ def fill(client: redis.Redis, jobs: JobStore, tenants: int) -> None:
 
 
 def commands(client: redis.Redis, step: Callable[[], object]) -> int:
-    """How many commands the server runs for a step, those of scripts included."""
+    """The number of commands that the server runs for a step, those of scripts included."""
 
     def count() -> int:
         stats = client.info("commandstats")
@@ -85,7 +85,7 @@ def costs(client: redis.Redis, tenants: int) -> dict[str, int]:
     fill(client, jobs, tenants)
     found = {}
     for name, step in STEPS.items():
-        # Scripts are loaded, and what was read once is known.
+        # The first call loads the scripts and caches reads.
         step(jobs)
         client.delete(keys.idempotency(QUEUE, "me", "k"), keys.job("one"))
         found[name] = commands(client, partial(step, jobs))

@@ -1,4 +1,4 @@
-"""Where an accepted job waits, and how much of a lane an owner may have."""
+"""The lane of an accepted job, and a tenant's share of a lane."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import redis
 
 from tests.store.stand import QUEUE, new_job, shares, success
 from worker.contract.lanes import PRIORITY_STEPS, Lane, lane_of, list_of, lists_of
-from worker.store.jobs import Capacity, JobStore
+from worker.store.jobs import JobStore, QueueCapacity
 
 
 def lengths(client: redis.Redis) -> list[int]:
@@ -18,9 +18,9 @@ def lengths(client: redis.Redis) -> list[int]:
 def accept(
     jobs: JobStore, job_id: str, lane: Lane, *, owner: str = "me", tokens: int = 100
 ) -> Lane:
-    """The lane in which a job waits, where an owner may have 250 tokens in each."""
+    """The lane in which a job waits, if its owner may have 250 tokens in each."""
     job = new_job(job_id, owner=owner, lane=lane, tokens=tokens)
-    acceptance = jobs.submit(job, Capacity(lane_share=250))
+    acceptance = jobs.submit(job, QueueCapacity(lane_share=250))
     assert acceptance.verdict == "accepted"
     return acceptance.lane
 
@@ -95,6 +95,6 @@ def test_a_purged_queue_leaves_no_shares(
     redis_client.delete(*lists_of(QUEUE))
     jobs.sweep()
     assert shares(redis_client) == {}
-    # Its end, which comes all the same, leaves nothing either.
+    # Its later completion leaves no share either.
     jobs.complete([success("one")])
     assert shares(redis_client) == {}

@@ -1,4 +1,4 @@
-"""Every script of a job's life changes nothing when a client sends it again.
+"""No script of a job's life changes anything when a client sends it again.
 
 redis-py does so when a connection is lost before the answer.
 """
@@ -23,15 +23,22 @@ from worker.pool.poison_jobs import PoisonJobs
 from worker.store import records, scripts
 from worker.store.dead_letters import DeadLetters
 from worker.store.file_limits import FileLimits
-from worker.store.jobs import Capacity, Completion, Deduplication, JobRequest, JobStore, LeaseKeys
+from worker.store.jobs import (
+    Completion,
+    Deduplication,
+    JobRequest,
+    JobStore,
+    LeaseKeys,
+    QueueCapacity,
+)
 from worker.store.openai_batch import OpenAIBatch
 from worker.store.openai_batches import Claim, OpenAIBatchStore, Superseded
 from worker.store.quotas import Quotas
 
-#: Fields that hold times, or names of calls.
+#: Fields that contain times, or names of calls.
 CHANGING = {
     *(b"created", b"started", b"finished", b"by", b"kept_until", b"call", b"at", b"kept_from"),
-    # What is left of quotas flows back meanwhile.
+    # Quotas refill meanwhile.
     *(b"1", b"2"),
 }
 SCRIPTS = {name: text for name, text in vars(scripts).items() if name.isupper() and name[0] != "_"}
@@ -51,7 +58,7 @@ BATCH = OpenAIBatch("batch_1", input_file_id="file-1", created_at=1.0)
 
 
 class Repeating:
-    """A client whose scripts run twice, the second answer being the one that arrives.
+    """A client that runs each script twice and returns the second answer.
 
     If `late`, some run a third time, after other calls.
     """
@@ -80,7 +87,7 @@ class Repeating:
         name = next((n for n, text in SCRIPTS.items() if sha(text) in command[:2]), "")
         self.ran.add(name)
         if name == "WITHDRAW":
-            # A job is withdrawn by its caller, whose submission has returned: no repeat follows.
+            # A job is withdrawn by its caller after its submission has returned: no repeat follows.
             self._earlier.clear()
         if name.lower() not in IN_ORDER:
             self._earlier.append(command)
@@ -93,7 +100,7 @@ def sha(text: str) -> str:
 
 
 def told(answer: Any) -> Any:
-    """An answer to the caller of a shared job, without what its leaving changes in the record."""
+    """An answer to the caller of a shared job, without the changes to the record by its leaving."""
     if not (isinstance(answer, list) and answer and isinstance(answer[0], list)):
         return answer
     flat, outcome = answer
@@ -133,7 +140,7 @@ class Deployment:
 
 
 def state(client: redis.Redis) -> dict[bytes, Any]:
-    """All that a database holds, without times, names of calls and heartbeats."""
+    """The contents of a database, without times, names of calls and heartbeats."""
     found: dict[bytes, Any] = {}
     for key in client.scan_iter(count=1000):
         if b":call:" in key or b":workers:" in key:
@@ -168,7 +175,7 @@ def steps(dice: random.Random, number: int, *, fresh: bool) -> Callable[[Deploym
     relation = dice.choice(RELATIONS)
     tokens, lane, call = dice.randint(1, 99), dice.choice(list(Lane)), f"call{number}"
     caller = f"call{dice.randint(0, max(number, 1))}"
-    bounds = Capacity(tokens=600, owner_tokens=300, bytes=5_000, lane_share=150)
+    bounds = QueueCapacity(tokens=600, owner_tokens=300, bytes=5_000, lane_share=150)
     ended = dice.choice([success(job_id), failure(job_id), Completion(job_id, Status.CANCELLED)])
     tag = f"tag{number}"
 

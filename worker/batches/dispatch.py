@@ -17,13 +17,13 @@ from worker.contract.jobs import Status
 from worker.contract.lanes import Lane
 from worker.store.openai_batch import OpenAIBatch
 from worker.store.records import JobRecord
-from worker.store.submissions import Capacity, Deduplication, JobRequest
+from worker.store.submissions import Deduplication, JobRequest, QueueCapacity
 from worker.store.worker_registry import Workers
 
 #: Seconds of the workers' time, and batches of each of them, that may be under way at once.
 _SECONDS_AHEAD = 2.0
 _BATCHES_AHEAD = 4
-#: Part of the service's capacity that batches may use; the rest is for callers who wait.
+#: Part of the service's capacity that batches may use; the rest is for waiting callers.
 _SHARE_OF_CAPACITY = 0.5
 #: Seconds after which jobs are read without a notice of their end.
 CHECK_SECONDS = 5.0
@@ -48,12 +48,12 @@ class Dispatch:
     def __init__(self, means: Resources, notices: Notifications, batch: OpenAIBatch) -> None:
         self._means = means
         self._notices = notices
-        #: Whose jobs they are as records, so that they are in no caller's list; they share the
-        #: device as the jobs of the batch's own owner do.
+        #: The owner in the jobs' records, so that no caller's list contains them. The scheduler
+        #: treats them as jobs of the batch's own owner.
         self._holder = batch.id
         self._owner = batch.owner
         self._under_way: dict[str, Pack] = {}
-        #: Under which keys jobs are found again, by id, until they are released.
+        #: Idempotency keys of unreleased jobs, by job id.
         self._keys: dict[str, str] = {}
         #: Jobs to be read without a notice.
         self._unsure: set[str] = set()
@@ -80,7 +80,7 @@ class Dispatch:
             lane=Lane.BULK,
         )
         deduplicate = _deduplicate(pack)
-        capacity = Capacity(
+        capacity = QueueCapacity(
             tokens=int(self._means.settings.max_queued_tokens * _SHARE_OF_CAPACITY),
             bytes=int(self._means.room.messages() * _SHARE_OF_CAPACITY),
             result_bytes=int(self._means.room.results() * _SHARE_OF_CAPACITY),
@@ -111,13 +111,13 @@ class Dispatch:
         return ended, news.batches
 
     def cancel(self) -> None:
-        """End the jobs that have not ended yet; a worker that runs one drops what it gets."""
+        """Cancel the jobs under way; a worker that runs one drops its vectors."""
         for job_id in list(self._under_way):
             self._means.store.cancel(job_id)
             self._unsure.add(job_id)
 
     def release(self, job_ids: Sequence[str]) -> None:
-        """Their answers are written: Redis need not hold them any more."""
+        """Delete jobs from Redis after their answers have been written."""
         client, queue = self._means.store.client, self._means.settings.queue
         for job_id in job_ids:
             self._means.store.release(job_id, 0)

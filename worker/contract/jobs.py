@@ -27,7 +27,7 @@ _SHOWN = 64
 
 
 class Status(StrEnum):
-    """Where a job stands; the last three are its possible outcomes."""
+    """The status of a job; the last three are its possible outcomes."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -88,8 +88,10 @@ class JobOptions(BaseModel):
     )
 
 
-class JobRequest(JobOptions):
+class JobBody(JobOptions):
     """The body of `POST /jobs`."""
+
+    model_config = ConfigDict(title="JobRequest")
 
     input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
         description="One text, or a list of texts."
@@ -102,7 +104,7 @@ DEFAULT_OPTIONS: Final = JobOptions()
 def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], JobOptions]:
     """The texts and options of a call of `embedq.embed`.
 
-    Items of the list that are no strings stay in it: they fail alone, with their index.
+    Items that are not strings stay in the list: only they fail, with their index.
     Raises InvalidJob naming the argument.
     """
     if len(args) == 1 and not kwargs:
@@ -113,8 +115,8 @@ def parse_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any
     if args and "input" in options:
         raise InvalidJob("input is given twice", field="input")
     if not args and "input" not in options:
-        # Its name may be misspelled.
-        check_names(JobRequest, options)
+        # The argument's name may be misspelled.
+        check_names(JobBody, options)
         raise InvalidJob("input is missing", field="input")
     texts = check_input(args[0] if args else options.pop("input"))
     return texts, parse_options(options) if options else DEFAULT_OPTIONS
@@ -128,7 +130,7 @@ def parse_body(body: Any) -> tuple[list[str], JobOptions]:
     if not isinstance(body, dict):
         raise InvalidJob("the body is not a JSON object")
     if "input" not in body:
-        check_names(JobRequest, body)
+        check_names(JobBody, body)
         raise InvalidJob("input is missing", field="input")
     texts = check_input(body["input"])
     for index, text in enumerate(texts):
@@ -165,20 +167,20 @@ def parse_options(values: Mapping[str, Any]) -> JobOptions:
 
 
 def check_names(model: type[BaseModel], values: Iterable[str]) -> None:
-    """Raises InvalidJob for a name that is no member of `model`.
+    """Raise InvalidJob for a name that is not a field of `model`.
 
-    Pydantic would do it, but for a million names it would make a million errors.
+    Pydantic would do this, too, but a million names would make a million errors.
     """
     unknown = next((name for name in values if name not in model.model_fields), None)
     if unknown is not None:
-        # A lone surrogate in it could not be sent back.
+        # A lone surrogate in the name could not be sent back.
         field = unknown[:_SHOWN].encode(errors="replace").decode()
         known = ", ".join(model.model_fields)
         raise InvalidJob(f"{field}: there is no such option; known are {known}", field=field)
 
 
 def invalid_job(error: ValidationError) -> InvalidJob:
-    """The first fault pydantic found, without the value: it may be somebody's text."""
+    """The first fault pydantic found, without the value, which may be a caller's text."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field, message = ".".join(str(part) for part in first["loc"])[:_SHOWN], first["msg"]
     return InvalidJob(f"{field}: {message}" if field else message, field=field or None)

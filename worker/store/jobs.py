@@ -1,12 +1,18 @@
 """Jobs in Redis: submitted and completed; `records` reads and lists them.
 
-A record is a hash (`keys.job`) with `status`, `created`, `started`, `finished` (seconds since the
-epoch by Redis' clock), `owner`, `queue`, `lane`, `model`, `total` and `done` texts; `tokens`,
-`bytes`, `size` and `share`, its parts in the counters; `stored` and `kept_until`, those of its
-result; `prompt_tokens`, `code` and `message`; `call`, the call that submitted it, and `by`, the
-delivery or call that ended it; `stands`, if a success of an earlier run under the same id stands;
-`callers` and `caller:…`, the callers of a shared job. The outcome itself is Celery's result key.
-Both are written by one script, in `submit` and in `complete`, and by nothing else.
+A record is a hash (`keys.job`). Its fields:
+
+- `status`, `owner`, `queue`, `lane`, `model`, `total` and `done` texts
+- `created`, `started`, `finished`: seconds since the epoch by Redis' clock
+- `tokens`, `bytes`, `size`, `share`: its parts in the counters
+- `stored`, `kept_until`: the parts of its result
+- `prompt_tokens`, `code`, `message`
+- `call`: the call that submitted it; `by`: the delivery or call that ended it
+- `stands`: set if a success of an earlier run under the same id stands
+- `callers`, `caller:…`: the callers of a shared job
+
+The outcome itself is Celery's result key. `submit` and `complete` each change record and outcome
+together, by one script.
 """
 
 from __future__ import annotations
@@ -35,15 +41,14 @@ from worker.store.submissions import (
     EACH_ITS_OWN,
     UNLIMITED,
     Acceptance,
-    Capacity,
     Deduplication,
     JobRequest,
+    QueueCapacity,
     new_call,
 )
 
 __all__ = [
     "Acceptance",
-    "Capacity",
     "Completion",
     "Deduplication",
     "Depth",
@@ -51,16 +56,17 @@ __all__ = [
     "JobRequest",
     "JobStore",
     "LeaseKeys",
+    "QueueCapacity",
     "Refused",
 ]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a job may wait or run before its record is given up.
+#: Seconds that a job may wait or run before its record expires.
 RECORD_TTL = 7 * 24 * 3600
 #: Newest jobs of an owner that a listing reaches.
 LISTED_JOBS = 100_000
-#: Seconds that a caller of its own has to send the message of a job that it has submitted.
+#: Seconds in which a caller must send the message of its job, if it sends it itself.
 _SENT_LATER = 600
 
 
@@ -73,7 +79,7 @@ class Depth(NamedTuple):
 
     @property
     def queued(self) -> int:
-        """Those of all lanes."""
+        """Messages of all lanes."""
         return sum(self.lanes.values())
 
 
@@ -91,11 +97,11 @@ class JobStore(JobRecords):
         result_ttl: int,
         broker: redis.Redis | None = None,
     ) -> None:
-        """`broker`: the server that has the messages, None if it is the same one."""
+        """`broker`: the server of the messages, None if it is `client`."""
         trips, completions = SharedPipeline(client), Completions(client, queue, result_ttl)
         super().__init__(client, queue, trips, completions)
         self.client = client
-        #: The server of the messages; `client` itself if that has them, too.
+        #: The server of the messages; by default `client`.
         self.broker = broker or client
         self.clock = Clock(client)
         self._open = keys.open_jobs(queue)
@@ -112,17 +118,17 @@ class JobStore(JobRecords):
     def submit(
         self,
         job: JobRequest,
-        capacity: Capacity = UNLIMITED,
+        capacity: QueueCapacity = UNLIMITED,
         *,
         deduplicate: Deduplication = EACH_ITS_OWN,
         later: float = _SENT_LATER,
     ) -> Acceptance:
-        """Accept a job, or say why not. With `submit_many` the only way to accept one.
+        """Accept a job, or return the reason why not. Only this and `submit_many` accept jobs.
 
         Record and message are written in one step. If the broker is another server, the message
-        is in the outbox until the broker has it, so that a worker or a repeated submission sends it
-        if this process dies. A job without a message is sent by the caller within `later` seconds,
-        or withdrawn.
+        stays in the outbox until the broker has it. If this process dies before, a worker or a
+        repeated submission sends it. A job without a message is sent by the caller within `later`
+        seconds, or withdrawn.
         """
         command = self._submission(job, capacity, deduplicate, later)
         answer = self._trips.call(command)[0]
@@ -146,7 +152,7 @@ class JobStore(JobRecords):
         self._send(jobs, [_parse_acceptance(answer)[0] for answer in answers])
 
     def withdraw(self, job_id: str) -> None:
-        """Forget a job whose message could not be sent."""
+        """Remove a job after a failure to send its message."""
         owner = cast("bytes", self.client.hget(keys.job(job_id), "owner") or b"").decode()
         given = [keys.job(job_id), keys.jobs(self._queue, owner), self._ledger]
         self._withdraw(keys=[*given, self._open, self._outbox.key], args=[job_id])
@@ -161,9 +167,9 @@ class JobStore(JobRecords):
         waiting: bool = False,
         follow: Sequence[Addressed] = (),
     ) -> set[int]:
-        """Complete jobs; see `Completions.complete`. The only way by which a job ends.
+        """Complete jobs; see `Completions.complete`. No job ends in another way.
 
-        What is to `follow` one goes to the broker, by way of the outbox if that is another server.
+        The messages of `follow` go to the broker, through the outbox if that is another server.
         """
         known = self._completions.complete(
             completions, lease_keys, waiting=waiting, follow=follow, outbox=self._outbox.key
@@ -174,7 +180,7 @@ class JobStore(JobRecords):
         return known
 
     def cancel(self, *job_ids: str) -> bool:
-        """Complete jobs as cancelled, unless they have ended. Returns whether one had not."""
+        """Complete jobs as cancelled, unless they have ended. Returns whether any was cancelled."""
         # An outcome that was stored apart stands.
         self.read_many(job_ids)
         call = new_call()
@@ -189,16 +195,16 @@ class JobStore(JobRecords):
         return len(known) < len(ends)
 
     def cancelled_since(self, when: float) -> list[tuple[str, float]]:
-        """Jobs cancelled after a time of Redis' clock whose messages may still wait."""
+        """Jobs that were cancelled after a time of Redis' clock; their messages may still wait."""
         key, after = keys.cancelled(self._queue), cast("Any", f"({when!r}")
         found = self.client.zrange(key, after, cast("Any", "+inf"), byscore=True, withscores=True)
         return [(raw.decode(), score) for raw, score in cast("list[tuple[bytes, float]]", found)]
 
     def progress(self, jobs: Sequence[tuple[str, float, int, int, int]]) -> None:
-        """Note how far running jobs are; ended ones stay as they are.
+        """Write the progress of running jobs; ended jobs do not change.
 
-        Of each: id, time of its first batch by the host's clock, texts done and total, and its
-        tokens as far as they are known, else 0.
+        Each job: its id, the time of its first batch by the host's clock, texts done and total, and
+        its tokens as far as they are known, else 0.
         """
         now = time.time()
         given = {
@@ -221,7 +227,7 @@ class JobStore(JobRecords):
         return max(int(held or 0), 0)
 
     def depth(self) -> Depth:
-        """How many messages are in the queue, leased, and dead letters."""
+        """Return the numbers of queued messages, leased messages and dead letters."""
         with self.broker.pipeline(transaction=False) as pipe:
             for step in PRIORITY_STEPS:
                 pipe.llen(list_of(self._queue, step))
@@ -234,7 +240,7 @@ class JobStore(JobRecords):
         return Depth(lanes, taken, dead_letters)
 
     def sweep(self) -> None:
-        """Cancel jobs whose messages were purged, and send messages that are left in the outbox.
+        """Cancel jobs without a message, after a purge, and send overdue messages of the outbox.
 
         Each worker calls this every few seconds, on one thread.
         """
@@ -252,7 +258,7 @@ class JobStore(JobRecords):
     def _submission(
         self,
         job: JobRequest,
-        capacity: Capacity = UNLIMITED,
+        capacity: QueueCapacity = UNLIMITED,
         deduplicate: Deduplication = EACH_ITS_OWN,
         later: float = _SENT_LATER,
     ) -> Command:
@@ -286,7 +292,7 @@ class JobStore(JobRecords):
         )
 
     def _send(self, jobs: Sequence[JobRequest], acceptances: Sequence[Acceptance]) -> None:
-        """Have the broker take the messages of accepted jobs, or forget these jobs."""
+        """Send the messages of accepted jobs to the broker; if that fails, withdraw these jobs."""
         entries = {
             found.job_id: (list_of(self._queue, found.lane.step), job.message)
             for job, found in zip(jobs, acceptances, strict=True)
@@ -301,7 +307,7 @@ class JobStore(JobRecords):
 
 
 def _parse_acceptance(answer: Sequence[Any]) -> tuple[Acceptance, bytes]:
-    """What the script answers, and the unsent message of an earlier job or b""."""
+    """Parse the script's answer: the acceptance, and an earlier job's unsent message or b""."""
     verdict, job_id, level, lane, created, unsent = answer
     created_at = float(created) if created else None
     found = Acceptance(verdict.decode(), job_id.decode(), int(level), Lane(lane), created_at)

@@ -19,7 +19,7 @@ SHARED_TTL = 3600
 
 
 def new_call() -> str:
-    """A name of one call, by which a server knows a repeat of it."""
+    """A random name of one call, so that the server recognizes a repeat."""
     return secrets.token_hex(8)
 
 
@@ -31,13 +31,13 @@ class JobRequest:
     total: int
     tokens: int
     result_bytes: int
-    #: None: the caller has Celery send it.
+    #: None: Celery sends it.
     message: bytes | None = None
     model: str = ""
-    #: Whose jobs it is listed among.
+    #: The tenant that lists the job.
     owner: str = ""
     lane: Lane = Lane.NORMAL
-    #: Tells a repeated call from another submission; names the caller of a shared job.
+    #: Distinguishes a repeated call from another submission; names the caller of a shared job.
     call: str = field(default_factory=new_call)
 
     @classmethod
@@ -54,10 +54,10 @@ class JobRequest:
         lane: Lane = Lane.NORMAL,
         deadline: float | None = None,
     ) -> JobRequest:
-        """Some texts with estimates of their cost and, if `queue` is given, the message for it.
+        """Make a request of texts, with estimates of its cost and, if `queue` is given, a message.
 
-        `tenant` shares the device with this job, by default the owner. Past `deadline`, seconds
-        since the epoch by Redis' clock, no worker starts it.
+        The job counts as a job of `tenant` in the fair queue, by default of its owner. No worker
+        starts it past `deadline`, seconds since the epoch by Redis' clock.
         """
         job_id = job_id or messages.new_id()
         dimensions = options.dimensions or model.dimensions
@@ -81,10 +81,11 @@ class JobRequest:
 
 
 class Deduplication(NamedTuple):
-    """How a submission relates to earlier ones of its owner; by default each is its own.
+    """How a submission relates to earlier ones of its owner; by default they are independent.
 
-    With a `key` (Idempotency-Key) an earlier one of the same `fingerprint` is replayed, of another
-    is in conflict. `shared` instead joins one of the same `fingerprint` that has not ended.
+    With a `key` (Idempotency-Key), an earlier submission with the same `fingerprint` is replayed;
+    one with another fingerprint is a conflict. With `shared`, a job with the same `fingerprint`
+    that has not ended is joined.
     """
 
     key: str | None = None
@@ -93,33 +94,33 @@ class Deduplication(NamedTuple):
 
     @property
     def seconds(self) -> int:
-        """How long the submission is remembered."""
+        """Seconds that the submission is remembered."""
         return SHARED_TTL if self.shared else IDEMPOTENCY_TTL
 
     def key_of(self, queue: str, owner: str) -> str:
-        """The Redis key of the earlier submission; '' if each is its own."""
+        """The Redis key of the earlier submission; '' if submissions are independent."""
         if self.shared:
             return keys.shared(queue, owner, self.fingerprint)
         return keys.idempotency(queue, owner, self.key) if self.key else ""
 
 
-class Capacity(NamedTuple):
-    """What may wait before a job is rejected; 0: unlimited."""
+class QueueCapacity(NamedTuple):
+    """Limits beyond which a job is rejected; 0: unlimited."""
 
     #: Tokens, and bytes of messages, of all jobs of the queue.
     tokens: int = 0
     bytes: int = 0
-    #: The same of the jobs of one owner.
+    #: The same for the jobs of one owner.
     owner_tokens: int = 0
     owner_bytes: int = 0
     #: Bytes of results, stored and expected.
     result_bytes: int = 0
-    #: Tokens of an owner in a lane, beyond which its jobs wait in the next one.
+    #: Tokens of an owner in a lane, beyond which its jobs go to the next lane.
     lane_share: int = 0
 
 
 EACH_ITS_OWN: Final = Deduplication()
-UNLIMITED: Final = Capacity()
+UNLIMITED: Final = QueueCapacity()
 
 
 class Acceptance(NamedTuple):
@@ -128,7 +129,7 @@ class Acceptance(NamedTuple):
     `accepted`, `replayed` or `conflict` (`job_id` is the earlier job), `full` or `owner_full`
     (tokens of all, of the owner), `bytes_full` or `owner_bytes_full` (bytes of messages), or
     `results_full` (bytes of results). `level` is the counter that decided, for an accepted job the
-    tokens of all; 0 if it was not read. `lane` is where an accepted job waits, `created_at` the
+    tokens of all; 0 if it was not read. `lane` is the lane of an accepted job, `created_at` the
     time of its acceptance, in seconds since the epoch by Redis' clock.
     """
 

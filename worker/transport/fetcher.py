@@ -16,7 +16,7 @@ from worker.transport.backpressure import capacity
 from worker.transport.lease_store import Demand, Fetch
 from worker.transport.leases import Lease, LeaseUpdates
 from worker.transport.renewal import FetchingChannel, LeaseRenewal, log_refusal
-from worker.transport.wire import Backoff, Wire
+from worker.transport.wire import ConnectionBackoff, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ SLICE_SECONDS = 0.02
 class Fetcher:
     """One channel's calls to the server; owned by the thread that polls its sockets.
 
-    That is the event loop's, or the caller's of `drain_events`. One connection carries commands
-    that are answered at once: fetch, ends of leases, renewal, restoration. While the queues are
-    empty, one more connection a list waits in `BLMOVE list list RIGHT RIGHT`, which takes nothing,
-    so that any of these connections may die at any moment. A lost one is made anew before the next
-    poll; if that fails, the error reaches kombu's user, who reconnects.
+    That is the event loop's thread, or the caller of `drain_events`. One connection carries
+    commands that are answered at once: fetch, ends of leases, renewal, restoration. While the
+    queues are empty, one more connection per list waits in `BLMOVE list list RIGHT RIGHT`. It
+    removes no message, so any of these connections may die at any moment. A lost one is replaced
+    before the next poll. If that fails, the error reaches the user of kombu, which reconnects.
     """
 
     def __init__(self, consumer: FetchingChannel) -> None:
@@ -48,13 +48,13 @@ class Fetcher:
         self._leases = consumer.leases
         self._wire: Wire | None = None
         self._watches: dict[str, Wire] = {}
-        #: Lanes with a fetch under way, and those whose lists were seen empty.
+        #: Lanes with a running fetch, and lanes with lists that were all seen empty.
         self._fetching: set[Lane | None] = set()
         self._drained: set[Lane | None] = set()
         self._sending = 0
-        self._connect_backoff = Backoff()
-        self._fetch_backoff = Backoff()
-        self._send_backoff = Backoff()
+        self._connect_backoff = ConnectionBackoff()
+        self._fetch_backoff = ConnectionBackoff()
+        self._send_backoff = ConnectionBackoff()
         self._upkeep = LeaseRenewal(consumer)
 
     def turn(self) -> None:
@@ -79,8 +79,8 @@ class Fetcher:
         """Deliver the ready messages: all of them on an event loop, else one.
 
         If the receiver raises, the rest stays ready. The solo pool runs a task for each message, so
-        leases are renewed and their ends sent meanwhile. Interactive jobs are fetched meanwhile,
-        too, and come next.
+        leases are renewed and their ends sent meanwhile. Interactive jobs are also fetched
+        meanwhile, and come next.
         """
         if self.ready and not self._consumer.has_loop:
             self._deliver()
@@ -95,14 +95,14 @@ class Fetcher:
         for wire in (self._wire, *self._watches.values()):
             if wire is None or not wire.overdue():
                 continue
-            # After a pause of our own the answer is there, only not read.
+            # After a pause of this process the answer may have arrived unread.
             wire.on_readable()
             if wire.overdue():
                 logger.warning("Redis has not answered for %.0f s: connecting anew", wire.patience)
                 wire.drop()
 
     def unwatch(self, keys: Sequence[str]) -> None:
-        """These lists are not consumed any more."""
+        """Stop watching lists that are no longer consumed."""
         for key in keys:
             wire = self._watches.pop(key, None)
             if wire is not None:
@@ -152,8 +152,8 @@ class Fetcher:
             return self._wire
         if self._connect_backoff.on:
             return None
-        # The first attempt comes at once. A server that lets us in and drops us, as one that is
-        # loading its data does, is asked less and less often.
+        # The first attempt is immediate. If the server accepts and drops connections, as while it
+        # loads its data, the attempts become rarer.
         self._connect_backoff.longer()
         self._wire = self._consumer.connect(PATIENCE)
         self._upkeep.connected(self._wire)
@@ -234,7 +234,7 @@ class Fetcher:
             self.ready.extend(leased)
 
     def _fetch_lost(self, lane: Lane | None, fetch: Fetch) -> None:
-        # The server may have leased messages to tags that we never saw: give them back.
+        # The server may have leased messages to tags that we never saw: release them.
         self._fetching.discard(lane)
         self._leases.add_updates(self._consumer.store, LeaseUpdates(releases=fetch.possible_tags()))
 
@@ -253,15 +253,15 @@ class Fetcher:
 
     def _woken(self, wire: Wire, lane: Lane | None, reply: Any) -> None:
         if isinstance(reply, ResponseError):
-            # A full server refuses BLMOVE but lets us fetch, so that is tried after a pause.
+            # A full server refuses BLMOVE but allows a fetch, which is tried after a pause.
             self._refused(wire, reply, self._fetch_backoff)
             self._drained.discard(lane)
         elif reply is not None:
             self._drained.discard(lane)
 
-    def _refused(self, wire: Wire, error: ResponseError, backoff: Backoff) -> None:
+    def _refused(self, wire: Wire, error: ResponseError, backoff: ConnectionBackoff) -> None:
         if not backoff.on:
-            # Once for all that were sent together.
+            # Once for all calls that were sent together.
             logger.warning("Redis refuses (%s): trying again in %.1f s", error, backoff.longer())
         if isinstance(error, ReadOnlyError):
             # A failover: the name may lead to the new primary.
@@ -269,4 +269,4 @@ class Fetcher:
 
 
 def _nothing() -> None:
-    """A watch that is lost had taken nothing."""
+    """Ignore a lost watch: it removed no message."""

@@ -35,7 +35,7 @@ class Wire:
 
     `on_readable` takes every answer that has arrived, also those that TLS or the parser already
     hold, since the poller would not report them again. Any failure of the connection ends in
-    `drop`: `on_lost` of each outstanding command is called, nothing is raised.
+    `drop`, which calls `on_lost` of each outstanding command and raises no exception.
     """
 
     def __init__(self, connection: Any, patience: float) -> None:
@@ -111,7 +111,7 @@ class Wire:
             self.drop()
 
     def _take_one(self) -> bool:
-        """Take one answer; False if none has arrived, or the connection is lost."""
+        """Take one answer. Return False if it has not arrived or the connection is lost."""
         reply: Any
         try:
             if not self.connection.can_read(timeout=0):
@@ -122,7 +122,7 @@ class Wire:
         except CONNECTION_LOST:
             self.drop()
             return False
-        if not self._calls:  # An answer without a question: the stream is out of step.
+        if not self._calls:  # An answer without a call: the stream is out of step.
             self.drop()
             return False
         call = self._calls.popleft()
@@ -134,7 +134,7 @@ class Wire:
         return True
 
 
-class Backoff:
+class ConnectionBackoff:
     """A pause between calls that a server refuses, twice as long each time; seconds."""
 
     FIRST = 0.1

@@ -1,13 +1,12 @@
--- Accepts a job, or answers why not: writes its record, counts it and queues its message.
--- KEYS    job, listing, ledger, open jobs, outbox or '' (if '', this server gets the message itself),
---         earlier submission or '', leased messages, lists of the interactive, normal and bulk lane,
---         the queue's other lists
+-- Accepts a job (writes its record, counts it and queues its message), or rejects it with a reason.
+-- KEYS    job, listing, ledger, open jobs, outbox or '' (if '', this server gets the message
+--         itself), earlier submission or '', leased messages, lists of the interactive, normal and
+--         bulk lane, the queue's other lists
 -- ARGV    JSON: id, call, owner, queue, model, total, tokens, bytes, lane, later (seconds until the
---         message must be there, if the caller sends it), capacity (0: unlimited) as in
---         `submissions.Capacity`, listed jobs, record_ttl, shared, fingerprint, remembered (seconds
---         that the fingerprint is); the message or ''
--- Answer  verdict, id, level, lane, time of acceptance, message of an earlier job that has not been
---         sent or ''
+--         message must be queued, if the caller sends it), capacity (0: unlimited) as in
+--         `submissions.QueueCapacity`, listed jobs, record_ttl, shared, fingerprint, remembered (seconds
+--         that the fingerprint is kept); the message or ''
+-- Answer  verdict, id, level, lane, time of acceptance, unsent message of an earlier job or ''
 -- Repeat  the same verdict: the record names the call, and a shared job its callers.
 -- Cost    the fields of one job; up to MINUTES_A_CALL of results that have expired.
 
@@ -17,7 +16,7 @@ local given, message = cjson.decode(ARGV[1]), ARGV[2]
 local capacity, id, time, lane = given.capacity, given.id, clock(), given.lane
 local tokens, size = given.tokens, #message
 
--- Whether the message of an open job is nowhere on this server, as after a purge.
+-- Whether this server lacks the message of an open job, as after a purge.
 local function is_lost(earlier)
   local since = redis.call('ZSCORE', open, earlier)
   return outbox == '' and since and tonumber(since) < time - 5
@@ -29,7 +28,7 @@ local function accepted(name, where, created)
     created, ''}
 end
 
--- The answer of an earlier submission, if it stands for this one.
+-- The answer of an earlier submission, if this one repeats or joins it.
 local function replay()
   local seen = redis.call('HMGET', known_as, 'id', 'fingerprint')
   if not seen[1] then return end
@@ -51,7 +50,7 @@ local function replay()
   return {'replayed', seen[1], 0, lane, '', unsent or ''}
 end
 
--- Tokens or bytes by owner; 0 if owners are not told apart.
+-- Tokens or bytes of the owner; 0 for a job without an owner.
 local function held(field)
   return given.owner ~= '' and tonumber(redis.call('HGET', ledger, field) or '0') or 0
 end
@@ -59,12 +58,12 @@ local function share(of)
   return 'share:' .. of .. ':' .. given.owner
 end
 
--- A job larger than a bound is accepted alone.
+-- A job larger than a bound is accepted if no other counts against it.
 local function is_full(queued, more, bound)
   return bound > 0 and queued > 0 and queued + more > bound
 end
 
--- The verdict and level of a job for which there is no room, else nil.
+-- The verdict and level of a job that exceeds the capacity, else nil.
 local function refusal()
   local counted = redis.call('HMGET', ledger, 'tokens', 'size', 'expected', 'kept')
   for at = 1, 4 do counted[at] = math.max(tonumber(counted[at] or '0'), 0) end
@@ -90,7 +89,7 @@ if verdict then return {verdict, id, level, lane, '', ''} end
 
 local changes = {}
 -- A task that is sent again under its id; as with Celery, only a success stands. A full server
--- refuses a script only before its first write, so that is none which frees memory.
+-- refuses a script only before its first write, so the first write must not free memory.
 local stands = known[4] == 'succeeded' or known[5]
 if known[4] then
   settle(changes, select(2, parts(job)))
@@ -98,7 +97,7 @@ if known[4] then
   redis.call('DEL', job)
   if not stands then redis.call('DEL', RESULT .. id) end
 end
--- Lists are first in, first out: so many tokens of one owner in a lane hold everybody else up.
+-- Lists are first in, first out: many tokens of one owner in a lane delay all other owners.
 if capacity.lane_share > 0 then
   if lane == 0 and held(share(0)) + tokens > capacity.lane_share then lane = 1 end
   if lane == 1 and held(share(1)) > capacity.lane_share then lane = 2 end
