@@ -16,7 +16,7 @@ import numpy as np
 from worker import app
 from worker.collection import embed_all
 from worker.contract.errors import JobFailed
-from worker.contract.results import TextError
+from worker.contract.outcomes import TextError
 from worker.store.celery_jobs import store_of
 from worker.tasks import embed
 
