@@ -136,7 +136,8 @@ def parse_body(body: Any) -> tuple[list[str], JobOptions]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidJob(
-                f"input[{index}] is a {type(text).__name__}, not a string", field=f"input[{index}]"
+                f"input[{index}] is of type {type(text).__name__}, not a string",
+                field=f"input[{index}]",
             )
     options = {name: value for name, value in body.items() if name != "input"}
     return texts, parse_options(options) if options else DEFAULT_OPTIONS
@@ -148,7 +149,8 @@ def check_input(value: Any) -> list[Any]:
         return [value]
     if not isinstance(value, list | tuple):
         raise InvalidJob(
-            f"input is a {type(value).__name__}, not a string or a list of strings", field="input"
+            f"input is of type {type(value).__name__}, not a string or a list of strings",
+            field="input",
         )
     if not 1 <= len(value) <= MAX_TEXTS:
         raise InvalidJob(
