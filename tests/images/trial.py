@@ -90,7 +90,7 @@ class Trial:
         print(f"  {len(rest_examples())} examples of the README over REST")
 
     def _call_over_celery(self) -> None:
-        (example,) = (block for block in blocks("python") if "embed.delay" in block)
+        (example,) = (block for block in blocks("python") if "embed.delay(" in block)
         done = self._running["api"].run("python", "-c", example, seconds=_EXAMPLE_S)
         assert done.returncode == 0, f"{example}\n{done.stderr}{self._running['worker'].tail()}"
         print(f"  the README's example over Celery: {done.stdout.strip()}")
