@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp  ## Install and run the whole test suite on real process
 	@$(BIN)/python -m tests.browser
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
-test-fast: $(VENV)/dev.stamp  ## Run the unit tests: no workers and no browser, under a minute
+test-fast: $(VENV)/dev.stamp  ## Run the unit tests: no workers and no browser, about two minutes
 	@$(BIN)/python -m pytest --numprocesses 2 -m fast --ignore tests/integration $(ARGS)
 
 test-newest:  ## Run the test suite with the newest release of every library but torch
